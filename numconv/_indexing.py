@@ -1,0 +1,102 @@
+"""The index arithmetic of convolution, once, for every room.
+
+Plain functions of integers: Python calls them as they are, the CPU and GPU rooms compile them. Everything that a
+convolution does with an index is one line, ``position``, and one rule, ``source``:
+
+    the pixel that output ``o`` and tap ``t`` meet  =  source(start + o * stride + t * step)
+
+Turning the kernel, padding and dilation only choose ``start`` and ``step``; a boundary only chooses ``source``.
+"""
+
+from __future__ import annotations
+
+#: Columns of the table of axes that kernels receive (``ConvGeometry.axes``), one row for each spatial axis.
+SIZE, KERNEL, OUT, START, STRIDE, STEP = range(6)
+
+#: Codes of the boundaries, in the order of ``geometry.BOUNDARIES``.
+CONSTANT, EDGE, REFLECT, SYMMETRIC, WRAP = range(5)
+
+
+def extent(kernel, dilation):
+    """How many pixels a dilated kernel spans along one axis."""
+    return dilation * (kernel - 1) + 1
+
+
+def output_size(size, kernel, stride, dilation, lo, hi):
+    """Output length along one axis; a stride that does not divide floors. Zero or less: the kernel does not fit."""
+    return (size + lo + hi - extent(kernel, dilation)) // stride + 1
+
+
+def position(o, t, start, stride, step):
+    """Where tap ``t`` of output ``o`` looks, in the input's coordinates; outside ``0 .. size-1`` is padding."""
+    return start + o * stride + t * step
+
+
+def source(i, size, boundary):
+    """The input pixel that position ``i`` reads, or -1 for the constant, in the meaning of ``numpy.pad``."""
+    if 0 <= i < size:
+        return i
+    if boundary == CONSTANT:
+        return -1
+    if boundary == EDGE or size == 1:
+        return 0 if i < 0 else size - 1
+    if boundary == WRAP:
+        return i % size
+    if boundary == REFLECT:
+        period = 2 * (size - 1)
+        i %= period
+        return i if i < size else period - i
+    period = 2 * size  # SYMMETRIC
+    i %= period
+    return i if i < size else period - 1 - i
+
+
+def first_output(first, stride, bound):
+    """The smallest ``o >= 0`` with ``first + o * stride >= bound``."""
+    return 0 if first >= bound else (bound - first + stride - 1) // stride
+
+
+def output_hit(i, t, out, start, stride, step):
+    """The output whose tap ``t`` looks at position ``i``, or -1 where there is none: ``position`` solved for ``o``."""
+    distance = i - start - t * step
+    if distance < 0 or distance % stride:
+        return -1
+    o = distance // stride
+    return o if o < out else -1
+
+
+def row_source(T, O, axes, boundary):
+    """The input row that kernel row ``T`` of output row ``O`` meets, or -1.
+
+    A row is a flat index over all spatial axes but the last, so one routine serves any number of axes.
+    """
+    row = 0
+    rows = 1
+    for a in range(axes.shape[0] - 2, -1, -1):
+        t = T % axes[a, KERNEL]
+        o = O % axes[a, OUT]
+        T //= axes[a, KERNEL]
+        O //= axes[a, OUT]
+        i = source(position(o, t, axes[a, START], axes[a, STRIDE], axes[a, STEP]), axes[a, SIZE], boundary)
+        if i < 0:
+            return -1
+        row += i * rows
+        rows *= axes[a, SIZE]
+    return row
+
+
+def row_output(T, row, axes):
+    """The output row whose kernel row ``T`` meets input row ``row``, or -1: ``row_source`` turned round."""
+    O = 0
+    rows = 1
+    for a in range(axes.shape[0] - 2, -1, -1):
+        t = T % axes[a, KERNEL]
+        i = row % axes[a, SIZE]
+        T //= axes[a, KERNEL]
+        row //= axes[a, SIZE]
+        o = output_hit(i, t, axes[a, OUT], axes[a, START], axes[a, STRIDE], axes[a, STEP])
+        if o < 0:
+            return -1
+        O += o * rows
+        rows *= axes[a, OUT]
+    return O

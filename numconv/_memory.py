@@ -1,0 +1,57 @@
+"""How much memory there is, asked before any is taken."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def available() -> int:
+    """Bytes that can be taken now: what the system has free, or less where a container sets a limit."""
+    return min(_system(), _container())
+
+
+def require(nbytes: int, what: str, instead: str) -> None:
+    """Raise ``MemoryError`` if ``nbytes`` for ``what`` would not fit, and say what to use instead."""
+    if nbytes < 1 << 24:  # always there; keeps small calls quick
+        return
+    there = available()
+    if nbytes > there:
+        raise MemoryError(
+            f"{what} needs {nbytes:,} bytes ({nbytes / 2**30:.1f} GiB), {there:,} bytes are available; {instead}"
+        )
+
+
+def _system() -> int:
+    if sys.platform.startswith("linux"):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        return _windows()
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _windows() -> int:
+    import ctypes
+
+    class Status(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ulong), ("load", ctypes.c_ulong)] + [
+            (name, ctypes.c_ulonglong)
+            for name in ("total", "available", "page", "free_page", "virtual", "free_virtual", "extended")
+        ]
+
+    status = Status(length=ctypes.sizeof(Status))
+    ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined]  # Windows only
+    return int(status.available)
+
+
+def _container() -> int:
+    """What a control group (version 2) leaves, if one limits this process."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (group / "memory.max").read_text().strip(), (group / "memory.current").read_text()
+        return sys.maxsize if limit == "max" else max(0, int(limit) - int(used))
+    except (OSError, ValueError):
+        return sys.maxsize

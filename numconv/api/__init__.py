@@ -1,0 +1,1 @@
+"""The public functions: read the arguments, ask for a plan, run it."""

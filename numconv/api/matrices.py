@@ -1,0 +1,255 @@
+"""``im2col``, ``kernel2row`` and what follows from them: convolution's two matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import dispatch, matrices
+from ..arguments import Boundary, Ints, Padding, one_of, spatial_size
+from ..geometry import conv_geometry, window_geometry
+
+if TYPE_CHECKING:
+    import scipy.sparse
+
+
+def im2col(
+    x: Any, kernel_size: Ints, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
+    boundary: Boundary = "constant", fill_value: Any = 0, flip: bool = True, out: Any = None,
+) -> Any:
+    """Lay the input out as ``X_conv``: row ``(c, t)`` holds, for every output, the pixel that kernel value ``t`` meets.
+
+    ``Y_flat = W_flat @ X_conv`` and ``dW_flat = dY_flat @ X_conv.T``.
+
+    Parameters
+    ----------
+    x : array (*in), (C, *in) or (N, C, *in)
+        Of any dtype with a fixed item size; as many spatial axes as ``kernel_size`` has ints.
+    kernel_size : ints
+        ``k``; one int stands for every axis of a plain array.
+    stride, padding, dilation, boundary, fill_value
+        As for ``conv``.
+    flip : bool, default True
+        True convolution, as in the seed; ``False`` for what deep learning calls convolution.
+    out : array, optional
+
+    Returns
+    -------
+    array (prod k, prod out), (C * prod k, prod out) or (N, C * prod k, prod out)
+        Of the dtype of ``x``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If shapes and values do not fit.
+    MemoryError
+        If ``X_conv`` would not fit, before anything is allocated.
+
+    Examples
+    --------
+    >>> import numconv, numpy as np
+    >>> X = np.array([["x11", "x12", "x13"], ["x21", "x22", "x23"], ["x31", "x32", "x33"]])
+    >>> numconv.im2col(X, (2, 2))
+    array([['x22', 'x23', 'x32', 'x33'],
+           ['x21', 'x22', 'x31', 'x32'],
+           ['x12', 'x13', 'x22', 'x23'],
+           ['x11', 'x12', 'x21', 'x22']], dtype='<U3')
+    """
+    (x, out), give = dispatch.read(x=x, out=out)
+    geometry = window_geometry(
+        x.shape, kernel_size, stride=stride, padding=padding, dilation=dilation, boundary=boundary,
+        fill_value=fill_value, flip=flip,
+    )
+    return give(matrices.im2col(x, geometry, out))
+
+
+def col2im(
+    cols: Any, input_shape: Sequence[int], kernel_size: Ints, *, stride: Ints = 1, padding: Padding = 0,
+    dilation: Ints = 1, boundary: Boundary = "constant", flip: bool = True, reduce: str = "sum", out: Any = None,
+) -> Any:
+    """Add every entry of ``X_conv`` back to the pixel it came from: the adjoint of ``im2col``.
+
+    Parameters
+    ----------
+    cols : array of the shape that ``im2col`` gives for ``input_shape``
+    input_shape : ints
+        ``(*in)``, ``(C, *in)`` or ``(N, C, *in)``.
+    kernel_size, stride, padding, dilation, boundary, flip
+        As for ``im2col``.
+    reduce : {"sum", "mean"}
+        ``"mean"`` divides by how many windows hold a pixel, so that it undoes ``im2col`` (pixels in no window are 0);
+        integers give float64 then.
+    out : array, optional
+
+    Returns
+    -------
+    array of ``input_shape``
+
+    Raises
+    ------
+    ValueError, TypeError, MemoryError
+        As for ``im2col``.
+
+    Examples
+    --------
+    >>> import numconv, numpy as np
+    >>> X = np.arange(1, 5)
+    >>> cols = numconv.im2col(X, 2)
+    >>> numconv.col2im(cols, (4,), 2)
+    array([1, 4, 6, 4])
+    >>> numconv.col2im(cols, (4,), 2, reduce="mean")
+    array([1., 2., 3., 4.])
+    """
+    one_of("reduce", reduce, ("sum", "mean"))
+    (cols, out), give = dispatch.read(cols=cols, out=out)
+    geometry = window_geometry(
+        input_shape, kernel_size, name="input_shape", stride=stride, padding=padding, dilation=dilation,
+        boundary=boundary, flip=flip,
+    )
+    return give(matrices.col2im(cols, geometry, reduce, out))
+
+
+def kernel2row(
+    w: Any, input_size: Ints, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1, groups: int = 1,
+    boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = True,
+) -> scipy.sparse.csr_array:
+    """Lay the kernel out as the sparse matrix ``W_conv``: row ``(k, p)`` is the kernel over the input at output ``p``.
+
+    ``Y_flat = W_conv @ X_flat`` and ``dX_flat = W_conv.T @ dY_flat``.
+
+    Parameters
+    ----------
+    w : array (*k) or (K, C/groups, *k)
+    input_size : ints
+        ``in``; an int for one axis.
+    stride, padding, dilation, groups, boundary
+        As for ``conv``.
+    fill_value : number, default 0
+        Must be 0: with another constant the map is affine and has no matrix.
+    flip : bool, default True
+        True convolution, as in the seed.
+
+    Returns
+    -------
+    scipy.sparse.csr_array (prod out, prod in) or (K * prod out, C * prod in)
+        Canonical, indices int32 where they fit. Its structure follows from the geometry alone: zeros of ``w`` stay
+        stored. Taps that a boundary folds onto one pixel are added there, so ``W_conv.T`` is the exact adjoint.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If shapes and values do not fit.
+    MemoryError
+        If the matrix would not fit, before anything is allocated.
+
+    Examples
+    --------
+    >>> import numconv
+    >>> numconv.kernel2row([[1, 2], [3, 4]], (3, 3)).toarray()
+    array([[4, 3, 0, 2, 1, 0, 0, 0, 0],
+           [0, 4, 3, 0, 2, 1, 0, 0, 0],
+           [0, 0, 0, 4, 3, 0, 2, 1, 0],
+           [0, 0, 0, 0, 4, 3, 0, 2, 1]])
+    """
+    (w,), _ = dispatch.read(w=w)
+    size = spatial_size("input_size", input_size)
+    if w.ndim not in (len(size), len(size) + 2):
+        raise ValueError(
+            f"w must be (*k) with {len(size)} axes or (K, C/groups, *k) with {len(size) + 2} for input_size {size}, "
+            f"got shape {w.shape}"
+        )
+    plain = w.ndim == len(size)
+    channels = () if plain else (w.shape[1] * groups if isinstance(groups, int) else w.shape[1],)
+    geometry = conv_geometry(
+        (*channels, *size), w.shape, plain=plain, stride=stride, padding=padding, dilation=dilation, groups=groups,
+        boundary=boundary, fill_value=fill_value, flip=flip, names=("input_size", "w"),
+    )
+    return matrices.kernel2row(w, geometry)
+
+
+def unfold(x: Any, kernel_size: Ints, dilation: Ints = 1, padding: Padding = 0, stride: Ints = 1) -> Any:
+    """Lay windows out as columns, as ``torch.nn.functional.unfold`` does, for any number of axes and any dtype.
+
+    Parameters
+    ----------
+    x : array (N, C, *in) or (C, *in)
+    kernel_size, dilation, padding, stride
+        As for ``im2col``, in torch's order. If all are single ints, ``x`` with 3 or 4 axes has two spatial axes.
+
+    Returns
+    -------
+    array (N, C * prod k, prod out) or (C * prod k, prod out)
+
+    Raises
+    ------
+    ValueError, TypeError, MemoryError
+        As for ``im2col``.
+
+    Examples
+    --------
+    >>> import numconv, numpy as np
+    >>> numconv.unfold(np.arange(6).reshape(1, 2, 3), (2, 2))
+    array([[0, 1],
+           [1, 2],
+           [3, 4],
+           [4, 5]])
+    """
+    (x,), give = dispatch.read(x=x)
+    d = _spatial_axes(kernel_size, dilation, padding, stride) or (2 if x.ndim in (3, 4) else x.ndim - 2)
+    kernel = spatial_size("kernel_size", kernel_size, d)
+    if x.ndim not in (len(kernel) + 1, len(kernel) + 2):
+        raise ValueError(
+            f"x must be (N, C, *in) or (C, *in) with one spatial axis for each int of kernel_size {kernel}, "
+            f"got shape {x.shape}"
+        )
+    return give(im2col(x, kernel, dilation=dilation, padding=padding, stride=stride, flip=False))
+
+
+def fold(
+    cols: Any, output_size: Ints, kernel_size: Ints, dilation: Ints = 1, padding: Padding = 0, stride: Ints = 1
+) -> Any:
+    """Add columns back to their pixels, as ``torch.nn.functional.fold`` does: the adjoint of ``unfold``.
+
+    Parameters
+    ----------
+    cols : array (N, C * prod k, prod out) or (C * prod k, prod out)
+    output_size : ints
+        Spatial shape of the result.
+    kernel_size, dilation, padding, stride
+        As for ``unfold``. If all are single ints, there are two spatial axes.
+
+    Returns
+    -------
+    array (N, C, *output_size) or (C, *output_size)
+
+    Raises
+    ------
+    ValueError, TypeError, MemoryError
+        As for ``col2im``.
+
+    Examples
+    --------
+    >>> import numconv, numpy as np
+    >>> x = np.arange(6).reshape(1, 2, 3)
+    >>> numconv.fold(numconv.unfold(x, (2, 2)), (2, 3), (2, 2))
+    array([[[0, 2, 2],
+            [3, 8, 5]]])
+    """
+    (cols,), give = dispatch.read(cols=cols)
+    d = _spatial_axes(output_size, kernel_size, dilation, padding, stride) or 2
+    size, kernel = spatial_size("output_size", output_size, d), spatial_size("kernel_size", kernel_size, d)
+    taps = int(np.prod(kernel, dtype=object))
+    if cols.ndim not in (2, 3) or cols.shape[-2] % taps:
+        raise ValueError(
+            f"cols must be (N, C * prod k, prod out) or (C * prod k, prod out) with prod k = {taps}, "
+            f"got shape {cols.shape}"
+        )
+    shape = (*cols.shape[:-2], cols.shape[-2] // taps, *size)
+    return give(col2im(cols, shape, kernel, dilation=dilation, padding=padding, stride=stride, flip=False))
+
+
+def _spatial_axes(*arguments: Any) -> int:
+    """How many axes the first argument that has one entry per axis speaks of; 0 if all are single values."""
+    return next((len(a) for a in arguments if hasattr(a, "__len__") and not isinstance(a, str)), 0)

@@ -1,0 +1,108 @@
+"""Reading the caller's arrays and delivering results: dtypes, contiguity, ``out=``. Nothing here knows convolution."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import _memory
+
+Array = np.ndarray
+
+#: dtypes whose products are computed in another one: float16 in float32; bool by counting, then "any".
+COMPUTED_IN = {np.dtype(np.float16): np.dtype(np.float32), np.dtype(np.bool_): np.dtype(np.int64)}
+
+
+def product_dtype(**arrays: Any) -> np.dtype:
+    """The dtype of a product of these arrays (``numpy.result_type``), or an error naming the one that has none."""
+    for name, array in arrays.items():
+        dtype = np.dtype(array) if isinstance(array, (np.dtype, type, str)) else array.dtype
+        if dtype.kind not in "biufc" or dtype.itemsize > (16 if dtype.kind == "c" else 8):
+            raise TypeError(
+                f"{name} must be bool, integer, float16/32/64 or complex64/128 to be multiplied, got dtype {dtype}"
+            )
+    result: np.dtype = np.result_type(*arrays.values())
+    return result.newbyteorder("=")
+
+
+def computed_in(dtype: np.dtype) -> np.dtype:
+    """The dtype in which kernels compute a result of ``dtype``."""
+    return COMPUTED_IN.get(dtype, dtype)
+
+
+def ready(array: Array, dtype: np.dtype) -> Array:
+    """The array as kernels take it: contiguous, aligned, native, of this dtype. Copies only when it must."""
+    if array.dtype == dtype and array.flags.c_contiguous and array.flags.aligned:
+        return array
+    return np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED"])
+
+
+def as_fill(value: Any, dtype: np.dtype) -> Any:
+    """``fill_value`` as a scalar of ``dtype``, or an error if the dtype cannot hold it."""
+    if isinstance(value, (int, float)) and value == 0:
+        return np.zeros((), dtype)[()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            fill = np.asarray(value).astype(dtype)[()]
+        except (TypeError, ValueError, OverflowError):
+            fill = None
+    exact = dtype.kind in "fc" and (dtype.kind == "c" or complex(value).imag == 0)
+    if fill is None or not (exact or fill == value):
+        raise ValueError(f"fill_value must be a value that dtype {dtype} can hold, got {value!r}")
+    return fill
+
+
+def check_shape(name: str, array: Array, need: tuple[int, ...]) -> None:
+    """Raise unless the array has this shape."""
+    if array.shape != need:
+        raise ValueError(f"{name} must have shape {need}, got {array.shape}")
+
+
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Raise unless ``out`` can take a result of this shape and dtype."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be an array of shape {shape} and dtype {dtype}, got {type(out).__name__}")
+    check_shape("out", out, shape)
+    if not out.flags.writeable:
+        raise ValueError("out must be writeable, got a read-only array")
+    if not np.can_cast(dtype, out.dtype, "same_kind"):
+        raise TypeError(f"out must have a dtype that {dtype} casts to (same_kind), got {out.dtype}")
+
+
+def deliver(
+    compute: Callable[[Array], None], shape: tuple[int, ...], dtype: np.dtype, out: Array | None, *inputs: Array,
+    computed: np.dtype | None = None, what: str = "the result", instead: str = "use smaller pieces",
+) -> Array:
+    """Run ``compute(target)`` and return the result as a new array or in ``out``.
+
+    The target is ``out`` itself where that is safe: same dtype and layout, and no memory shared with an input.
+    """
+    computed = computed or dtype
+    if out is not None:
+        check_out(out, shape, dtype)
+        straight = out.dtype == computed and out.dtype.isnative and out.flags.c_contiguous and out.flags.aligned
+        if straight and not any(np.may_share_memory(out, array) for array in inputs):
+            compute(out)
+            return out
+    size = int(np.prod([1, *shape], dtype=object))
+    _memory.require(size * computed.itemsize, f"{what} of shape {shape} and dtype {computed}", instead)
+    target = np.empty(shape, dtype=computed)
+    compute(target)
+    if out is not None:
+        np.copyto(out, as_result(target, dtype), casting="same_kind")
+        return out
+    return as_result(target, dtype)
+
+
+def as_result(array: Array, dtype: np.dtype) -> Array:
+    """What was computed, in the dtype promised: counts to bool, float32 to float16 (too large is infinity)."""
+    if array.dtype == dtype:
+        return array
+    if dtype.kind == "b":
+        return array != 0
+    with np.errstate(over="ignore"):
+        return array.astype(dtype)

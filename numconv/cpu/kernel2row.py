@@ -1,0 +1,221 @@
+"""``W_conv``: the kernel laid over the input once for each output pixel, written straight into CSR arrays."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+import scipy.sparse
+from numba import prange
+
+from .. import _memory
+from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
+from ..geometry import ConvGeometry
+from ._jit import Kernel, flat, helper, position, source
+from .im2col import groups_of
+
+#: Pixels of one task: enough to pay for its buffers, few enough to share among threads.
+CHUNK = 256
+
+
+@Kernel
+def _tap_counts(axis, boundary, counts):
+    # counts[o]: how many different pixels of one axis output o reads.
+    size, kernel = axis[SIZE], axis[KERNEL]
+    seen = np.full(size, -1, dtype=np.int64)
+    for o in range(counts.size):
+        near = position(o, 0, axis[START], axis[STRIDE], axis[STEP])
+        far = position(o, kernel - 1, axis[START], axis[STRIDE], axis[STEP])
+        if 0 <= near < size and 0 <= far < size:
+            counts[o] = kernel
+            continue
+        counts[o] = 0
+        for t in range(kernel):
+            i = source(position(o, t, axis[START], axis[STRIDE], axis[STEP]), size, boundary)
+            if i >= 0 and seen[i] != o:
+                seen[i] = o
+                counts[o] += 1
+
+
+def tap_counts(axes: np.ndarray, boundary: int) -> list[np.ndarray]:
+    """For each axis and output index, how many pixels of that axis it reads; their product counts whole pixels."""
+    tables = []
+    for axis in axes:
+        counts = np.empty(axis[OUT], dtype=np.int64)
+        _tap_counts(axis, boundary, counts, work=0)
+        tables.append(counts)
+    return tables
+
+
+@helper
+def pixel_taps(p, axes, boundary, pixels, taps, first):
+    """What output pixel ``p`` reads: ascending input ``pixels``, and the kernel values that meet each.
+
+    Entry ``e`` of the row is pixel ``pixels[e]`` and holds the sum of the taps ``taps[first[e]:first[e + 1]]``: one
+    tap, unless the boundary folds several onto one pixel. Returns the number of entries.
+    """
+    d, count = axes.shape[0], taps.size
+    turned = axes[0, STEP] < 0
+    n = 0
+    for j in range(count):
+        tap = count - 1 - j if turned else j  # so that pixels ascend
+        pixel, size, t, o = 0, 1, tap, p
+        for a in range(d - 1, -1, -1):
+            i = position(o % axes[a, OUT], t % axes[a, KERNEL], axes[a, START], axes[a, STRIDE], axes[a, STEP])
+            i = source(i, axes[a, SIZE], boundary)
+            if i < 0:
+                pixel = -1
+                break
+            pixel += i * size
+            size *= axes[a, SIZE]
+            t //= axes[a, KERNEL]
+            o //= axes[a, OUT]
+        if pixel >= 0:
+            pixels[n], taps[n] = pixel, tap
+            first[n] = n
+            n += 1
+    first[n] = n
+    if boundary == CONSTANT:
+        return n
+    order = np.argsort(pixels[:n], kind="mergesort")
+    unsorted_pixels, unsorted_taps = pixels[:n].copy(), taps[:n].copy()
+    entries = 0
+    for m in range(n):
+        pixel = unsorted_pixels[order[m]]
+        taps[m] = unsorted_taps[order[m]]
+        if entries == 0 or pixels[entries - 1] != pixel:
+            pixels[entries], first[entries] = pixel, m
+            entries += 1
+    first[entries] = n
+    return entries
+
+
+@Kernel
+def _structure(w, axes, boundary, groups, inputs, pixel_start, indices):
+    # pixel_start[p] counts the entries of one channel before output pixel p; inputs is prod in.
+    K, Cg, count = w.shape
+    P = pixel_start.size - 1
+    Kg = K // groups
+    for chunk in prange((P + CHUNK - 1) // CHUNK):
+        pixels, taps, first = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count + 1, np.int64)
+        for p in range(chunk * CHUNK, min((chunk + 1) * CHUNK, P)):
+            n = pixel_taps(p, axes, boundary, pixels, taps, first)
+            for k in range(K):
+                for c in range(Cg):
+                    at = Cg * (k * pixel_start[P] + pixel_start[p]) + c * n
+                    column = (k // Kg * Cg + c) * inputs
+                    for e in range(n):
+                        indices[at + e] = column + pixels[e]
+
+
+@Kernel
+def _values(w, axes, boundary, pixel_start, data):
+    # The same loop as _structure over the values; new weights go into an old structure through here.
+    K, Cg, count = w.shape
+    P = pixel_start.size - 1
+    for chunk in prange((P + CHUNK - 1) // CHUNK):
+        pixels, taps, first = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count + 1, np.int64)
+        for p in range(chunk * CHUNK, min((chunk + 1) * CHUNK, P)):
+            n = pixel_taps(p, axes, boundary, pixels, taps, first)
+            for k in range(K):
+                for c in range(Cg):
+                    at = Cg * (k * pixel_start[P] + pixel_start[p]) + c * n
+                    for e in range(n):
+                        value = w[k, c, taps[first[e]]]
+                        for m in range(first[e] + 1, first[e + 1]):
+                            value += w[k, c, taps[m]]
+                        data[at + e] = value
+
+
+def pixel_starts(counts: list[np.ndarray]) -> np.ndarray:
+    """Entries of one channel before each output pixel, ``prod out + 1`` of them."""
+    per_pixel = counts[0]
+    for axis in counts[1:]:
+        per_pixel = np.multiply.outer(per_pixel, axis).reshape(-1)
+    starts = np.zeros(per_pixel.size + 1, dtype=np.int64)
+    np.cumsum(per_pixel, out=starts[1:])
+    return starts
+
+
+def structure(
+    w: np.ndarray, axes: np.ndarray, boundary: int, groups: int, starts: np.ndarray, index_dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray]:
+    """``indices`` and ``indptr`` of W_conv for ``w (K, C/G, *k)``; they depend on the geometry alone."""
+    K, Cg = w.shape[:2]
+    per_kernel = Cg * starts[-1]
+    indptr = np.empty(K * (starts.size - 1) + 1, dtype=index_dtype)
+    np.add.outer(np.arange(K) * per_kernel, Cg * starts[:-1], out=indptr[:-1].reshape(K, -1), casting="same_kind")
+    indptr[-1] = K * per_kernel
+    indices = np.empty(int(indptr[-1]), dtype=index_dtype)
+    inputs = prod(axes[:, SIZE].tolist())
+    _structure(
+        flat(w, K, Cg, prod(w.shape[2:])), axes, boundary, groups, inputs, flat(starts, -1), indices,
+        work=indices.size,
+    )
+    return indices, indptr
+
+
+def values(w: np.ndarray, axes: np.ndarray, boundary: int, starts: np.ndarray, data: np.ndarray) -> None:
+    """Write the weights of ``w (K, C/G, *k)`` into the ``data`` of W_conv."""
+    K, Cg = w.shape[:2]
+    _values(flat(w, K, Cg, prod(w.shape[2:])), axes, boundary, flat(starts, -1), data, work=data.size)
+
+
+def csr(
+    w: np.ndarray, axes: np.ndarray, boundary: int, groups: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``data, indices, indptr`` of W_conv ``(K * prod out, C * prod in)``."""
+    starts = pixel_starts(tap_counts(axes, boundary))
+    K, Cg = w.shape[:2]
+    entries, rows, columns = K * Cg * int(starts[-1]), K * (starts.size - 1), groups * Cg * prod(axes[:, SIZE].tolist())
+    index_dtype = index_dtype_for(max(entries, rows, columns))
+    nbytes = entries * (w.itemsize + index_dtype.itemsize) + (rows + 1) * index_dtype.itemsize
+    _memory.require(
+        nbytes, f"W_conv with {entries:,} entries", "use linear_operator(w) of a plan, which stores no matrix"
+    )
+    indices, indptr = structure(w, axes, boundary, groups, starts, index_dtype)
+    data = np.empty(indices.size, dtype=w.dtype)
+    values(w, axes, boundary, starts, data)
+    return data, indices, indptr
+
+
+def index_dtype_for(largest: int) -> np.dtype:
+    """int32 where every index fits, int64 otherwise (SciPy's own rule)."""
+    return np.dtype(np.int32 if largest <= np.iinfo(np.int32).max else np.int64)
+
+
+def matrix(w: np.ndarray, axes: np.ndarray, boundary: int, groups: int) -> scipy.sparse.csr_array:
+    """W_conv as SciPy's CSR array; canonical by construction, so nothing is sorted or searched again."""
+    data, indices, indptr = csr(w, axes, boundary, groups)
+    shape = (w.shape[0] * prod(axes[:, OUT].tolist()), groups * w.shape[1] * prod(axes[:, SIZE].tolist()))
+    W_conv = scipy.sparse.csr_array((data, indices, indptr), shape=shape, copy=False)
+    W_conv.has_canonical_format = True
+    return W_conv
+
+
+def forward(
+    x: np.ndarray, w: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, y: np.ndarray
+) -> None:
+    """``Y_flat = W_conv @ X_flat + bias``, one column for each image. The constant must be 0: the map is linear."""
+    W_conv = matrix(w, axes, boundary, groups_of(x, w))
+    y[...] = (W_conv @ x.reshape(x.shape[0], -1).T).T.reshape(y.shape)
+    y += bias.reshape(-1, *(1,) * (y.ndim - 2))
+
+
+def grad_input(dY: np.ndarray, w: np.ndarray, axes: np.ndarray, boundary: int, dX: np.ndarray) -> None:
+    """``dX_flat = W_conv.T @ dY_flat``."""
+    W_conv = matrix(w, axes, boundary, groups_of(dX, w))
+    dX[...] = (W_conv.T @ dY.reshape(dY.shape[0], -1).T).T.reshape(dX.shape)
+
+
+def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
+    """Bytes that ``forward`` takes beside its arguments: ``W_conv``."""
+    return nbytes(geometry, dtype)
+
+
+def nbytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
+    """Bytes of the three arrays of ``W_conv``, counted without making them."""
+    g = geometry
+    entries = g.K * (g.C // g.groups) * prod(int(c.sum()) for c in tap_counts(g.axes, g.boundary_code))
+    index = index_dtype_for(max(entries, *g.matrix_shape)).itemsize
+    return entries * (dtype.itemsize + index) + (g.matrix_shape[0] + 1) * index

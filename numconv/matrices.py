@@ -1,0 +1,144 @@
+"""``X_conv`` and ``W_conv`` of the caller's arrays: any dtype for copies, CSR for the kernel."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import arrays, dispatch
+from .geometry import ConvGeometry
+
+if TYPE_CHECKING:
+    import scipy.sparse
+
+#: Copying needs no arithmetic, so a pixel travels as a word of its size and one kernel serves all such dtypes.
+WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
+
+
+def im2col(x: np.ndarray, geometry: ConvGeometry, out: np.ndarray | None = None) -> np.ndarray:
+    """``X_conv`` of ``x``, of any dtype."""
+    g = geometry
+    dtype = x.dtype.newbyteorder("=")
+    fill = np.asarray(arrays.as_fill(g.fill_value, dtype), dtype=dtype)
+    shape = g.cols_shape
+
+    def compute(X_conv: np.ndarray) -> None:
+        pixels = arrays.ready(x, dtype).reshape(g.N, g.C, *g.size)
+        word = WORDS.get(dtype.itemsize)
+        if word is None or dtype.hasobject:
+            _take(pixels, fill, g, X_conv.reshape(g.N, *shape[-2:]))
+            return
+        room = dispatch.backend("cpu", "im2col")
+        room.im2col(
+            pixels.view(word), g.axes, g.boundary_code, fill.view(word)[()], X_conv.reshape(g.N, *shape[-2:]).view(word)
+        )
+
+    return arrays.deliver(
+        compute, shape, dtype, out, x, what="X_conv",
+        instead="use algorithm='implicit', which stores no X_conv, or fewer images at a time",
+    )
+
+
+def _take(x: np.ndarray, fill: np.ndarray, g: ConvGeometry, X_conv: np.ndarray) -> None:
+    """Pixels of odd size go by their indices."""
+    from dataclasses import replace
+
+    index = np.arange(prod(g.size), dtype=np.int64).reshape(g.size)
+    spatial = replace(g, plain=True, batched=False, N=1, C=1, K=1, groups=1, fill_value=-1 * (g.boundary_code == 0))
+    index_conv = im2col(index, spatial)
+    pixels = x.reshape(g.N, g.C, -1)
+    target = X_conv.reshape(g.N, g.C, *index_conv.shape)
+    inside = index_conv >= 0
+    target[:, :, inside] = pixels[:, :, index_conv[inside]]
+    target[:, :, ~inside] = fill
+
+
+def col2im(cols: np.ndarray, geometry: ConvGeometry, reduce: str, out: np.ndarray | None = None) -> np.ndarray:
+    """The adjoint of ``im2col``; for ``"mean"`` divided by how many columns hold each pixel."""
+    g = geometry
+    arrays.check_shape("cols", cols, g.cols_shape)
+    dtype = arrays.product_dtype(cols=cols)
+    computed = arrays.computed_in(dtype)
+    if reduce == "mean" and dtype.kind in "biu":
+        dtype = computed = np.dtype(np.float64)
+
+    def compute(x: np.ndarray) -> None:
+        ready = arrays.ready(cols, computed).reshape(g.N, g.C * prod(g.kernel), prod(g.out))
+        x = x.reshape(g.N, g.C, *g.size)
+        room = dispatch.backend("cpu", "im2col")
+        dispatch.backend("cpu", "adjoint").unfolded(g, x, lambda padded, x: room.col2im(ready, padded.axes, x))
+        if reduce == "mean":
+            x /= np.maximum(coverage(g), 1)
+
+    return arrays.deliver(compute, g.input_shape, dtype, out, cols, computed=computed)
+
+
+def coverage(geometry: ConvGeometry) -> np.ndarray:
+    """How many windows hold each pixel, shape ``(*in)``; the product of what holds along each axis."""
+    from ._indexing import position, source
+
+    count = np.ones((), dtype=np.int64)
+    for size, kernel, out, start, stride, step in geometry.axis_rows:
+        axis = np.zeros(size, dtype=np.int64)
+        for t in range(kernel):
+            i = position(np.arange(out), t, start, stride, step)
+            inside = (i >= 0) & (i < size)
+            axis[i[inside]] += 1  # within one tap no pixel repeats
+            for edge in i[~inside].tolist():
+                pixel = source(edge, size, geometry.boundary_code)
+                if pixel >= 0:
+                    axis[pixel] += 1
+        count = np.multiply.outer(count, axis)
+    return count
+
+
+def kernel2row(w: np.ndarray, geometry: ConvGeometry) -> scipy.sparse.csr_array:
+    """``W_conv`` of ``w`` in its own dtype (float16 as float32: SciPy has no sparse float16)."""
+    g = geometry
+    if g.fill_value != 0:
+        raise ValueError(f"fill_value must be 0 for a matrix, got {g.fill_value!r}: the map would be affine")
+    w = sparse_ready(w).reshape(g.K, g.C // g.groups, *g.kernel)
+    return dispatch.backend("cpu", "kernel2row").matrix(w, g.axes, g.boundary_code, g.groups)
+
+
+def refill(csr: scipy.sparse.csr_array, w: np.ndarray, geometry: ConvGeometry) -> scipy.sparse.csr_array:
+    """New weights into the structure of ``csr``, which must be this geometry's."""
+    g = geometry
+    if getattr(csr, "format", None) != "csr":
+        raise TypeError(f"csr must be a SciPy CSR array as matrix(w) makes it, got {type(csr).__name__}")
+    room = dispatch.backend("cpu", "kernel2row")
+    starts = room.pixel_starts(room.tap_counts(g.axes, g.boundary_code))
+    w = sparse_ready(w).reshape(g.K, g.C // g.groups, *g.kernel)
+    if csr.shape == g.matrix_shape and csr.nnz == g.K * w.shape[1] * starts[-1]:
+        indices, indptr = room.structure(w, g.axes, g.boundary_code, g.groups, starts, csr.indices.dtype)
+        if np.array_equal(csr.indptr, indptr) and np.array_equal(csr.indices, indices):
+            arrays.check_out(csr.data, csr.data.shape, w.dtype)
+            if csr.data.dtype == w.dtype:
+                room.values(w, g.axes, g.boundary_code, starts, csr.data)
+            else:
+                data = np.empty(csr.data.shape, w.dtype)
+                room.values(w, g.axes, g.boundary_code, starts, data)
+                np.copyto(csr.data, data, casting="same_kind")
+            return csr
+    raise ValueError(
+        f"csr must have the structure of this geometry, shape {g.matrix_shape} with "
+        f"{g.K * w.shape[1] * starts[-1]} entries as matrix(w) makes it; got shape {csr.shape} with {csr.nnz} entries"
+    )
+
+
+def sparse_ready(w: np.ndarray) -> np.ndarray:
+    """``w`` contiguous, in a dtype that SciPy's sparse arrays know."""
+    arrays.product_dtype(w=w)
+    dtype = w.dtype.newbyteorder("=")
+    return arrays.ready(w, np.dtype(np.float32) if dtype == np.float16 else dtype)
+
+
+def matrix_nbytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
+    """Bytes of the three arrays of ``W_conv``, counted without making them."""
+    stored = np.dtype(np.float32) if dtype == np.float16 else dtype
+    return dispatch.backend("cpu", "kernel2row").nbytes(geometry, stored)
+
+
+__all__ = ["col2im", "coverage", "im2col", "kernel2row", "matrix_nbytes", "refill"]

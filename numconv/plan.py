@@ -1,0 +1,362 @@
+"""A plan: a geometry, a dtype, a device and an algorithm, and every form of the convolution they give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from . import arrays, dispatch, matrices
+from .arguments import mode_padding, one_of, per_axis
+from .geometry import ConvGeometry, conv_geometry
+from .select import choose
+
+if TYPE_CHECKING:
+    import scipy.sparse
+    from scipy.sparse.linalg import LinearOperator
+
+    from .explain import Explanation
+
+
+@dataclass(frozen=True, repr=False)
+class ConvPlan:
+    """A convolution decided in advance: immutable, cheap, and safe to share between threads and processes.
+
+    Made by ``plan_conv`` and ``plan_convolve``. It owns everything that follows from shapes alone; arrays come in
+    with each call. Arrays of another dtype are taken if they cast to the plan's without loss.
+    """
+
+    geometry: ConvGeometry
+    dtype: np.dtype
+    device: str
+    algorithm: str
+
+    def __repr__(self) -> str:
+        g = self.geometry
+        return (
+            f"ConvPlan({g.input_shape} * {g.kernel_shape} -> {g.output_shape}, {self.dtype}, "
+            f"algorithm={self.algorithm!r}, device={self.device!r})"
+        )
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of ``x``."""
+        return self.geometry.input_shape
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """Shape of ``w``."""
+        return self.geometry.kernel_shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of ``y``."""
+        return self.geometry.output_shape
+
+    # the three products ---------------------------------------------------------------------------------------------
+
+    def forward(self, x: Any, w: Any, bias: Any = None, out: Any = None) -> Any:
+        """``Y = W_flat @ X_conv``, reshaped, plus one ``bias`` for each output channel.
+
+        Parameters
+        ----------
+        x, w : array of ``input_shape`` and of ``kernel_shape``
+        bias : array (K,), optional
+        out : array of ``output_shape``, optional
+
+        Returns
+        -------
+        array of ``output_shape``
+            Of the plan's dtype, or ``out``.
+        """
+        (x, w, bias, out), give = dispatch.read(x=x, w=w, bias=bias, out=out)
+        x, w = self._taken("x", x, self.input_shape), self._taken("w", w, self.kernel_shape)
+        bias = self._bias(bias, self.geometry.K)
+        return give(self._delivered(lambda y: self._forward(x, w, bias, y), self.output_shape, out, x, w, bias))
+
+    def grad_input(self, dy: Any, w: Any, out: Any = None) -> Any:
+        """``dX = W_conv^H @ dY_flat``, reshaped: the adjoint of ``forward`` in ``x``.
+
+        Parameters
+        ----------
+        dy, w : array of ``output_shape`` and of ``kernel_shape``
+        out : array of ``input_shape``, optional
+
+        Returns
+        -------
+        array of ``input_shape``
+        """
+        (dy, w, out), give = dispatch.read(dy=dy, w=w, out=out)
+        dy, w = self._taken("dy", dy, self.output_shape), self._taken("w", w, self.kernel_shape)
+        return give(self._delivered(lambda dx: self._grad_input(dy, w.conj(), dx), self.input_shape, out, dy, w))
+
+    def grad_weight(self, x: Any, dy: Any, out: Any = None) -> Any:
+        """``dW = dY_flat @ X_conv^H``, reshaped: the adjoint of ``forward`` in ``w``.
+
+        Parameters
+        ----------
+        x, dy : array of ``input_shape`` and of ``output_shape``
+        out : array of ``kernel_shape``, optional
+
+        Returns
+        -------
+        array of ``kernel_shape``
+        """
+        (x, dy, out), give = dispatch.read(x=x, dy=dy, out=out)
+        x, dy = self._taken("x", x, self.input_shape), self._taken("dy", dy, self.output_shape)
+        return give(self._delivered(lambda dw: self._grad_weight(x, dy, dw), self.kernel_shape, out, x, dy))
+
+    def transpose(self, x: Any, w: Any, bias: Any = None, out: Any = None) -> Any:
+        """``W_conv.T @ X_flat``, reshaped, plus a bias: ``conv_transpose``. Unlike ``grad_input``, no conjugate.
+
+        Parameters
+        ----------
+        x, w : array of ``output_shape`` and of ``kernel_shape``
+        bias : array (C,), optional
+        out : array of ``input_shape``, optional
+
+        Returns
+        -------
+        array of ``input_shape``
+        """
+        (x, w, bias, out), give = dispatch.read(x=x, w=w, bias=bias, out=out)
+        x, w = self._taken("x", x, self.output_shape), self._taken("w", w, self.kernel_shape)
+        bias = self._bias(bias, self.geometry.C)
+
+        def compute(y: np.ndarray) -> None:
+            self._grad_input(x, w, y)
+            y += bias.reshape(-1, *(1,) * self.geometry.d)
+
+        return give(self._delivered(compute, self.input_shape, out, x, w, bias))
+
+    # the matrices ---------------------------------------------------------------------------------------------------
+
+    def im2col(self, x: Any) -> Any:
+        """``X_conv`` of ``x``, as ``numconv.im2col`` gives it for this geometry."""
+        (x,), give = dispatch.read(x=x)
+        arrays.check_shape("x", x, self.input_shape)
+        return give(matrices.im2col(x, self.geometry))
+
+    def col2im(self, cols: Any) -> Any:
+        """The adjoint of ``im2col``: every entry of ``cols`` added to the pixel it came from."""
+        (cols,), give = dispatch.read(cols=cols)
+        return give(matrices.col2im(cols, self.geometry, "sum"))
+
+    def matrix(self, w: Any) -> scipy.sparse.csr_array:
+        """``W_conv`` of ``w`` as a canonical CSR array ``(K * prod out, C * prod in)``; a batch is not part of it."""
+        (w,), _ = dispatch.read(w=w)
+        return matrices.kernel2row(self._taken("w", w, self.kernel_shape), self.geometry)
+
+    def refill(self, csr: scipy.sparse.csr_array, w: Any) -> scipy.sparse.csr_array:
+        """Write the weights ``w`` into ``csr``, a matrix that this plan or an equal one made, in place.
+
+        Raises
+        ------
+        ValueError
+            If the structure of ``csr`` is not that of this geometry; nothing is written then.
+        """
+        (w,), _ = dispatch.read(w=w)
+        return matrices.refill(csr, self._taken("w", w, self.kernel_shape), self.geometry)
+
+    def linear_operator(self, w: Any) -> LinearOperator:
+        """``W_conv`` of ``w`` without storing it: a SciPy ``LinearOperator`` of the same shape as ``matrix(w)``."""
+        from .operators import ConvOperator
+
+        (w,), _ = dispatch.read(w=w)
+        return ConvOperator(self, self._taken("w", w, self.kernel_shape))
+
+    # facts ----------------------------------------------------------------------------------------------------------
+
+    def nbytes(self, what: Literal["im2col", "matrix", "workspace"]) -> int:
+        """How many bytes ``im2col(x)``, ``matrix(w)``, or ``forward`` beside its arguments and result would take."""
+        one_of("what", what, ("im2col", "matrix", "workspace"))
+        if what == "matrix":
+            return matrices.matrix_nbytes(self.geometry, self.dtype)
+        if what == "im2col":
+            return prod(self.geometry.cols_shape) * self.dtype.itemsize
+        return self._room.workspace(self.geometry, arrays.computed_in(self.dtype))
+
+    def check(self, seed: int = 0) -> dict[str, float]:
+        """Compute every form on random data and compare.
+
+        Returns
+        -------
+        dict of str to float
+            For each algorithm that serves this geometry the largest difference from the naive order of the sum
+            (``direct``, in the widest type), and for ``adjoint_input`` and ``adjoint_weight`` how far
+            ``<A x, y>`` is from ``<x, A^H y>``; all relative to the size of the values. Integers give exactly 0.
+        """
+        from .check import check
+
+        return check(self, seed)
+
+    def explain(self) -> Explanation:
+        """The matrices of this geometry as symbols; see ``numconv.explain.Explanation``."""
+        from .explain import explain
+
+        return explain(self.geometry)
+
+    # inside: canonical arrays x (N, C, *in), w (K, C/G, *k), y (N, K, *out) of one dtype ------------------------------
+
+    @property
+    def _room(self) -> ModuleType:
+        return dispatch.backend(self.device, self.algorithm)
+
+    def _taken(self, name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        arrays.check_shape(name, array, shape)
+        arrays.product_dtype(**{name: array})
+        if not np.can_cast(array.dtype, self.dtype, "safe"):
+            raise TypeError(f"{name} must cast to the plan's dtype {self.dtype} without loss, got {array.dtype}")
+        return arrays.ready(array, arrays.computed_in(self.dtype))
+
+    def _bias(self, bias: np.ndarray | None, channels: int) -> np.ndarray:
+        if bias is None:
+            return np.zeros(channels, arrays.computed_in(self.dtype))
+        return self._taken("bias", bias, (channels,))
+
+    def _delivered(
+        self, compute: Callable[[np.ndarray], None], shape: tuple[int, ...], out: np.ndarray | None, *inputs: np.ndarray
+    ) -> np.ndarray:
+        return arrays.deliver(compute, shape, self.dtype, out, *inputs, computed=arrays.computed_in(self.dtype))
+
+    def _canonical(self, array: np.ndarray, channels: int, spatial: tuple[int, ...]) -> np.ndarray:
+        return array.reshape(-1 if array.size else self.geometry.N, channels, *spatial)
+
+    def _weights(self, w: np.ndarray) -> np.ndarray:
+        g = self.geometry
+        return w.reshape(g.K, g.C // g.groups, *g.kernel)
+
+    def _forward(self, x: np.ndarray, w: np.ndarray, bias: np.ndarray, y: np.ndarray) -> None:
+        g = self.geometry
+        fill = arrays.as_fill(g.fill_value, y.dtype)
+        x, y = self._canonical(x, g.C, g.size), self._canonical(y, g.K, g.out)
+        self._room.forward(x, self._weights(w), bias, g.axes, g.boundary_code, fill, y)
+
+    def _grad_input(self, dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
+        g = self.geometry
+        dy, dx = self._canonical(dy, g.K, g.out), self._canonical(dx, g.C, g.size)
+        dispatch.backend(self.device, "adjoint").grad_input(self._room, dy, self._weights(w), g, dx)
+
+    def _grad_weight(self, x: np.ndarray, dy: np.ndarray, dw: np.ndarray) -> None:
+        g = self.geometry
+        fill = arrays.as_fill(g.fill_value, dw.dtype)
+        x, dy = self._canonical(x, g.C, g.size), self._canonical(dy, g.K, g.out)
+        dispatch.backend(self.device, "adjoint").grad_weight(
+            self._room, x, dy, g.axes, g.boundary_code, fill, self._weights(dw)
+        )
+
+
+@lru_cache(maxsize=1024)
+def make_plan(geometry: ConvGeometry, dtype: np.dtype, device: str, algorithm: str) -> ConvPlan:
+    """The plan for a geometry; equal arguments give the same object, which is what makes functional calls cheap."""
+    fill = arrays.as_fill(geometry.fill_value, arrays.computed_in(dtype))
+    del fill  # asked only whether the dtype can hold it
+    return ConvPlan(geometry, dtype, device, choose(algorithm, geometry, dtype))
+
+
+def plan_conv(
+    input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], *, dtype: Any = np.float32, device: Any = "auto",
+    algorithm: str = "auto", stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
+    boundary: str = "constant", fill_value: complex = 0, flip: bool = False,
+) -> ConvPlan:
+    """Plan a channelled convolution, ``conv``.
+
+    Parameters
+    ----------
+    input_shape : tuple of int
+        ``(N, C, *in)`` or ``(C, *in)``.
+    kernel_shape : tuple of int
+        ``(K, C/groups, *k)``.
+    dtype : dtype, default float32
+        Of the arrays and the result.
+    device : {"auto", "cpu", "cuda"}
+        Where NumPy arrays are computed.
+    algorithm : {"auto", "im2col", "kernel2row", "implicit", "direct", "winograd", "fft"}
+    stride, padding, dilation, groups, boundary, fill_value, flip
+        The geometry, as for ``conv``.
+
+    Returns
+    -------
+    ConvPlan
+
+    Raises
+    ------
+    ValueError, TypeError
+        For shapes and values that do not fit, and for an algorithm that cannot serve them.
+
+    Examples
+    --------
+    >>> import numconv
+    >>> plan = numconv.plan_conv((8, 3, 32, 32), (16, 3, 3, 3), stride=2, padding="same")
+    >>> plan.output_shape
+    (8, 16, 16, 16)
+    >>> plan.nbytes("im2col")
+    884736
+    """
+    geometry = conv_geometry(
+        input_shape, kernel_shape, stride=stride, padding=padding, dilation=dilation, groups=groups,
+        boundary=boundary, fill_value=fill_value, flip=flip, names=("input_shape", "kernel_shape"),
+    )
+    return make_plan(geometry, arrays.product_dtype(dtype=np.dtype(dtype)), dispatch.choose_device(device), algorithm)
+
+
+def plan_convolve(
+    input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], mode: str = "valid", *, dtype: Any = np.float32,
+    device: Any = "auto", algorithm: str = "auto", stride: Any = 1, dilation: Any = 1, boundary: str = "constant",
+    fill_value: complex = 0, flip: bool = True,
+) -> ConvPlan:
+    """Plan a convolution of plain arrays, the seed's case.
+
+    Parameters
+    ----------
+    input_shape, kernel_shape : tuple of int
+        ``(*in)`` and ``(*k)``.
+    mode : {"valid", "same", "full"}
+        As in ``scipy.signal.convolve``.
+    dtype, device, algorithm, stride, dilation, boundary, fill_value
+        As for ``plan_conv``.
+    flip : bool, default True
+        Turn the kernel: true convolution.
+
+    Returns
+    -------
+    ConvPlan
+
+    Examples
+    --------
+    The slides' example, 3x3 with 2x2:
+
+    >>> import numconv, numpy as np
+    >>> plan = numconv.plan_convolve((3, 3), (2, 2), dtype=np.int64)
+    >>> X, W = np.arange(1, 10).reshape(3, 3), np.array([[1, 2], [3, 4]])
+    >>> plan.im2col(X)
+    array([[5, 6, 8, 9],
+           [4, 5, 7, 8],
+           [2, 3, 5, 6],
+           [1, 2, 4, 5]])
+    >>> W.reshape(1, 4) @ plan.im2col(X)
+    array([[23, 33, 53, 63]])
+    >>> plan.matrix(W) @ X.ravel()
+    array([23, 33, 53, 63])
+    """
+    geometry = plain_geometry(
+        input_shape, kernel_shape, mode, stride=stride, dilation=dilation, boundary=boundary, fill_value=fill_value,
+        flip=flip, names=("input_shape", "kernel_shape"),
+    )
+    return make_plan(geometry, arrays.product_dtype(dtype=np.dtype(dtype)), dispatch.choose_device(device), algorithm)
+
+
+def plain_geometry(
+    input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], mode: str, *, dilation: Any, flip: bool, **rest: Any
+) -> ConvGeometry:
+    """The geometry of SciPy's modes."""
+    d = len(kernel_shape)
+    padding = mode_padding(mode, kernel_shape, per_axis("dilation", dilation, d, 1), flip)
+    return conv_geometry(
+        input_shape, kernel_shape, plain=True, padding=padding, dilation=dilation, flip=flip, **rest
+    )
