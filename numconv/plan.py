@@ -296,7 +296,7 @@ def plan_conv(
     >>> plan.output_shape
     (8, 16, 16, 16)
     >>> plan.nbytes("im2col")
-    884736
+    221184
     """
     geometry = conv_geometry(
         input_shape, kernel_shape, stride=stride, padding=padding, dilation=dilation, groups=groups,

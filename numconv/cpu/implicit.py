@@ -11,7 +11,7 @@ from numba import prange
 from .._indexing import KERNEL, OUT, START, STEP, STRIDE
 from ..geometry import ConvGeometry
 from ._jit import Kernel, flat, helper, row_source
-from .direct import inner, parts_of, wide
+from .direct import parts_of, wide
 from .im2col import gather
 
 #: A panel of X_conv: this many of its rows and columns, so that panel, output and weights stay in the L1 cache.
@@ -19,8 +19,8 @@ ROWS, COLUMNS = 64, 128
 
 
 @helper
-def pack(x, axes, boundary, fill, q0, p0, panel):
-    """``panel[q, p] = X_conv[q0 + q, p0 + p]`` for one image ``x (C, rows in, last in)``."""
+def pack(x, axes, boundary, fill, q0, p0, pixels, panel):
+    """``panel[q, p] = X_conv[q0 + q, p0 + p]`` for ``pixels`` columns of one image ``x (C, rows in, last in)``."""
     last = axes.shape[0] - 1
     L_k, L_out = axes[last, KERNEL], axes[last, OUT]
     start, stride, step = axes[last, START], axes[last, STRIDE], axes[last, STEP]
@@ -30,9 +30,9 @@ def pack(x, axes, boundary, fill, q0, p0, panel):
     for q in range(panel.shape[0]):
         t, T, c = (q0 + q) % L_k, (q0 + q) // L_k % R_k, (q0 + q) // L_k // R_k
         p = 0
-        while p < panel.shape[1]:  # run by run along the rows of the output
+        while p < pixels:  # run by run along the rows of the output
             O, o = (p0 + p) // L_out, (p0 + p) % L_out
-            run = min(L_out - o, panel.shape[1] - p)
+            run = min(L_out - o, pixels - p)
             row = row_source(T, O, axes, boundary)
             if row >= 0:
                 gather(x[c, row], start + t * step, stride, boundary, fill, o, panel[q, p : p + run])
@@ -42,22 +42,47 @@ def pack(x, axes, boundary, fill, q0, p0, panel):
 
 
 @helper
-def multiply_add(w, panel, y):
-    """``y += w @ panel``, four terms of the sum at a time; each row of ``y`` in order of ``q``."""
-    Q = panel.shape[0]
-    for k in range(y.shape[0]):
-        target = y[k]
-        q = 0
-        while q + 4 <= Q:
-            w0, w1, w2, w3 = w[k, q], w[k, q + 1], w[k, q + 2], w[k, q + 3]
-            p0, p1, p2, p3 = panel[q], panel[q + 1], panel[q + 2], panel[q + 3]
-            for p in range(target.size):
-                target[p] += w0 * p0[p] + w1 * p1[p] + w2 * p2[p] + w3 * p3[p]
-            q += 4
-        for r in range(q, Q):
-            weight, row = w[k, r], panel[r]
-            for p in range(target.size):
-                target[p] += weight * row[p]
+def multiply_add(w, panel, pixels, y):
+    """``y += w @ panel`` over the first ``pixels`` columns: four terms of the sum and two rows of ``y`` at a time."""
+    K, Q = w.shape
+    for k in range(0, K - 1, 2):
+        for q in range(0, Q - 3, 4):
+            a0, a1, a2, a3 = w[k, q], w[k, q + 1], w[k, q + 2], w[k, q + 3]
+            b0, b1, b2, b3 = w[k + 1, q], w[k + 1, q + 1], w[k + 1, q + 2], w[k + 1, q + 3]
+            for p in range(pixels):
+                p0, p1, p2, p3 = panel[q, p], panel[q + 1, p], panel[q + 2, p], panel[q + 3, p]
+                y[k, p] += a0 * p0 + a1 * p1 + a2 * p2 + a3 * p3
+                y[k + 1, p] += b0 * p0 + b1 * p1 + b2 * p2 + b3 * p3
+    for k in range(K):
+        for q in range(0 if k == K - 1 and K % 2 else Q // 4 * 4, Q):
+            weight = w[k, q]
+            for p in range(pixels):
+                y[k, p] += weight * panel[q, p]
+
+
+@helper
+def multiply_transposed_add(dY, panel, pixels, dW):
+    """``dW += dY @ panel^H`` over the first ``pixels`` columns, two rows and two columns of ``dW`` at a time."""
+    K, Q = dW.shape
+    nothing = dY.dtype.type(0)
+    for k in range(0, K, 2):
+        other = min(k + 1, K - 1)
+        for q in range(0, Q, 2):
+            beside = min(q + 1, Q - 1)
+            s00, s01, s10, s11 = nothing, nothing, nothing, nothing
+            for p in range(pixels):
+                left, right = np.conj(panel[q, p]), np.conj(panel[beside, p])
+                s00 += dY[k, p] * left
+                s01 += dY[k, p] * right
+                s10 += dY[other, p] * left
+                s11 += dY[other, p] * right
+            dW[k, q] += s00
+            if beside > q:
+                dW[k, beside] += s01
+            if other > k:
+                dW[other, q] += s10
+            if beside > q and other > k:
+                dW[other, beside] += s11
 
 
 @Kernel
@@ -77,9 +102,9 @@ def _forward(x, w, bias, axes, boundary, fill, y):
         buffer = np.empty((ROWS, COLUMNS), dtype=x.dtype)
         for q0 in range(0, Q, ROWS):
             q1 = min(q0 + ROWS, Q)
-            panel = buffer[: q1 - q0, : p1 - p0]
-            pack(x[n, g * Cg : (g + 1) * Cg], axes, boundary, fill, q0, p0, panel)
-            multiply_add(w[g, :, q0:q1], panel, target)
+            panel = buffer[: q1 - q0]
+            pack(x[n, g * Cg : (g + 1) * Cg], axes, boundary, fill, q0, p0, p1 - p0, panel)
+            multiply_add(w[g, :, q0:q1], panel, p1 - p0, target)
 
 
 def forward(
@@ -113,12 +138,9 @@ def _grad_weight(x, dY, axes, boundary, fill, partial):
         for unit in range(units * part // parts, units * (part + 1) // parts):
             n, p0 = unit // tiles, unit % tiles * COLUMNS
             p1 = min(p0 + COLUMNS, P)
-            panel = buffer[: q1 - q0, : p1 - p0]
-            pack(x[n, g * Cg : (g + 1) * Cg], axes, boundary, fill, q0, p0, panel)
-            for k in range(Kg):
-                dy = dY[n, g * Kg + k, p0:p1]
-                for q in range(q1 - q0):
-                    dW[k, q] += inner(dy, panel[q])
+            panel = buffer[: q1 - q0]
+            pack(x[n, g * Cg : (g + 1) * Cg], axes, boundary, fill, q0, p0, p1 - p0, panel)
+            multiply_transposed_add(dY[n, g * Kg : (g + 1) * Kg, p0:p1], panel, p1 - p0, dW)
 
 
 def grad_weight(

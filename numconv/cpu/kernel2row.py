@@ -71,8 +71,7 @@ def pixel_taps(p, axes, boundary, pixels, taps, first):
             t //= axes[a, KERNEL]
             o //= axes[a, OUT]
         if pixel >= 0:
-            pixels[n], taps[n] = pixel, tap
-            first[n] = n
+            pixels[n], taps[n], first[n] = pixel, tap, n
             n += 1
     first[n] = n
     if boundary == CONSTANT:
@@ -90,41 +89,82 @@ def pixel_taps(p, axes, boundary, pixels, taps, first):
     return entries
 
 
+@helper
+def inside(p, axes):
+    """The flat input pixel where the window of output ``p`` begins if all of it lies in the input, else -1."""
+    corner, size = 0, 1
+    for a in range(axes.shape[0] - 1, -1, -1):
+        o = p % axes[a, OUT]
+        p //= axes[a, OUT]
+        near = position(o, 0, axes[a, START], axes[a, STRIDE], axes[a, STEP])
+        far = position(o, axes[a, KERNEL] - 1, axes[a, START], axes[a, STRIDE], axes[a, STEP])
+        if min(near, far) < 0 or max(near, far) >= axes[a, SIZE]:
+            return -1
+        corner += min(near, far) * size
+        size *= axes[a, SIZE]
+    return corner
+
+
+@helper
+def window(axes, count):
+    """What a window inside the input reads, ascending and counted from its first pixel."""
+    offsets = np.zeros(count, np.int64)
+    for j in range(count):
+        size, t = 1, j
+        for a in range(axes.shape[0] - 1, -1, -1):
+            offsets[j] += t % axes[a, KERNEL] * abs(axes[a, STEP]) * size
+            size *= axes[a, SIZE]
+            t //= axes[a, KERNEL]
+    return offsets
+
+
 @Kernel
-def _structure(w, axes, boundary, groups, inputs, pixel_start, indices):
-    # pixel_start[p] counts the entries of one channel before output pixel p; inputs is prod in.
+def _structure(w, axes, boundary, groups, inputs, starts, indices):
+    # starts[p] counts the entries of one channel before output pixel p; inputs is prod in.
     K, Cg, count = w.shape
-    P = pixel_start.size - 1
+    P = starts.size - 1
     Kg = K // groups
     for chunk in prange((P + CHUNK - 1) // CHUNK):
         pixels, taps, first = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count + 1, np.int64)
+        offsets = window(axes, count)
         for p in range(chunk * CHUNK, min((chunk + 1) * CHUNK, P)):
-            n = pixel_taps(p, axes, boundary, pixels, taps, first)
+            corner = inside(p, axes)
+            n = count if corner >= 0 else pixel_taps(p, axes, boundary, pixels, taps, first)
             for k in range(K):
                 for c in range(Cg):
-                    at = Cg * (k * pixel_start[P] + pixel_start[p]) + c * n
+                    at = Cg * (k * starts[P] + starts[p]) + c * n
                     column = (k // Kg * Cg + c) * inputs
-                    for e in range(n):
-                        indices[at + e] = column + pixels[e]
+                    if corner >= 0:
+                        for e in range(count):
+                            indices[at + e] = column + corner + offsets[e]
+                    else:
+                        for e in range(n):
+                            indices[at + e] = column + pixels[e]
 
 
 @Kernel
-def _values(w, axes, boundary, pixel_start, data):
-    # The same loop as _structure over the values; new weights go into an old structure through here.
+def _values(w, axes, boundary, starts, data):
+    # The same loop over the values; new weights go into an old structure through here.
     K, Cg, count = w.shape
-    P = pixel_start.size - 1
+    P = starts.size - 1
+    turned = axes[0, STEP] < 0
     for chunk in prange((P + CHUNK - 1) // CHUNK):
         pixels, taps, first = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count + 1, np.int64)
         for p in range(chunk * CHUNK, min((chunk + 1) * CHUNK, P)):
-            n = pixel_taps(p, axes, boundary, pixels, taps, first)
+            whole = inside(p, axes) >= 0
+            n = count if whole else pixel_taps(p, axes, boundary, pixels, taps, first)
             for k in range(K):
                 for c in range(Cg):
-                    at = Cg * (k * pixel_start[P] + pixel_start[p]) + c * n
-                    for e in range(n):
-                        value = w[k, c, taps[first[e]]]
-                        for m in range(first[e] + 1, first[e + 1]):
-                            value += w[k, c, taps[m]]
-                        data[at + e] = value
+                    at = Cg * (k * starts[P] + starts[p]) + c * n
+                    if whole:
+                        for e in range(count):
+                            data[at + e] = w[k, c, count - 1 - e if turned else e]
+                    else:
+                        for e in range(n):
+                            value = w[k, c, taps[first[e]]]
+                            for m in range(first[e] + 1, first[e + 1]):
+                                value += w[k, c, taps[m]]
+                            data[at + e] = value
 
 
 def pixel_starts(counts: list[np.ndarray]) -> np.ndarray:
