@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 
+#: Requests below this many bytes are not worth asking the system about.
+ALWAYS_THERE = 1 << 24
+
+
 def available() -> int:
     """Bytes that can be taken now: what the system has free, or less where a container sets a limit."""
     return min(_system(), _container())
@@ -14,7 +18,7 @@ def available() -> int:
 
 def require(nbytes: int, what: str, instead: str) -> None:
     """Raise ``MemoryError`` if ``nbytes`` for ``what`` would not fit, and say what to use instead."""
-    if nbytes < 1 << 24:  # always there; keeps small calls quick
+    if nbytes < ALWAYS_THERE:
         return
     there = available()
     if nbytes > there:

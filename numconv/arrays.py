@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -88,8 +89,9 @@ def deliver(
         if straight and not any(np.may_share_memory(out, array) for array in inputs):
             compute(out)
             return out
-    size = int(np.prod([1, *shape], dtype=object))
-    _memory.require(size * computed.itemsize, f"{what} of shape {shape} and dtype {computed}", instead)
+    nbytes = prod(shape) * computed.itemsize
+    if nbytes >= _memory.ALWAYS_THERE:
+        _memory.require(nbytes, f"{what} of shape {shape} and dtype {computed}", instead)
     target = np.empty(shape, dtype=computed)
     compute(target)
     if out is not None:
