@@ -6,7 +6,6 @@ import os
 import sys
 from pathlib import Path
 
-
 #: Requests below this many bytes are not worth asking the system about.
 ALWAYS_THERE = 1 << 24
 

@@ -30,6 +30,15 @@ def as_int(name: str, value: Any, least: int) -> int:
     return number
 
 
+def as_number(name: str, value: Any) -> Any:
+    """``value`` if it is one number of any type; an array without axes gives its item."""
+    if getattr(value, "shape", None) == ():
+        value = value[()]
+    if hasattr(value, "__len__") or not (hasattr(value, "__complex__") or hasattr(value, "__float__")):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return value
+
+
 def as_shape(name: str, value: Any, least: int = 0) -> tuple[int, ...]:
     """``value`` as a tuple of ints, each at least ``least``."""
     if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
@@ -76,7 +85,7 @@ def as_padding(
                 {"valid": (0, 0), "full": (reach, reach), "same": (small, large), "same_lower": (large, small)}[padding]
             )
         return tuple(pairs)
-    if isinstance(padding, bytes) or not hasattr(padding, "__iter__"):
+    if isinstance(padding, bytes) or not hasattr(padding, "__iter__"):  # bytes: an error, not a sequence of ints
         return ((as_int("padding", padding, 0),) * 2,) * d
     values = list(padding)
     if len(values) != d:

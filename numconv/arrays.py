@@ -14,7 +14,7 @@ from . import _memory
 Array = np.ndarray
 
 #: dtypes whose products are computed in another one: float16 in float32; bool by counting, then "any".
-COMPUTED_IN = {np.dtype(np.float16): np.dtype(np.float32), np.dtype(np.bool_): np.dtype(np.int64)}
+COMPUTED_IN: dict[np.dtype, np.dtype] = {np.dtype(np.float16): np.dtype(np.float32), np.dtype(np.bool_): np.dtype(np.int64)}
 
 
 def product_dtype(**arrays: Any) -> np.dtype:
@@ -29,6 +29,16 @@ def product_dtype(**arrays: Any) -> np.dtype:
     return result.newbyteorder("=")
 
 
+def plan_dtype(dtype: Any) -> np.dtype:
+    """``dtype=`` of a plan as a dtype that has products."""
+    try:
+        return product_dtype(dtype=np.dtype(dtype))
+    except TypeError:
+        raise TypeError(
+            f"dtype must be bool, integer, float16/32/64 or complex64/128, got {dtype!r}"
+        ) from None
+
+
 def computed_in(dtype: np.dtype) -> np.dtype:
     """The dtype in which kernels compute a result of ``dtype``."""
     return COMPUTED_IN.get(dtype, dtype)
@@ -36,9 +46,22 @@ def computed_in(dtype: np.dtype) -> np.dtype:
 
 def ready(array: Array, dtype: np.dtype) -> Array:
     """The array as kernels take it: contiguous, aligned, native, of this dtype. Copies only when it must."""
-    if array.dtype == dtype and array.flags.c_contiguous and array.flags.aligned:
+    nbytes = copied(array, dtype)
+    if not nbytes and array.dtype == dtype:
         return array
+    if nbytes >= _memory.ALWAYS_THERE:
+        _memory.require(
+            nbytes, f"a contiguous copy of an input of shape {array.shape} as {dtype}",
+            "pass a contiguous array of that dtype, or use smaller pieces",
+        )
     return np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED"])
+
+
+def copied(array: Array, dtype: np.dtype) -> int:
+    """Bytes of the copy that ``ready`` has to make, 0 if none."""
+    if array.dtype == dtype and array.flags.c_contiguous and array.flags.aligned:
+        return 0
+    return array.size * dtype.itemsize
 
 
 def as_fill(value: Any, dtype: np.dtype) -> Any:
@@ -68,10 +91,10 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be an array of shape {shape} and dtype {dtype}, got {type(out).__name__}")
     check_shape("out", out, shape)
+    if out.dtype != dtype and (out.dtype.kind in "SU" or not np.can_cast(dtype, out.dtype, "same_kind")):
+        raise TypeError(f"out must have a dtype that {dtype} casts to (same_kind), got {out.dtype}")
     if not out.flags.writeable:
         raise ValueError("out must be writeable, got a read-only array")
-    if not np.can_cast(dtype, out.dtype, "same_kind"):
-        raise TypeError(f"out must have a dtype that {dtype} casts to (same_kind), got {out.dtype}")
 
 
 def deliver(

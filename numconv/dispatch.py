@@ -88,6 +88,8 @@ def use_device(device: Device) -> Iterator[None]:
 def choose_device(device: str = "auto") -> str:
     """The device for host arrays: what the call says, else ``use_device``, else ``NUMCONV_DEVICE``."""
     name = "device"
+    if not isinstance(device, str):
+        raise TypeError(f"device must be one of {', '.join(map(repr, DEVICES))}, got {device!r}")
     if device == "auto":
         device = _wanted.get() or "auto"
     if device == "auto" and "NUMCONV_DEVICE" in os.environ:
@@ -107,11 +109,14 @@ def backend(device: str, room: str) -> ModuleType:
 def read(**arguments: Any) -> tuple[list[Any], Callable[[np.ndarray], Any]]:
     """The caller's arrays as NumPy arrays without a copy, and the way back for the result.
 
-    ``None`` stays ``None``; the way back of a call with ``out=`` gives ``out`` itself.
+    Arguments named ``bias`` and ``out`` may be ``None`` and stay so; the way back of a call with ``out=`` gives
+    ``out`` itself.
     """
     arrays, kinds = [], {}
     for name, value in arguments.items():
         kind, array = _read(name, value)
+        if name == "out" and value is not None and not kind:
+            raise TypeError(f"out must be an array that can be written to, got {type(value).__name__}")
         arrays.append(array)
         if kind:
             kinds[name] = kind
@@ -141,7 +146,9 @@ def _read(name: str, value: Any) -> tuple[str, Any]:
     if type(value) is np.ndarray:
         return "numpy", value
     if value is None:
-        return "", None
+        if name in ("bias", "out"):
+            return "", None
+        raise TypeError(f"{name} must be an array, got None")
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask would be lost; fill it first: {name}.filled(value)")
     if isinstance(value, np.ndarray):
@@ -158,7 +165,7 @@ def _read(name: str, value: Any) -> tuple[str, Any]:
         array = np.asarray(value)
     except ValueError as error:
         raise ValueError(f"{name} must be an array, got a {type(value).__name__} that NumPy refuses: {error}") from None
-    if array.dtype == object:
+    if array.dtype.kind in "OSU" and not isinstance(value, np.generic):
         raise TypeError(f"{name} must be an array of numbers, got {type(value).__name__}")
     return ("numpy" if hasattr(value, "__array__") or hasattr(value, "__array_interface__") else ""), array
 

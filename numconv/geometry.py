@@ -10,7 +10,7 @@ from math import gcd, prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._indexing import extent, output_size
-from .arguments import BOUNDARIES, as_int, as_padding, as_shape, one_of, per_axis, spatial_size
+from .arguments import BOUNDARIES, as_int, as_number, as_padding, as_shape, one_of, per_axis, spatial_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -185,18 +185,20 @@ def conv_geometry(
     Plain: ``(*in)`` and ``(*k)``. Channelled: ``(N, C, *in)`` or ``(C, *in)`` and ``(K, C/groups, *k)``. Equal
     arguments give the same, cached object. ``names`` says what the caller calls the two arrays.
     """
-    freeze = _freeze
     return _conv_geometry(
-        freeze(input_shape), freeze(kernel_shape), plain, freeze(stride), freeze(padding), freeze(dilation),
-        groups, boundary, fill_value, bool(flip), names,
+        _frozen(input_shape), _frozen(kernel_shape), plain, _frozen(stride), _frozen(padding), _frozen(dilation),
+        _frozen(groups), _frozen(boundary), as_number("fill_value", fill_value), bool(flip), names,
     )
 
 
-def _freeze(value: Any) -> Any:
-    if type(value) is int or isinstance(value, str):
+def _frozen(value: Any) -> Any:
+    """Sequences as tuples, so that a cache can look them up."""
+    if type(value) is int or isinstance(value, (str, bytes)):
         return value
+    if getattr(value, "shape", None) == ():
+        return value.item()
     if hasattr(value, "__iter__"):
-        return tuple(_freeze(v) for v in value)
+        return tuple(_frozen(v) for v in value)
     return value
 
 
@@ -242,8 +244,6 @@ def _conv_geometry(
     stride, dilation = per_axis("stride", stride, d, 1), per_axis("dilation", dilation, d, 1)
     pairs = as_padding(padding, size, kernel, stride, dilation)
     one_of("boundary", boundary, BOUNDARIES)
-    if not (hasattr(fill_value, "__complex__") or hasattr(fill_value, "__float__")):
-        raise TypeError(f"fill_value must be a number, got {fill_value!r}")
     if boundary != "constant" and fill_value != 0:
         raise ValueError(f"fill_value is only for boundary='constant', got {fill_value!r} with boundary={boundary!r}")
     out = tuple(
@@ -328,5 +328,5 @@ def transpose_geometry(
         (*x_shape[: -d - 1], w_shape[1] * groups, *out), w_shape, stride=strides, padding=pairs, dilation=dilations,
         groups=groups, **arguments,
     )
-    assert geometry.out == size, "transposing gives back the input"
-    return geometry
+    # An output padding as large as the stride (allowed below the dilation) makes room for more outputs than ``x`` has.
+    return geometry if geometry.out == size else geometry._replace(out=size)

@@ -109,7 +109,7 @@ def refill(csr: scipy.sparse.csr_array, w: np.ndarray, geometry: ConvGeometry) -
     if getattr(csr, "format", None) != "csr":
         raise TypeError(f"csr must be a SciPy CSR array as matrix(w) makes it, got {type(csr).__name__}")
     room = dispatch.backend("cpu", "kernel2row")
-    starts = room.pixel_starts(room.tap_counts(g.axes, g.boundary_code))
+    starts = room.pixel_starts(g.axes, g.boundary_code)
     w = sparse_ready(w).reshape(g.K, g.C // g.groups, *g.kernel)
     if csr.shape == g.matrix_shape and csr.nnz == g.K * w.shape[1] * starts[-1]:
         indices, indptr = room.structure(w, g.axes, g.boundary_code, g.groups, starts, csr.indices.dtype)

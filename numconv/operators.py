@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,18 +31,19 @@ class ConvOperator(LinearOperator):
         self.w = w.copy()  # later changes of the caller's array must not change the operator
 
     def _apply(self, vectors: np.ndarray, adjoint: bool) -> np.ndarray:
-        """``vectors`` as columns, ``(length, M)``: M images at once."""
-        computed = self.w.dtype
-        dtype = np.result_type(vectors.dtype, computed)
-        if dtype.kind == "c" and computed.kind != "c":  # a real operator acts on both parts alike
+        """``vectors`` as columns, ``(length, M)``: M images at once, in the dtype of both, as a matrix would."""
+        dtype = arrays.product_dtype(vectors=vectors, plan=self.plan.dtype)
+        if dtype.kind == "c" and self.dtype.kind != "c":  # a real operator acts on both parts alike
             return self._apply(vectors.real, adjoint) + 1j * self._apply(vectors.imag, adjoint)
-        images = arrays.ready(vectors.T, computed)
+        plan = self.plan if dtype == self.plan.dtype else replace(self.plan, dtype=dtype)
+        computed = arrays.computed_in(dtype)
+        images, w = arrays.ready(vectors.T, computed), arrays.ready(self.w, computed)
         result = np.empty((images.shape[0], self.shape[1 if adjoint else 0]), dtype=computed)
         if adjoint:
-            self.plan._grad_input(images, self.w.conj(), result)
+            plan._grad_input(images, w, result)
         else:
-            self.plan._forward(images, self.w, np.zeros(self.plan.geometry.K, computed), result)
-        return arrays.as_result(result, self.plan.dtype).T
+            plan._forward(images, w, np.zeros(plan.geometry.K, computed), result)
+        return arrays.as_result(result, dtype).T
 
     def _matmat(self, X: np.ndarray) -> np.ndarray:
         return self._apply(X, adjoint=False)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from . import arrays, dispatch, matrices
+from . import _memory, arrays, dispatch, matrices
 from .arguments import mode_padding, one_of, per_axis
 from .geometry import ConvGeometry, conv_geometry
 from .select import choose
@@ -75,9 +75,8 @@ class ConvPlan:
             Of the plan's dtype, or ``out``.
         """
         (x, w, bias, out), give = dispatch.read(x=x, w=w, bias=bias, out=out)
-        x, w = self._taken("x", x, self.input_shape), self._taken("w", w, self.kernel_shape)
-        bias = self._bias(bias, self.geometry.K)
-        return give(self._delivered(lambda y: self._forward(x, w, bias, y), self.output_shape, out, x, w, bias))
+        wanted = {"x": self.input_shape, "w": self.kernel_shape, "bias": (self.geometry.K,)}
+        return give(self._run(self._forward, wanted, (x, w, bias), self.output_shape, out))
 
     def grad_input(self, dy: Any, w: Any, out: Any = None) -> Any:
         """``dX = W_conv^H @ dY_flat``, reshaped: the adjoint of ``forward`` in ``x``.
@@ -92,8 +91,8 @@ class ConvPlan:
         array of ``input_shape``
         """
         (dy, w, out), give = dispatch.read(dy=dy, w=w, out=out)
-        dy, w = self._taken("dy", dy, self.output_shape), self._taken("w", w, self.kernel_shape)
-        return give(self._delivered(lambda dx: self._grad_input(dy, w.conj(), dx), self.input_shape, out, dy, w))
+        wanted = {"dy": self.output_shape, "w": self.kernel_shape}
+        return give(self._run(self._grad_input, wanted, (dy, w), self.input_shape, out))
 
     def grad_weight(self, x: Any, dy: Any, out: Any = None) -> Any:
         """``dW = dY_flat @ X_conv^H``, reshaped: the adjoint of ``forward`` in ``w``.
@@ -108,8 +107,8 @@ class ConvPlan:
         array of ``kernel_shape``
         """
         (x, dy, out), give = dispatch.read(x=x, dy=dy, out=out)
-        x, dy = self._taken("x", x, self.input_shape), self._taken("dy", dy, self.output_shape)
-        return give(self._delivered(lambda dw: self._grad_weight(x, dy, dw), self.kernel_shape, out, x, dy))
+        wanted = {"x": self.input_shape, "dy": self.output_shape}
+        return give(self._run(self._grad_weight, wanted, (x, dy), self.kernel_shape, out))
 
     def transpose(self, x: Any, w: Any, bias: Any = None, out: Any = None) -> Any:
         """``W_conv.T @ X_flat``, reshaped, plus a bias: ``conv_transpose``. Unlike ``grad_input``, no conjugate.
@@ -125,14 +124,8 @@ class ConvPlan:
         array of ``input_shape``
         """
         (x, w, bias, out), give = dispatch.read(x=x, w=w, bias=bias, out=out)
-        x, w = self._taken("x", x, self.output_shape), self._taken("w", w, self.kernel_shape)
-        bias = self._bias(bias, self.geometry.C)
-
-        def compute(y: np.ndarray) -> None:
-            self._grad_input(x, w, y)
-            y += bias.reshape(-1, *(1,) * self.geometry.d)
-
-        return give(self._delivered(compute, self.input_shape, out, x, w, bias))
+        wanted = {"x": self.output_shape, "w": self.kernel_shape, "bias": (self.geometry.C,)}
+        return give(self._run(self._transpose, wanted, (x, w, bias), self.input_shape, out))
 
     # the matrices ---------------------------------------------------------------------------------------------------
 
@@ -150,7 +143,7 @@ class ConvPlan:
     def matrix(self, w: Any) -> scipy.sparse.csr_array:
         """``W_conv`` of ``w`` as a canonical CSR array ``(K * prod out, C * prod in)``; a batch is not part of it."""
         (w,), _ = dispatch.read(w=w)
-        return matrices.kernel2row(self._taken("w", w, self.kernel_shape), self.geometry)
+        return matrices.kernel2row(self._weights_for_a_matrix(w), self.geometry)
 
     def refill(self, csr: scipy.sparse.csr_array, w: Any) -> scipy.sparse.csr_array:
         """Write the weights ``w`` into ``csr``, a matrix that this plan or an equal one made, in place.
@@ -161,14 +154,14 @@ class ConvPlan:
             If the structure of ``csr`` is not that of this geometry; nothing is written then.
         """
         (w,), _ = dispatch.read(w=w)
-        return matrices.refill(csr, self._taken("w", w, self.kernel_shape), self.geometry)
+        return matrices.refill(csr, self._weights_for_a_matrix(w), self.geometry)
 
     def linear_operator(self, w: Any) -> LinearOperator:
         """``W_conv`` of ``w`` without storing it: a SciPy ``LinearOperator`` of the same shape as ``matrix(w)``."""
         from .operators import ConvOperator
 
         (w,), _ = dispatch.read(w=w)
-        return ConvOperator(self, self._taken("w", w, self.kernel_shape))
+        return ConvOperator(self, self._weights_for_a_matrix(w))
 
     # facts ----------------------------------------------------------------------------------------------------------
 
@@ -207,25 +200,50 @@ class ConvPlan:
     def _room(self) -> ModuleType:
         return dispatch.backend(self.device, self.algorithm)
 
-    def _taken(self, name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        arrays.check_shape(name, array, shape)
+    def _run(
+        self, compute: Callable[..., None], wanted: dict[str, tuple[int, ...]], inputs: tuple[np.ndarray | None, ...],
+        shape: tuple[int, ...], out: np.ndarray | None,
+    ) -> np.ndarray:
+        """Look at everything, ask for all memory, and only then copy, allocate and compute."""
+        computed = arrays.computed_in(self.dtype)
+        for (name, need), array in zip(wanted.items(), inputs, strict=True):
+            if array is not None:
+                self._check(name, array, need)
+        if out is not None:
+            arrays.check_out(out, shape, self.dtype)
+        self._require(inputs, shape, out, computed)
+        ready = [
+            np.zeros(need, computed) if array is None else arrays.ready(array, computed)
+            for need, array in zip(wanted.values(), inputs, strict=True)
+        ]
+        return arrays.deliver(lambda target: compute(*ready, target), shape, self.dtype, out, *ready, computed=computed)
+
+    def _check(self, name: str, array: np.ndarray, need: tuple[int, ...]) -> None:
+        arrays.check_shape(name, array, need)
         arrays.product_dtype(**{name: array})
         if not np.can_cast(array.dtype, self.dtype, "safe"):
             raise TypeError(f"{name} must cast to the plan's dtype {self.dtype} without loss, got {array.dtype}")
-        return arrays.ready(array, arrays.computed_in(self.dtype))
 
-    def _bias(self, bias: np.ndarray | None, channels: int) -> np.ndarray:
-        if bias is None:
-            return np.zeros(channels, arrays.computed_in(self.dtype))
-        return self._taken("bias", bias, (channels,))
+    def _require(
+        self, inputs: tuple[np.ndarray | None, ...], shape: tuple[int, ...], out: np.ndarray | None, computed: np.dtype
+    ) -> None:
+        """Copies of inputs that are not as kernels want them, the result, and what the algorithm takes."""
+        nbytes = 0 if out is not None else prod(shape) * computed.itemsize
+        nbytes += sum(arrays.copied(array, computed) for array in inputs if array is not None)
+        nbytes += self._room.workspace(self.geometry, computed)
+        if nbytes >= _memory.ALWAYS_THERE:
+            way_out = "use smaller pieces: fewer images, channels or rows at a time"
+            if self.algorithm not in ("implicit", "direct"):
+                way_out = f"use algorithm='implicit', which stores no matrix; or {way_out}"
+            _memory.require(nbytes, f"this convolution by {self.algorithm!r}, with a result of shape {shape},", way_out)
 
-    def _delivered(
-        self, compute: Callable[[np.ndarray], None], shape: tuple[int, ...], out: np.ndarray | None, *inputs: np.ndarray
-    ) -> np.ndarray:
-        return arrays.deliver(compute, shape, self.dtype, out, *inputs, computed=arrays.computed_in(self.dtype))
+    def _weights_for_a_matrix(self, w: np.ndarray) -> np.ndarray:
+        self._check("w", w, self.kernel_shape)
+        return arrays.ready(w, self.dtype)
 
     def _canonical(self, array: np.ndarray, channels: int, spatial: tuple[int, ...]) -> np.ndarray:
-        return array.reshape(-1 if array.size else self.geometry.N, channels, *spatial)
+        images = array.size // max(channels * prod(spatial), 1) if array.size else self.geometry.N
+        return array.reshape(images, channels, *spatial)
 
     def _weights(self, w: np.ndarray) -> np.ndarray:
         g = self.geometry
@@ -233,29 +251,43 @@ class ConvPlan:
 
     def _forward(self, x: np.ndarray, w: np.ndarray, bias: np.ndarray, y: np.ndarray) -> None:
         g = self.geometry
-        fill = arrays.as_fill(g.fill_value, y.dtype)
         x, y = self._canonical(x, g.C, g.size), self._canonical(y, g.K, g.out)
+        if not (y.size and w.size):  # a sum over no channels
+            y[...] = bias.reshape(-1, *(1,) * g.d)
+            return
+        fill = arrays.as_fill(g.fill_value, y.dtype)
         self._room.forward(x, self._weights(w), bias, g.axes, g.boundary_code, fill, y)
 
     def _grad_input(self, dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
+        self._transposed(dy, w.conj(), dx)
+
+    def _transpose(self, x: np.ndarray, w: np.ndarray, bias: np.ndarray, y: np.ndarray) -> None:
+        self._transposed(x, w, y)
+        y += bias.reshape(-1, *(1,) * self.geometry.d)
+
+    def _transposed(self, dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
         g = self.geometry
         dy, dx = self._canonical(dy, g.K, g.out), self._canonical(dx, g.C, g.size)
+        if not (dy.size and w.size):
+            dx[...] = 0
+            return
         dispatch.backend(self.device, "adjoint").grad_input(self._room, dy, self._weights(w), g, dx)
 
     def _grad_weight(self, x: np.ndarray, dy: np.ndarray, dw: np.ndarray) -> None:
         g = self.geometry
+        if not (dy.size and dw.size):
+            dw[...] = 0
+            return
         fill = arrays.as_fill(g.fill_value, dw.dtype)
         x, dy = self._canonical(x, g.C, g.size), self._canonical(dy, g.K, g.out)
-        dispatch.backend(self.device, "adjoint").grad_weight(
-            self._room, x, dy, g.axes, g.boundary_code, fill, self._weights(dw)
-        )
+        grad_weight = getattr(self._room, "grad_weight", dispatch.backend(self.device, "implicit").grad_weight)
+        grad_weight(x, dy, g.axes, g.boundary_code, fill, self._weights(dw))
 
 
 @lru_cache(maxsize=1024)
 def make_plan(geometry: ConvGeometry, dtype: np.dtype, device: str, algorithm: str) -> ConvPlan:
     """The plan for a geometry; equal arguments give the same object, which is what makes functional calls cheap."""
-    fill = arrays.as_fill(geometry.fill_value, arrays.computed_in(dtype))
-    del fill  # asked only whether the dtype can hold it
+    arrays.as_fill(geometry.fill_value, arrays.computed_in(dtype))  # an error now if the dtype cannot hold it
     return ConvPlan(geometry, dtype, device, choose(algorithm, geometry, dtype))
 
 
@@ -302,7 +334,7 @@ def plan_conv(
         input_shape, kernel_shape, stride=stride, padding=padding, dilation=dilation, groups=groups,
         boundary=boundary, fill_value=fill_value, flip=flip, names=("input_shape", "kernel_shape"),
     )
-    return make_plan(geometry, arrays.product_dtype(dtype=np.dtype(dtype)), dispatch.choose_device(device), algorithm)
+    return make_plan(geometry, arrays.plan_dtype(dtype), dispatch.choose_device(device), algorithm)
 
 
 def plan_convolve(
@@ -348,7 +380,7 @@ def plan_convolve(
         input_shape, kernel_shape, mode, stride=stride, dilation=dilation, boundary=boundary, fill_value=fill_value,
         flip=flip, names=("input_shape", "kernel_shape"),
     )
-    return make_plan(geometry, arrays.product_dtype(dtype=np.dtype(dtype)), dispatch.choose_device(device), algorithm)
+    return make_plan(geometry, arrays.plan_dtype(dtype), dispatch.choose_device(device), algorithm)
 
 
 def plain_geometry(

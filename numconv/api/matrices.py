@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .. import dispatch, matrices
-from ..arguments import Boundary, Ints, Padding, one_of, spatial_size
+from ..arguments import Boundary, Ints, Padding, as_int, one_of, spatial_size
 from ..geometry import conv_geometry, window_geometry
 
 if TYPE_CHECKING:
@@ -67,7 +66,8 @@ def im2col(
 
 def col2im(
     cols: Any, input_shape: Sequence[int], kernel_size: Ints, *, stride: Ints = 1, padding: Padding = 0,
-    dilation: Ints = 1, boundary: Boundary = "constant", flip: bool = True, reduce: str = "sum", out: Any = None,
+    dilation: Ints = 1, boundary: Boundary = "constant", fill_value: Any = 0, flip: bool = True, reduce: str = "sum",
+    out: Any = None,
 ) -> Any:
     """Add every entry of ``X_conv`` back to the pixel it came from: the adjoint of ``im2col``.
 
@@ -76,8 +76,8 @@ def col2im(
     cols : array of the shape that ``im2col`` gives for ``input_shape``
     input_shape : ints
         ``(*in)``, ``(C, *in)`` or ``(N, C, *in)``.
-    kernel_size, stride, padding, dilation, boundary, flip
-        As for ``im2col``.
+    kernel_size, stride, padding, dilation, boundary, fill_value, flip
+        As for ``im2col``. What the constant received goes nowhere, whatever its value.
     reduce : {"sum", "mean"}
         ``"mean"`` divides by how many windows hold a pixel, so that it undoes ``im2col`` (pixels in no window are 0);
         integers give float64 then.
@@ -106,7 +106,7 @@ def col2im(
     (cols, out), give = dispatch.read(cols=cols, out=out)
     geometry = window_geometry(
         input_shape, kernel_size, name="input_shape", stride=stride, padding=padding, dilation=dilation,
-        boundary=boundary, flip=flip,
+        boundary=boundary, fill_value=fill_value, flip=flip,
     )
     return give(matrices.col2im(cols, geometry, reduce, out))
 
@@ -161,7 +161,7 @@ def kernel2row(
             f"got shape {w.shape}"
         )
     plain = w.ndim == len(size)
-    channels = () if plain else (w.shape[1] * groups if isinstance(groups, int) else w.shape[1],)
+    channels = () if plain else (w.shape[1] * as_int("groups", groups, 1),)
     geometry = conv_geometry(
         (*channels, *size), w.shape, plain=plain, stride=stride, padding=padding, dilation=dilation, groups=groups,
         boundary=boundary, fill_value=fill_value, flip=flip, names=("input_size", "w"),
@@ -240,7 +240,9 @@ def fold(
     (cols,), give = dispatch.read(cols=cols)
     d = _spatial_axes(output_size, kernel_size, dilation, padding, stride) or 2
     size, kernel = spatial_size("output_size", output_size, d), spatial_size("kernel_size", kernel_size, d)
-    taps = int(np.prod(kernel, dtype=object))
+    if len(size) != len(kernel):
+        raise ValueError(f"output_size must have one int for each of kernel_size {kernel}, got {size}")
+    taps = prod(kernel)
     if cols.ndim not in (2, 3) or cols.shape[-2] % taps:
         raise ValueError(
             f"cols must be (N, C * prod k, prod out) or (C * prod k, prod out) with prod k = {taps}, "

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from .. import arrays, dispatch
-from ..arguments import Boundary, Ints, Mode
+from .._indexing import extent
+from ..arguments import Boundary, Ints, Mode, per_axis
 from ..geometry import conv_geometry
 from ..plan import make_plan, plain_geometry
 from ..select import Algorithm
@@ -118,47 +119,60 @@ def _slide(
     kernel = w if flip else w.conj()
     if x.ndim == w.ndim == 0:
         return give(arrays.deliver(lambda y: np.multiply(x, kernel, out=y), (), dtype, out, x, w))
-    options: dict[str, Any] = {"boundary": boundary, "fill_value": fill_value, "dilation": dilation, "flip": flip}
-    if axes is not None:
-        return give(_slide_over(x, kernel, mode, stride, axes, algorithm, dtype, out, options))
-    if mode == "valid" and dilation == 1 and x.ndim == w.ndim and _inside(x.shape, w.shape):
-        y = _slide(kernel, x if flip else x.conj(), mode, flip, boundary, fill_value, 1, 1, None, algorithm, None)
-        y = y if flip else y[(slice(None, None, -1),) * y.ndim]  # correlation seen from the other array runs backwards
-        steps = tuple(slice(None, None, s) for s in np.broadcast_to(stride, y.ndim))
-        return give(arrays.deliver(lambda target: np.copyto(target, y[steps]), y[steps].shape, dtype, out, x, w))
-    geometry = plain_geometry(x.shape, w.shape, mode, stride=stride, **options)
-    return give(make_plan(geometry, dtype, dispatch.choose_device(), algorithm).forward(x, kernel, out=out))
-
-
-def _inside(small: Sequence[int], large: Sequence[int]) -> bool:
-    return small != large and all(0 < a <= b for a, b in zip(small, large, strict=True))
-
-
-def _slide_over(
-    x: np.ndarray, w: np.ndarray, mode: str, stride: Any, axes: Any, algorithm: str, dtype: np.dtype,
-    out: np.ndarray | None, options: dict[str, Any],
-) -> np.ndarray:
-    """The axes that are convolved go last, the others become a batch."""
-    chosen = _normal_axes(axes, x.ndim)
-    if w.ndim != len(chosen):
+    chosen = tuple(range(x.ndim)) if axes is None else _normal_axes(axes, x.ndim)
+    if axes is not None and w.ndim != len(chosen):
         raise ValueError(f"w must have one axis for each of axes={chosen}, got shape {w.shape}")
+    device = dispatch.choose_device()
+    steps, spacing = per_axis("stride", stride, w.ndim, 1), per_axis("dilation", dilation, w.ndim, 1)
+    size, spread = tuple(x.shape[a] for a in chosen), tuple(map(extent, w.shape, spacing))
+    exchanged = mode == "valid" and len(size) == w.ndim and _inside(size, spread)
+    options: dict[str, Any] = {"boundary": boundary, "fill_value": fill_value, "flip": flip}
+    if exchanged:
+        y = _exchanged(x, _spread(kernel, spacing), chosen, dtype, steps, algorithm, options)
+    else:
+        plain = plain_geometry(size, w.shape, mode, stride=steps, dilation=spacing, **options)
+        if axes is None:
+            return give(make_plan(plain, dtype, device, algorithm).forward(x, kernel, out=out))
+        rows = _rows(x, chosen, dtype)
+        geometry = conv_geometry(
+            rows.shape, (1, 1, *w.shape), stride=steps, dilation=spacing, padding=plain.padding, **options
+        )
+        y = make_plan(geometry, dtype, device, algorithm).forward(rows, kernel.reshape(1, 1, *w.shape))
+    rest = [n for a, n in enumerate(x.shape) if a not in chosen]
+    y = np.moveaxis(y.reshape(*rest, *y.shape[2:]), range(-len(chosen), 0), chosen)
+    return give(arrays.deliver(lambda target: np.copyto(target, y), y.shape, dtype, out, x, w))
+
+
+def _rows(x: np.ndarray, chosen: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """``x`` with the axes that are convolved last and all others as a batch, ``(rest, 1, *in)``."""
     moved = np.moveaxis(x, chosen, range(-len(chosen), 0))
-    rest, size = moved.shape[: x.ndim - w.ndim], moved.shape[x.ndim - w.ndim :]
-    plain = plain_geometry(size, w.shape, mode, stride=stride, **options)
-    geometry = conv_geometry(
-        (int(np.prod(rest, dtype=int)), 1, *size), (1, 1, *w.shape), stride=stride, padding=plain.padding, **options
-    )
+    rest, size = moved.shape[: x.ndim - len(chosen)], moved.shape[x.ndim - len(chosen) :]
+    return arrays.ready(moved, dtype).reshape(prod(rest), 1, *size)
+
+
+def _exchanged(
+    x: np.ndarray, spread: np.ndarray, chosen: tuple[int, ...], dtype: np.dtype, steps: tuple[int, ...],
+    algorithm: str, options: dict[str, Any],
+) -> np.ndarray:
+    """The valid part where the kernel is the larger: it becomes the input, and every row of ``x`` a kernel over it."""
+    rows = _rows(x, chosen, dtype)
+    geometry = conv_geometry((1, 1, *spread.shape), rows.shape, **options)
     plan = make_plan(geometry, dtype, dispatch.choose_device(), algorithm)
-    batch = arrays.ready(moved, dtype).reshape(plan.input_shape)
+    y = plan.forward(spread.reshape(1, 1, *spread.shape), rows)
+    if not options["flip"]:
+        y = np.flip(y, tuple(range(2, y.ndim)))  # a correlation seen from the other array runs backwards
+    return y[(slice(None), slice(None), *(slice(None, None, step) for step in steps))]
 
-    def compute(y: np.ndarray) -> None:
-        result = plan.forward(batch, w.reshape(plan.kernel_shape))
-        np.copyto(y, np.moveaxis(result.reshape(*rest, *plain.out), range(-len(chosen), 0), chosen))
 
-    shape = list(x.shape)
-    for axis, length in zip(chosen, plain.out, strict=True):
-        shape[axis] = length
-    return arrays.deliver(compute, tuple(shape), dtype, out, x, w)
+def _spread(w: np.ndarray, spacing: tuple[int, ...]) -> np.ndarray:
+    """The kernel with its dilation filled with zeros."""
+    spread = np.zeros(tuple(map(extent, w.shape, spacing)), dtype=w.dtype)
+    spread[tuple(slice(None, None, distance) for distance in spacing)] = w
+    return spread
+
+
+def _inside(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
+    return small != large and all(0 < a <= b for a, b in zip(small, large, strict=True))
 
 
 def _normal_axes(axes: Any, ndim: int) -> tuple[int, ...]:

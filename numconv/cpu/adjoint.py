@@ -11,7 +11,7 @@ import numpy as np
 from .. import _memory
 from .._indexing import CONSTANT, source
 from ..geometry import ConvGeometry, axes_table
-from . import im2col, implicit, kernel2row
+from . import im2col, kernel2row
 from .im2col import groups_of
 
 
@@ -67,14 +67,3 @@ def by_phases(algorithm: ModuleType, dY: np.ndarray, w: np.ndarray, geometry: Co
         )
         if target is not part:
             part[...] = target
-
-
-def grad_weight(
-    algorithm: ModuleType, x: np.ndarray, dY: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic,
-    dW: np.ndarray,
-) -> None:
-    """``dW = dY_flat @ X_conv^H`` by the algorithm, or panel by panel where it has no way of its own."""
-    if not dY.size or not dW.size:
-        dW[...] = 0
-    else:
-        getattr(algorithm, "grad_weight", implicit.grad_weight)(x, dY, axes, boundary, fill, dW)

@@ -78,7 +78,7 @@ def forward(
     _forward(
         flat(x, N, x.shape[1], prod(size[:-1]), size[-1]), flat(w, *w.shape[:2], prod(kernel[:-1]), kernel[-1]),
         flat(bias, K), axes, boundary, fill, block_length(N * K, out),
-        y.reshape(N, K, prod(out[:-1]), out[-1]), work=y.size * w[:1].size,
+        y.reshape(N, K, prod(out[:-1]), out[-1]), work=y.size * prod(w.shape[1:]),
     )
 
 
@@ -130,11 +130,11 @@ def grad_weight(
     (N, K), Cg = dY.shape[:2], dW.shape[1]
     block = block_length(N, out)
     units = N * prod(out[:-1]) * -(-out[-1] // block)
-    parts = parts_of(units, tasks=dW[..., 0].size)
+    parts = parts_of(units, tasks=prod(dW.shape[:-1]))
     partial = np.empty((parts, K, Cg, prod(kernel[:-1]), kernel[-1]), dtype=wide(dW.dtype))
     _grad_weight(
         flat(x, N, x.shape[1], prod(size[:-1]), size[-1]), flat(dY, N, K, prod(out[:-1]), out[-1]),
-        axes, boundary, fill, block, partial, work=dY.size * dW[:1].size,
+        axes, boundary, fill, block, partial, work=dY.size * prod(dW.shape[1:]),
     )
     dW[...] = partial.sum(axis=0, dtype=partial.dtype).reshape(dW.shape)
 

@@ -63,7 +63,9 @@ def spread_kernel(w: np.ndarray, axes: np.ndarray) -> np.ndarray:
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
-    """Bytes that ``forward`` takes beside its arguments: the padded input, three spectra and their inverse."""
+    """Bytes that ``forward`` takes beside its arguments: padded arrays, their spectra, the products, their inverse."""
     g = geometry
-    pixels = prod(n + lo + hi for n, (lo, hi) in zip(g.size, g.padding, strict=True))
-    return (g.N * (2 * g.C + 2 * g.K) + g.K * (g.C // g.groups)) * pixels * dtype.itemsize
+    padded = [n + lo + hi for n, (lo, hi) in zip(g.size, g.padding, strict=True)]
+    items = prod(scipy.fft.next_fast_len(n, real=dtype.kind == "f") + 2 for n in padded)
+    weights = g.K * (g.C // g.groups)
+    return (3 * g.N * g.C + 3 * weights + 2 * g.N * g.K) * items * dtype.itemsize

@@ -103,8 +103,8 @@ def forward(
     (N, K), G = y.shape[:2], groups_of(x, w)
     X_conv = stored(x, prod(w.shape[2:]), prod(y.shape[2:]))
     im2col(x, axes, boundary, fill, X_conv)
-    W_flat = w.reshape(G, K // G, -1)
-    np.matmul(W_flat, X_conv.reshape(N, G, W_flat.shape[2], -1), out=y.reshape(N, G, K // G, -1))
+    P, Q = prod(y.shape[2:]), prod(w.shape[1:])
+    np.matmul(w.reshape(G, K // G, Q), X_conv.reshape(N, G, Q, P), out=y.reshape(N, G, K // G, P))
     y += bias.reshape(-1, *(1,) * (y.ndim - 2))
 
 
@@ -112,10 +112,9 @@ def grad_input(dY: np.ndarray, w: np.ndarray, axes: np.ndarray, dX: np.ndarray) 
     """``dX = col2im(W_flat^T @ dY_flat)``, under zero padding."""
     (N, K), G = dY.shape[:2], groups_of(dX, w)
     dX_conv = stored(dX, prod(w.shape[2:]), prod(dY.shape[2:]))
-    W_flat = w.reshape(G, K // G, -1)
-    np.matmul(
-        W_flat.swapaxes(1, 2), dY.reshape(N, G, K // G, -1), out=dX_conv.reshape(N, G, W_flat.shape[2], -1)
-    )
+    P, Q = prod(dY.shape[2:]), prod(w.shape[1:])
+    W_flat = w.reshape(G, K // G, Q)
+    np.matmul(W_flat.swapaxes(1, 2), dY.reshape(N, G, K // G, P), out=dX_conv.reshape(N, G, Q, P))
     col2im(dX_conv, axes, dX)
 
 
@@ -126,9 +125,9 @@ def grad_weight(
     (N, K), G = dY.shape[:2], groups_of(x, dW)
     X_conv = stored(x, prod(dW.shape[2:]), prod(dY.shape[2:]))
     im2col(x, axes, boundary, fill, X_conv)
-    X_conv = X_conv.reshape(N, G, dW[:1].size, -1)
-    dY = dY.reshape(N, G, K // G, -1)
-    total = np.zeros((G, K // G, dW[:1].size), dtype=dW.dtype)
+    P, Q = prod(dY.shape[2:]), prod(dW.shape[1:])
+    X_conv, dY = X_conv.reshape(N, G, Q, P), dY.reshape(N, G, K // G, P)
+    total = np.zeros((G, K // G, Q), dtype=dW.dtype)
     for n in range(N):
         total += dY[n] @ X_conv[n].conj().swapaxes(1, 2)
     dW[...] = total.reshape(dW.shape)

@@ -12,7 +12,7 @@ from .._indexing import KERNEL, OUT, START, STEP, STRIDE
 from ..geometry import ConvGeometry
 from ._jit import Kernel, flat, helper, row_source
 from .direct import parts_of, wide
-from .im2col import gather
+from .im2col import gather, groups_of
 
 #: A panel of X_conv: this many of its rows and columns, so that panel, output and weights stay in the L1 cache.
 ROWS, COLUMNS = 64, 128
@@ -112,11 +112,11 @@ def forward(
 ) -> None:
     """``Y = W_flat @ X_conv + bias``, group by group."""
     N, K = y.shape[:2]
-    G = x.shape[1] // w.shape[1] if w.shape[1] else 1
+    G = groups_of(x, w)
     size = x.shape[2:]
     _forward(
-        flat(x, N, x.shape[1], prod(size[:-1]), size[-1]), flat(w, G, K // G, w[:1].size), flat(bias, K),
-        axes, boundary, fill, y.reshape(N, K, prod(y.shape[2:])), work=y.size * w[:1].size,
+        flat(x, N, x.shape[1], prod(size[:-1]), size[-1]), flat(w, G, K // G, prod(w.shape[1:])), flat(bias, K),
+        axes, boundary, fill, y.reshape(N, K, prod(y.shape[2:])), work=y.size * prod(w.shape[1:]),
     )
 
 
@@ -148,7 +148,7 @@ def grad_weight(
 ) -> None:
     """``dW = dY_flat @ X_conv^H``, the sum over pixels split into parts that follow from the shapes alone."""
     N, K = dY.shape[:2]
-    G, Q, P = x.shape[1] // dW.shape[1], dW[:1].size, prod(dY.shape[2:])
+    G, Q, P = groups_of(x, dW), prod(dW.shape[1:]), prod(dY.shape[2:])
     parts = parts_of(N * -(-P // COLUMNS), tasks=G * -(-Q // ROWS))
     partial = np.empty((parts, G, K // G, Q), dtype=wide(dW.dtype))
     size = x.shape[2:]

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse
 from numba import prange
 
-from .. import _memory
+from .. import _indexing, _memory
 from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..geometry import ConvGeometry
 from ._jit import Kernel, flat, helper, position, source
@@ -19,32 +19,52 @@ CHUNK = 256
 
 
 @Kernel
-def _tap_counts(axis, boundary, counts):
-    # counts[o]: how many different pixels of one axis output o reads.
+def _tap_counts(axis, boundary, o0, counts):
+    # counts[j]: how many different pixels of one axis output o0 + j reads.
     size, kernel = axis[SIZE], axis[KERNEL]
-    seen = np.full(size, -1, dtype=np.int64)
-    for o in range(counts.size):
-        near = position(o, 0, axis[START], axis[STRIDE], axis[STEP])
-        far = position(o, kernel - 1, axis[START], axis[STRIDE], axis[STEP])
-        if 0 <= near < size and 0 <= far < size:
-            counts[o] = kernel
-            continue
-        counts[o] = 0
+    pixels = np.empty(kernel, dtype=np.int64)
+    for j in range(counts.size):
         for t in range(kernel):
-            i = source(position(o, t, axis[START], axis[STRIDE], axis[STEP]), size, boundary)
-            if i >= 0 and seen[i] != o:
-                seen[i] = o
-                counts[o] += 1
+            pixels[t] = source(position(o0 + j, t, axis[START], axis[STRIDE], axis[STEP]), size, boundary)
+        if boundary != CONSTANT:
+            pixels.sort()
+        counts[j] = 0
+        for t in range(kernel):
+            if pixels[t] >= 0 and (boundary == CONSTANT or t == 0 or pixels[t] != pixels[t - 1]):
+                counts[j] += 1
 
 
-def tap_counts(axes: np.ndarray, boundary: int) -> list[np.ndarray]:
-    """For each axis and output index, how many pixels of that axis it reads; their product counts whole pixels."""
-    tables = []
+def edge_counts(axis: np.ndarray, boundary: int) -> tuple[np.ndarray, int, np.ndarray]:
+    """Along one axis: what the outputs at either edge read, and how many lie between them, which read every tap."""
+    size, kernel, out, start, stride, step = axis.tolist()
+    lowest, highest = start + min(0, (kernel - 1) * step), start + max(0, (kernel - 1) * step)
+    a = min(_indexing.first_output(lowest, stride, 0), out)
+    b = max(min(_indexing.first_output(highest, stride, size), out), a)
+    before, after = np.empty(a, dtype=np.int64), np.empty(out - b, dtype=np.int64)
+    _tap_counts(axis, boundary, 0, before, work=0)
+    _tap_counts(axis, boundary, b, after, work=0)
+    return before, b - a, after
+
+
+def count_entries(axes: np.ndarray, boundary: int) -> int:
+    """Entries of W_conv for one channel pair: a product over the axes, cheap at any size."""
+    total = 1
     for axis in axes:
-        counts = np.empty(axis[OUT], dtype=np.int64)
-        _tap_counts(axis, boundary, counts, work=0)
-        tables.append(counts)
-    return tables
+        before, inside, after = edge_counts(axis, boundary)
+        total *= int(before.sum()) + inside * int(axis[KERNEL]) + int(after.sum())
+    return total
+
+
+def pixel_starts(axes: np.ndarray, boundary: int) -> np.ndarray:
+    """Entries of one channel pair before each output pixel, ``prod out + 1`` of them."""
+    per_pixel = np.ones(1, dtype=np.int64)
+    for axis in axes:
+        before, inside, after = edge_counts(axis, boundary)
+        along = np.concatenate([before, np.full(inside, axis[KERNEL]), after])
+        per_pixel = np.multiply.outer(per_pixel, along).reshape(-1)
+    starts = np.zeros(per_pixel.size + 1, dtype=np.int64)
+    np.cumsum(per_pixel, out=starts[1:])
+    return starts
 
 
 @helper
@@ -167,16 +187,6 @@ def _values(w, axes, boundary, starts, data):
                             data[at + e] = value
 
 
-def pixel_starts(counts: list[np.ndarray]) -> np.ndarray:
-    """Entries of one channel before each output pixel, ``prod out + 1`` of them."""
-    per_pixel = counts[0]
-    for axis in counts[1:]:
-        per_pixel = np.multiply.outer(per_pixel, axis).reshape(-1)
-    starts = np.zeros(per_pixel.size + 1, dtype=np.int64)
-    np.cumsum(per_pixel, out=starts[1:])
-    return starts
-
-
 def structure(
     w: np.ndarray, axes: np.ndarray, boundary: int, groups: int, starts: np.ndarray, index_dtype: np.dtype
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -184,7 +194,8 @@ def structure(
     K, Cg = w.shape[:2]
     per_kernel = Cg * starts[-1]
     indptr = np.empty(K * (starts.size - 1) + 1, dtype=index_dtype)
-    np.add.outer(np.arange(K) * per_kernel, Cg * starts[:-1], out=indptr[:-1].reshape(K, -1), casting="same_kind")
+    rows = indptr[:-1].reshape(K, starts.size - 1)
+    np.add.outer(np.arange(K) * per_kernel, Cg * starts[:-1], out=rows, casting="same_kind")
     indptr[-1] = K * per_kernel
     indices = np.empty(int(indptr[-1]), dtype=index_dtype)
     inputs = prod(axes[:, SIZE].tolist())
@@ -205,14 +216,15 @@ def csr(
     w: np.ndarray, axes: np.ndarray, boundary: int, groups: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``data, indices, indptr`` of W_conv ``(K * prod out, C * prod in)``."""
-    starts = pixel_starts(tap_counts(axes, boundary))
     K, Cg = w.shape[:2]
-    entries, rows, columns = K * Cg * int(starts[-1]), K * (starts.size - 1), groups * Cg * prod(axes[:, SIZE].tolist())
+    entries, P = K * Cg * count_entries(axes, boundary), prod(axes[:, OUT].tolist())
+    rows, columns = K * P, groups * Cg * prod(axes[:, SIZE].tolist())
     index_dtype = index_dtype_for(max(entries, rows, columns))
-    nbytes = entries * (w.itemsize + index_dtype.itemsize) + (rows + 1) * index_dtype.itemsize
     _memory.require(
-        nbytes, f"W_conv with {entries:,} entries", "use linear_operator(w) of a plan, which stores no matrix"
+        stored_bytes(entries, rows, w.dtype, index_dtype) + 16 * P, f"W_conv with {entries:,} entries",
+        "use linear_operator(w) of a plan, or algorithm='implicit', which store no matrix",
     )
+    starts = pixel_starts(axes, boundary)
     indices, indptr = structure(w, axes, boundary, groups, starts, index_dtype)
     data = np.empty(indices.size, dtype=w.dtype)
     values(w, axes, boundary, starts, data)
@@ -238,14 +250,14 @@ def forward(
 ) -> None:
     """``Y_flat = W_conv @ X_flat + bias``, one column for each image. The constant must be 0: the map is linear."""
     W_conv = matrix(w, axes, boundary, groups_of(x, w))
-    y[...] = (W_conv @ x.reshape(x.shape[0], -1).T).T.reshape(y.shape)
+    y[...] = (W_conv @ x.reshape(x.shape[0], W_conv.shape[1]).T).T.reshape(y.shape)
     y += bias.reshape(-1, *(1,) * (y.ndim - 2))
 
 
 def grad_input(dY: np.ndarray, w: np.ndarray, axes: np.ndarray, boundary: int, dX: np.ndarray) -> None:
     """``dX_flat = W_conv.T @ dY_flat``."""
     W_conv = matrix(w, axes, boundary, groups_of(dX, w))
-    dX[...] = (W_conv.T @ dY.reshape(dY.shape[0], -1).T).T.reshape(dX.shape)
+    dX[...] = (W_conv.T @ dY.reshape(dY.shape[0], W_conv.shape[0]).T).T.reshape(dX.shape)
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
@@ -256,6 +268,11 @@ def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
 def nbytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes of the three arrays of ``W_conv``, counted without making them."""
     g = geometry
-    entries = g.K * (g.C // g.groups) * prod(int(c.sum()) for c in tap_counts(g.axes, g.boundary_code))
-    index = index_dtype_for(max(entries, *g.matrix_shape)).itemsize
-    return entries * (dtype.itemsize + index) + (g.matrix_shape[0] + 1) * index
+    entries = g.K * (g.C // g.groups) * count_entries(g.axes, g.boundary_code)
+    index_dtype = index_dtype_for(max(entries, *g.matrix_shape))
+    return stored_bytes(entries, g.matrix_shape[0], dtype, index_dtype)
+
+
+def stored_bytes(entries: int, rows: int, dtype: np.dtype, index_dtype: np.dtype) -> int:
+    """Bytes of ``data``, ``indices`` and ``indptr``."""
+    return entries * (dtype.itemsize + index_dtype.itemsize) + (rows + 1) * index_dtype.itemsize
