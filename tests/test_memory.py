@@ -172,7 +172,7 @@ PLANS = {
     "1d": (((2, 3, 40), (5, 3, 7)), {"padding": "same"}),
     "empty-batch": (((0, 3, 40), (5, 3, 7)), {}),
 }
-DTYPES = ["int8", "float32", "float64"]
+DTYPES = ["int64", "float32", "float64"]
 
 
 def make(shapes: tuple[Any, ...], arguments: dict[str, Any], **more: Any):

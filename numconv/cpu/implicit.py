@@ -1,4 +1,9 @@
-"""The product ``W_flat @ X_conv`` without ever storing ``X_conv``: panels of it are gathered and used at once."""
+"""The product ``W_flat @ X_conv`` without ever storing ``X_conv``: panels of it are gathered, used at once, and gone.
+
+``X_conv`` has a row for each kernel value and a column for each output pixel of the batch. A task takes a block of
+columns; for a block of rows at a time it packs the panel, which stays in the cache, and runs the register tile over it
+for all output channels. The order of every sum follows from the shapes alone.
+"""
 
 from __future__ import annotations
 
@@ -13,152 +18,230 @@ from ..geometry import ConvGeometry
 from ._jit import Kernel, flat, helper, row_source
 from .direct import parts_of, wide
 from .im2col import gather, groups_of
+from .simd import SLACK, copy_run, inner_shape, inner_tile, lanes, outer_shape, outer_tile
 
-#: A panel of X_conv: this many of its rows and columns, so that panel, output and weights stay in the L1 cache.
-ROWS, COLUMNS = 64, 128
+#: Bytes of a panel, so that it and the weights stay in the L2 cache, and rows of X_conv in one.
+PANEL, ROWS = 384 << 10, 384
 
 
 @helper
-def pack(x, axes, boundary, fill, q0, p0, pixels, panel):
-    """``panel[q, p] = X_conv[q0 + q, p0 + p]`` for ``pixels`` columns of one image ``x (C, rows in, last in)``."""
+def pack(x, c0, axes, boundary, fill, u0, u1, p0, p1, line, width, panel):
+    """Rows ``u0 .. u1`` (each all last-axis taps of a channel and kernel row) and columns ``p0 .. p1`` of ``X_conv``.
+
+    ``x (N, C, rows in, last in)``, channels counted from ``c0``; columns count through the batch. Row ``r`` of the
+    panel begins at ``r * width``. Taps whose distance is a multiple of the stride read one line of pixels, shifted: it
+    lies in ``x`` already, or is gathered once for all of them.
+    """
     last = axes.shape[0] - 1
     L_k, L_out = axes[last, KERNEL], axes[last, OUT]
     start, stride, step = axes[last, START], axes[last, STRIDE], axes[last, STEP]
-    R_k = 1
+    C, R_in, L_in = x.shape[1:]
+    pixels = x.reshape(x.size)
+    R_k, R_out = 1, 1
     for a in range(last):
         R_k *= axes[a, KERNEL]
-    for q in range(panel.shape[0]):
-        t, T, c = (q0 + q) % L_k, (q0 + q) // L_k % R_k, (q0 + q) // L_k // R_k
-        p = 0
-        while p < pixels:  # run by run along the rows of the output
-            O, o = (p0 + p) // L_out, (p0 + p) % L_out
-            run = min(L_out - o, pixels - p)
-            row = row_source(T, O, axes, boundary)
-            if row >= 0:
-                gather(x[c, row], start + t * step, stride, boundary, fill, o, panel[q, p : p + run])
-            else:
-                panel[q, p : p + run] = fill
-            p += run
-
-
-@helper
-def multiply_add(w, panel, pixels, y):
-    """``y += w @ panel`` over the first ``pixels`` columns: four terms of the sum and two rows of ``y`` at a time."""
-    K, Q = w.shape
-    for k in range(0, K - 1, 2):
-        for q in range(0, Q - 3, 4):
-            a0, a1, a2, a3 = w[k, q], w[k, q + 1], w[k, q + 2], w[k, q + 3]
-            b0, b1, b2, b3 = w[k + 1, q], w[k + 1, q + 1], w[k + 1, q + 2], w[k + 1, q + 3]
-            for p in range(pixels):
-                p0, p1, p2, p3 = panel[q, p], panel[q + 1, p], panel[q + 2, p], panel[q + 3, p]
-                y[k, p] += a0 * p0 + a1 * p1 + a2 * p2 + a3 * p3
-                y[k + 1, p] += b0 * p0 + b1 * p1 + b2 * p2 + b3 * p3
-    for k in range(K):
-        for q in range(0 if k == K - 1 and K % 2 else Q // 4 * 4, Q):
-            weight = w[k, q]
-            for p in range(pixels):
-                y[k, p] += weight * panel[q, p]
-
-
-@helper
-def multiply_transposed_add(dY, panel, pixels, dW):
-    """``dW += dY @ panel^H`` over the first ``pixels`` columns, two rows and two columns of ``dW`` at a time."""
-    K, Q = dW.shape
-    nothing = dY.dtype.type(0)
-    for k in range(0, K, 2):
-        other = min(k + 1, K - 1)
-        for q in range(0, Q, 2):
-            beside = min(q + 1, Q - 1)
-            s00, s01, s10, s11 = nothing, nothing, nothing, nothing
-            for p in range(pixels):
-                left, right = np.conj(panel[q, p]), np.conj(panel[beside, p])
-                s00 += dY[k, p] * left
-                s01 += dY[k, p] * right
-                s10 += dY[other, p] * left
-                s11 += dY[other, p] * right
-            dW[k, q] += s00
-            if beside > q:
-                dW[k, beside] += s01
-            if other > k:
-                dW[other, q] += s10
-            if beside > q and other > k:
-                dW[other, beside] += s11
+        R_out *= axes[a, OUT]
+    lines = 1  # how many different lines the taps of one kernel row read
+    while lines * abs(step) % stride:
+        lines += 1
+    shift = lines * abs(step) // stride
+    rows = np.empty(R_k, np.int64)
+    p = p0
+    while p < p1:  # run by run along the rows of the output
+        n, O, o = p // (R_out * L_out), p // L_out % R_out, p % L_out
+        run = min(L_out - o, p1 - p)
+        for T in range(R_k):
+            rows[T] = row_source(T, O, axes, boundary)
+        for u in range(u0, u1):
+            c, row = c0 + u // R_k, rows[u % R_k]
+            place = (u - u0) * L_k * width + p - p0
+            for first_tap in range(min(lines, L_k)):
+                taps = (L_k - first_tap + lines - 1) // lines
+                length = run + (taps - 1) * shift
+                first = start + first_tap * step + min(0, (taps - 1) * lines * step)
+                source, begin = line, 0
+                if row < 0:
+                    line[:length] = fill
+                else:
+                    begin = ((n * C + c) * R_in + row) * L_in + first + o
+                    inside = first + o >= 0 and first + o + length <= L_in and begin + length + SLACK <= x.size
+                    if stride == 1 and inside:
+                        source = pixels
+                    else:
+                        begin = 0
+                        gather(x[n, c, row], first, stride, boundary, fill, o, line[:length])
+                for i in range(taps):
+                    at = begin + (i if step > 0 else taps - 1 - i) * shift
+                    copy_run(source, at, run, panel, place + (first_tap + i * lines) * width)
+        p += run
 
 
 @Kernel
-def _forward(x, w, bias, axes, boundary, fill, y):
-    # x (N, C, rows in, last in), w (G, K/G, C/G * prod k), y (N, K, prod out); a task owns COLUMNS pixels of a group.
-    N, _, P = y.shape
-    G, Kg, Q = w.shape
-    Cg = x.shape[1] // G
-    tiles = (P + COLUMNS - 1) // COLUMNS
-    for task in prange(N * G * tiles):
-        p0 = task % tiles * COLUMNS
-        g, n = task // tiles % G, task // tiles // G
-        p1 = min(p0 + COLUMNS, P)
-        target = y[n, g * Kg : (g + 1) * Kg, p0:p1]
-        for k in range(Kg):
-            target[k, :] = bias[g * Kg + k]
-        buffer = np.empty((ROWS, COLUMNS), dtype=x.dtype)
-        for q0 in range(0, Q, ROWS):
-            q1 = min(q0 + ROWS, Q)
-            panel = buffer[: q1 - q0]
-            pack(x[n, g * Cg : (g + 1) * Cg], axes, boundary, fill, q0, p0, p1 - p0, panel)
-            multiply_add(w[g, :, q0:q1], panel, p1 - p0, target)
+def _pack_weights(w, A):
+    # w (G, K/G, Q) in strips of MR output channels, A (G, strips, Q, MR), filled up with zeros.
+    G, strips, Q, MR = A.shape
+    for task in prange(G * strips):
+        g, strip = task // strips, task % strips
+        k0 = strip * MR
+        full = min(MR, w.shape[1] - k0)
+        for q in range(Q):
+            for i in range(full):
+                A[g, strip, q, i] = w[g, k0 + i, q]
+            for i in range(full, MR):
+                A[g, strip, q, i] = 0
+
+
+@Kernel
+def _forward(x, A, bias, axes, boundary, fill, block, units, NR, slack, shares, y):
+    # x (N, C, rows in, last in), A (G, strips, Q, MR), y (N, K, P); a task is a block of columns and a share of strips.
+    N, K, P = y.shape
+    G, strips, Q, MR = A.shape
+    Kg, Cg = K // G, x.shape[1] // G
+    L_k = axes[axes.shape[0] - 1, KERNEL]
+    blocks, U = (N * P + block - 1) // block, Q // L_k
+    q_blocks = (U + units - 1) // units
+    width = (block + NR - 1) // NR * NR + slack
+    weights = A.reshape(A.size)
+    for task in prange(G * blocks * shares):
+        share, column, g = task % shares, task // shares % blocks, task // shares // blocks
+        p0, p1 = column * block, min((column + 1) * block, N * P)
+        panel = np.empty(((U + q_blocks - 1) // q_blocks * L_k) * width + slack, x.dtype)
+        line = np.empty(line_length(axes, block) + slack, x.dtype)
+        tile = np.empty((MR, NR), x.dtype)
+        for b in range(q_blocks):
+            u0, u1 = U * b // q_blocks, U * (b + 1) // q_blocks
+            pack(x, g * Cg, axes, boundary, fill, u0, u1, p0, p1, line, width, panel)
+            for strip in range(strips * share // shares, strips * (share + 1) // shares):
+                a0 = ((g * strips + strip) * Q + u0 * L_k) * MR
+                for t0 in range(0, p1 - p0, NR):
+                    outer_tile(weights, a0, panel, t0, width, (u1 - u0) * L_k, tile)
+                    unload(tile, bias, g * Kg + strip * MR, (g + 1) * Kg, p0 + t0, p1, b == 0, y)
+
+
+@helper
+def line_length(axes, run):
+    """The longest line that ``pack`` gathers for a run of outputs."""
+    last = axes.shape[0] - 1
+    return run + axes[last, KERNEL] * abs(axes[last, STEP])
+
+
+@helper
+def unload(tile, bias, k0, k_end, p0, p_end, first, y):
+    """Put a tile into ``y (N, K, P)``, whose columns count through the batch; the first of a sum brings the bias."""
+    P = y.shape[2]
+    done, columns = 0, min(tile.shape[1], p_end - p0)
+    while done < columns:
+        n, p = (p0 + done) // P, (p0 + done) % P
+        run = min(P - p, columns - done)
+        for i in range(min(tile.shape[0], k_end - k0)):
+            k = k0 + i
+            if first:
+                for j in range(run):
+                    y[n, k, p + j] = tile[i, done + j] + bias[k]
+            else:
+                for j in range(run):
+                    y[n, k, p + j] += tile[i, done + j]
+        done += run
 
 
 def forward(
     x: np.ndarray, w: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, y: np.ndarray
 ) -> None:
     """``Y = W_flat @ X_conv + bias``, group by group."""
-    N, K = y.shape[:2]
-    G = groups_of(x, w)
-    size = x.shape[2:]
+    (N, K), G, Q, P = y.shape[:2], groups_of(x, w), prod(w.shape[1:]), prod(y.shape[2:])
+    size, L_k, dtype = x.shape[2:], w.shape[-1], y.dtype
+    MR, NR = outer_shape(dtype)
+    A = np.empty((G, -(-K // G // MR), Q, MR), dtype)
+    _pack_weights(flat(w, G, K // G, Q), A, work=A.size)
+    units = max(1, ROWS // L_k)
+    q_rows = min(Q, units * L_k)
+    threads = numba.get_num_threads()
+    block = max(1, PANEL // (q_rows * dtype.itemsize * NR)) * NR  # whole tiles that fit the panel
+    block = min(block, max(1, -(-N * P // (4 * threads * NR))) * NR)  # and enough blocks for the threads
+    tasks = G * -(-N * P // block)
+    shares = min(A.shape[1], max(1, -(-4 * threads // tasks)))
     _forward(
-        flat(x, N, x.shape[1], prod(size[:-1]), size[-1]), flat(w, G, K // G, prod(w.shape[1:])), flat(bias, K),
-        axes, boundary, fill, y.reshape(N, K, prod(y.shape[2:])), work=y.size * prod(w.shape[1:]),
+        flat(x, N, x.shape[1], prod(size[:-1]), size[-1]), flat(A, *A.shape), flat(bias, K), axes, boundary, fill,
+        block, units, NR, lanes(dtype), shares, y.reshape(N, K, P), work=y.size * Q,
     )
 
 
 @Kernel
-def _grad_weight(x, dY, axes, boundary, fill, partial):
-    # partial (parts, G, K/G, C/G * prod k): the pixel tiles are split into a fixed number of parts, each summed alone.
+def _grad_weight(x, dY, axes, boundary, fill, block, units, MR, NR, slack, partial):
+    # partial (parts, G, K/G, Q): the blocks of columns are split into a fixed number of parts, each summed alone.
     parts, G, Kg, Q = partial.shape
     N, _, P = dY.shape
     Cg = x.shape[1] // G
-    tiles, blocks = (P + COLUMNS - 1) // COLUMNS, (Q + ROWS - 1) // ROWS
-    units = N * tiles
-    for task in prange(parts * G * blocks):
-        q0 = task % blocks * ROWS
-        g, part = task // blocks % G, task // blocks // G
-        q1 = min(q0 + ROWS, Q)
-        dW = partial[part, g, :, q0:q1]
+    L_k = axes[axes.shape[0] - 1, KERNEL]
+    blocks, U = (N * P + block - 1) // block, Q // L_k
+    q_blocks = (U + units - 1) // units
+    width = block + slack
+    for task in prange(parts * G * q_blocks):
+        b, g, part = task % q_blocks, task // q_blocks % G, task // q_blocks // G
+        u0, u1 = U * b // q_blocks, U * (b + 1) // q_blocks
+        rows = (u1 - u0) * L_k
+        dW = partial[part, g, :, u0 * L_k : u1 * L_k]
         dW[:] = 0
-        buffer = np.empty((ROWS, COLUMNS), dtype=x.dtype)
-        for unit in range(units * part // parts, units * (part + 1) // parts):
-            n, p0 = unit // tiles, unit % tiles * COLUMNS
-            p1 = min(p0 + COLUMNS, P)
-            panel = buffer[: q1 - q0]
-            pack(x[n, g * Cg : (g + 1) * Cg], axes, boundary, fill, q0, p0, p1 - p0, panel)
-            multiply_transposed_add(dY[n, g * Kg : (g + 1) * Kg, p0:p1], panel, p1 - p0, dW)
+        panel = np.zeros((rows + NR - 1) // NR * NR * width + slack, x.dtype)
+        line = np.empty(line_length(axes, block) + slack, x.dtype)
+        dy = np.zeros(MR * width + slack, x.dtype)
+        tile = np.empty((MR, NR), x.dtype)
+        for column in range(blocks * part // parts, blocks * (part + 1) // parts):
+            p0, p1 = column * block, min((column + 1) * block, N * P)
+            whole = (p1 - p0 + slack - 1) // slack * slack
+            pack(x, g * Cg, axes, boundary, fill, u0, u1, p0, p1, line, width, panel)
+            for r in range(rows):  # the rest of the last vector takes no part
+                panel[r * width + p1 - p0 : r * width + whole] = 0
+            for k0 in range(0, Kg, MR):
+                load(dY, g * Kg + k0, (g + 1) * Kg, p0, p1, whole, width, dy)
+                for q in range(0, rows, NR):
+                    inner_tile(dy, 0, width, panel, q * width, width, whole, tile)
+                    for i in range(min(MR, Kg - k0)):
+                        for j in range(min(NR, rows - q)):
+                            dW[k0 + i, q + j] += tile[i, j]
+
+
+@helper
+def load(dY, k0, k_end, p0, p1, whole, width, dy):
+    """Rows ``k0 …`` and columns ``p0 .. p1`` of ``dY (N, K, P)``, columns counted through the batch, zeros after."""
+    P = dY.shape[2]
+    for i in range(min(dy.size // width, k_end - k0)):
+        at, p = i * width, p0
+        while p < p1:
+            n, begin = p // P, p % P
+            run = min(P - begin, p1 - p)
+            for j in range(run):
+                dy[at + j] = dY[n, k0 + i, begin + j]
+            at += run
+            p += run
+        dy[at : i * width + whole] = 0
 
 
 def grad_weight(
     x: np.ndarray, dY: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, dW: np.ndarray
 ) -> None:
     """``dW = dY_flat @ X_conv^H``, the sum over pixels split into parts that follow from the shapes alone."""
-    N, K = dY.shape[:2]
-    G, Q, P = groups_of(x, dW), prod(dW.shape[1:]), prod(dY.shape[2:])
-    parts = parts_of(N * -(-P // COLUMNS), tasks=G * -(-Q // ROWS))
-    partial = np.empty((parts, G, K // G, Q), dtype=wide(dW.dtype))
-    size = x.shape[2:]
+    (N, K), G, Q, P = dY.shape[:2], groups_of(x, dW), prod(dW.shape[1:]), prod(dY.shape[2:])
+    size, L_k, dtype = x.shape[2:], dW.shape[-1], dW.dtype
+    MR, NR = inner_shape(dtype)
+    units = max(1, ROWS // 2 // L_k)
+    q_rows = min(Q, units * L_k)
+    slack = lanes(dtype)
+    block = min(max(1, PANEL // (q_rows * dtype.itemsize * slack)), 64, -(-N * P // slack)) * slack
+    parts = parts_of(-(-N * P // block), tasks=G * -(-Q // q_rows))
+    partial = np.empty((parts, G, K // G, Q), dtype=wide(dtype))
     _grad_weight(
-        flat(x, N, x.shape[1], prod(size[:-1]), size[-1]), flat(dY, N, K, P), axes, boundary, fill, partial,
-        work=dY.size * Q,
+        flat(x, N, x.shape[1], prod(size[:-1]), size[-1]), flat(dY, N, K, P), axes, boundary, fill, block, units,
+        MR, NR, slack, partial, work=dY.size * Q,
     )
     dW[...] = partial.sum(axis=0, dtype=partial.dtype).reshape(dW.shape)
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
-    """Bytes that ``forward`` takes beside its arguments: a panel for each thread."""
-    return ROWS * COLUMNS * dtype.itemsize * numba.get_num_threads()
+    """Bytes that ``forward`` takes beside its arguments: the weights in strips and a panel for each thread."""
+    g = geometry
+    Q = g.C // g.groups * prod(g.kernel)
+    rows = min(Q, max(ROWS, g.kernel[-1]))
+    NR = outer_shape(dtype)[1]
+    panel = max(PANEL, rows * NR * dtype.itemsize) + rows * (NR + lanes(dtype)) * dtype.itemsize
+    return (g.K + g.groups * outer_shape(dtype)[0]) * Q * dtype.itemsize + panel * numba.get_num_threads()
