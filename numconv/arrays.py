@@ -14,7 +14,10 @@ from . import _memory
 Array = np.ndarray
 
 #: dtypes whose products are computed in another one: float16 in float32; bool by counting, then "any".
-COMPUTED_IN: dict[np.dtype, np.dtype] = {np.dtype(np.float16): np.dtype(np.float32), np.dtype(np.bool_): np.dtype(np.int64)}
+COMPUTED_IN: dict[np.dtype, np.dtype] = {
+    np.dtype(np.float16): np.dtype(np.float32),
+    np.dtype(np.bool_): np.dtype(np.int64),
+}
 
 
 def product_dtype(**arrays: Any) -> np.dtype:

@@ -13,10 +13,6 @@ from .geometry import ConvGeometry
 if TYPE_CHECKING:
     import scipy.sparse
 
-#: Copying needs no arithmetic, so a pixel travels as a word of its size and one kernel serves all such dtypes.
-WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
-
-
 def im2col(x: np.ndarray, geometry: ConvGeometry, out: np.ndarray | None = None) -> np.ndarray:
     """``X_conv`` of ``x``, of any dtype."""
     g = geometry
@@ -26,14 +22,12 @@ def im2col(x: np.ndarray, geometry: ConvGeometry, out: np.ndarray | None = None)
 
     def compute(X_conv: np.ndarray) -> None:
         pixels = arrays.ready(x, dtype).reshape(g.N, g.C, *g.size)
-        word = WORDS.get(dtype.itemsize)
-        if word is None or dtype.hasobject:
-            _take(pixels, fill, g, X_conv.reshape(g.N, *shape[-2:]))
-            return
         room = dispatch.backend("cpu", "im2col")
-        room.im2col(
-            pixels.view(word), g.axes, g.boundary_code, fill.view(word)[()], X_conv.reshape(g.N, *shape[-2:]).view(word)
-        )
+        target = X_conv.reshape(g.N, *shape[-2:])
+        if dtype.itemsize in room.WORDS and not dtype.hasobject:
+            room.im2col(pixels, g.axes, g.boundary_code, fill, target)
+        else:
+            _take(pixels, fill, g, target)
 
     return arrays.deliver(
         compute, shape, dtype, out, x, what="X_conv",

@@ -216,7 +216,10 @@ class ConvPlan:
             np.zeros(need, computed) if array is None else arrays.ready(array, computed)
             for need, array in zip(wanted.values(), inputs, strict=True)
         ]
-        return arrays.deliver(lambda target: compute(*ready, target), shape, self.dtype, out, *ready, computed=computed)
+        with np.errstate(all="ignore"):  # infinity gives NaN as the formula says, whichever library multiplies
+            return arrays.deliver(
+                lambda target: compute(*ready, target), shape, self.dtype, out, *ready, computed=computed
+            )
 
     def _check(self, name: str, array: np.ndarray, need: tuple[int, ...]) -> None:
         arrays.check_shape(name, array, need)

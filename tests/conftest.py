@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import os
 
+# torch and numba each bring OpenMP threads; those of one that wait must not take the cores from the other.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import naive
 import numpy as np
 import pytest

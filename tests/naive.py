@@ -233,7 +233,8 @@ def conv_transpose(x, w, bias=None, *, stride=1, padding=0, output_padding=0, di
         for pixel, tap in product(np.ndindex(x.shape[2:]), np.ndindex(kernel)):
             at = meets(pixel, tap, kernel, stride, dilation, flip)
             full[(n, output, *at)] += x[(n, c, *pixel)] * w[(c, k, *tap)]
-    y = full[(slice(None), slice(None), *(slice(lo, n - hi) for n, (lo, hi) in zip(canvas, pairs, strict=True)))]
+    inside = (slice(lo, max(n - hi, lo)) for n, (lo, hi) in zip(canvas, pairs, strict=True))
+    y = full[(slice(None), slice(None), *inside)]
     if bias is not None:
         y = y + widen(bias).reshape(-1, *(1,) * d)
     return y

@@ -425,6 +425,21 @@ def test_refill_refuses_weights_that_the_matrix_cannot_hold():
     refuses(TypeError, [r"\bw\b", "complex128", "float64"], plain_plan().refill, csr, KERNEL * 1j)
 
 
+def test_refill_refuses_a_read_only_matrix():
+    csr = plain_plan().matrix(KERNEL)
+    csr.data.setflags(write=False)
+    refuses(ValueError, ["csr", "read-?only|writ"], plain_plan().refill, csr, 2 * KERNEL)
+
+
+@pytest.mark.parametrize("value", [2**63, 2**70], ids=["2**63", "2**70"])
+@pytest.mark.parametrize("argument", ["stride", "dilation"])
+def test_an_int_that_no_index_can_hold_is_named(argument, value):
+    one = np.ones((1, 1, 1))
+    refuses(ValueError, [argument, str(value)], nc.conv, X1, np.ones((6, 4, 1)), **{argument: value})
+    refuses(ValueError, [argument, str(value)], nc.conv, one, one, padding=value, **{argument: value})
+    refuses(ValueError, [argument, str(value)], nc.im2col, PLAIN, (1, 1), **{argument: (1, value)})
+
+
 # devices --------------------------------------------------------------------------------------------------------------
 
 

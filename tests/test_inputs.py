@@ -320,7 +320,8 @@ def test_arrays_of_different_kinds_are_refused_by_name():
 def test_torch_tensors_that_numpy_cannot_read_are_refused_by_name():
     torch = pytest.importorskip("torch")
     w = torch.ones((6, 4, 3))
-    for x in (torch.ones((4, 9), dtype=torch.bfloat16), torch.ones((4, 9)).to_sparse(), torch.ones((4, 9), device="meta")):
+    dense = torch.ones((4, 9))
+    for x in (dense.bfloat16(), dense.to_sparse(), dense.to("meta")):
         with pytest.raises(TypeError, match=r"\bx\b"):
             nc.conv(x, w)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -265,3 +268,99 @@ def test_a_boundary_does_not_cost_a_padded_copy_of_a_large_image(boundary):
     if crop is not None:
         windows = np.lib.stride_tricks.sliding_window_view(crop, (5, 5))
         np.testing.assert_allclose(out[:8, :8], np.einsum("ijkl,kl", windows, w[::-1, ::-1]), rtol=1e-4, atol=1e-4)
+
+
+# in a process of its own: memory that kernels take themselves, and time that a hang would take ------------------------
+
+#: Prints a line of JSON for each case: what came out, and by how many bytes the peak of resident memory rose.
+SCRIPT = """
+import json, os, resource, signal
+import numpy as np, numconv as nc
+
+resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))  # a case that goes wrong shall not take the machine
+
+def case(name, call):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        result = call()
+    except Exception as error:
+        result = f"{type(error).__name__}: {error}"
+    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    print(json.dumps({"name": name, "result": result, "grown": grown}), flush=True)
+
+def case_that_may_hang(name, call):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(15)
+        case(name, call)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        print(json.dumps({"name": name, "result": "it hung or was killed", "grown": 0}), flush=True)
+
+def large(algorithm):
+    plan = nc.plan_conv((1, 16, 1500, 1500), (16, 16, 3, 3), padding=1, algorithm=algorithm)
+    near = nc.plan_conv((1, 16, 200, 200), (16, 16, 3, 3), padding=1, algorithm=plan.algorithm)
+    near.forward(np.ones(near.input_shape, "f4"), np.ones(near.kernel_shape, "f4"))  # compiles
+    x, w, out = (np.ones(shape, "f4") for shape in (plan.input_shape, plan.kernel_shape, plan.output_shape))
+    case(f"{algorithm} large", lambda: float(plan.forward(x, w, out=out)[0, 0, 1, 1]))
+
+x, w, y = np.arange(1.0, 10.0)[None, None], np.array([[[1.0, 10.0, 100.0]]]), np.array([[[3.0, 5.0, 7.0]]])
+
+def products(dy, algorithm, **far):
+    y, dx = nc.conv(x, w, algorithm=algorithm, **far), nc.conv_grad_input(x.shape, w, dy, algorithm=algorithm, **far)
+    return [a.ravel().tolist() for a in (y, dx, nc.conv_grad_weight(x, w.shape, dy, algorithm=algorithm, **far))]
+
+for algorithm in ("direct", "implicit", "auto"):
+    large(algorithm)
+for algorithm in ("direct", "im2col", "kernel2row", "implicit", "auto"):
+    products(y, algorithm, stride=10, padding=10)  # compiles
+    for far in (10, 10**9, 2**62):
+        case_that_may_hang(f"{algorithm} stride {far}", lambda: products(y, algorithm, stride=far, padding=far))
+        case_that_may_hang(f"{algorithm} dilation {far}", lambda: products(x, algorithm, dilation=far, padding=far))
+"""
+
+
+@pytest.fixture(scope="module")
+def cases():
+    """The lines of the script by name, as far as it got in a time that is ample."""
+    if resource is None:
+        pytest.skip("no limits of memory here")
+    run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=400, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return {line["name"]: line for line in map(json.loads, run.stdout.splitlines())}
+
+
+far = pytest.mark.parametrize("far", [10, 10**9, 2**62], ids=["10", "10**9", "2**62"])
+adders = pytest.mark.parametrize("algorithm", ["direct", "im2col", "kernel2row", "implicit", "auto"])
+
+
+@far
+@adders
+def test_a_far_stride_costs_neither_time_nor_memory(cases, algorithm, far):
+    line = cases[f"{algorithm} stride {far}"]
+    if far == 2**62 and str(line["result"]).startswith("ValueError"):
+        assert "stride" in line["result"] or "padding" in line["result"]  # 64 bits do not hold every position
+        return
+    # windows at -far, 0 and far: only the one in the middle sees the input
+    assert line["result"] == [[0, 321, 0], [5, 50, 500, 0, 0, 0, 0, 0, 0], [5, 10, 15]]
+    assert line["grown"] < 64 << 20
+
+
+@far
+@adders
+def test_far_taps_cost_neither_time_nor_memory(cases, algorithm, far):
+    line = cases[f"{algorithm} dilation {far}"]
+    if far == 2**62 and str(line["result"]).startswith("ValueError"):
+        assert "dilation" in line["result"] or "padding" in line["result"]
+        return
+    # only the tap in the middle sees the input
+    ten_times = [10.0 * i for i in range(1, 10)]
+    assert line["result"] == [ten_times, ten_times, [0, 285, 0]]
+    assert line["grown"] < 64 << 20
+
+
+@pytest.mark.parametrize("algorithm", ["direct", "implicit", "auto"])
+def test_the_memory_that_kernels_take_themselves_stays_within_64_mib(cases, algorithm):
+    line = cases[f"{algorithm} large"]
+    assert line["result"] == 144
+    assert line["grown"] < 64 << 20

@@ -117,11 +117,8 @@ def test_conv_transpose_gives_the_oracles_values(case, data):
     w = case.w
     if isinstance(geometry["padding"], str):
         del geometry["output_padding"]
-    try:
-        want = naive.conv_transpose(x, w, **geometry)
-    except (ValueError, IndexError):  # an axis of negative length
-        want = np.empty((0,))
-    if want.size == 0:
+    want = naive.conv_transpose(x, w, **geometry)
+    if want.size == 0:  # the padding takes all of it away
         with pytest.raises(ValueError, match="empty"):
             numconv.conv_transpose(x, w, **geometry)
         return

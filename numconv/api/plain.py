@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import arrays, dispatch
 from .._indexing import extent
-from ..arguments import Boundary, Ints, Mode, per_axis
+from ..arguments import MODES, Boundary, Ints, Mode, one_of, per_axis
 from ..geometry import conv_geometry
 from ..plan import make_plan, plain_geometry
 from ..select import Algorithm
@@ -114,6 +114,7 @@ def _slide(
     x: Any, w: Any, mode: str, flip: bool, boundary: str, fill_value: complex, stride: Any, dilation: Any, axes: Any,
     algorithm: str, out: Any,
 ) -> Any:
+    one_of("mode", mode, MODES)
     (x, w, out), give = dispatch.read(x=x, w=w, out=out)
     dtype = arrays.product_dtype(x=x, w=w)
     kernel = w if flip else w.conj()

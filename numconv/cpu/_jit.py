@@ -27,8 +27,8 @@ OPTIONS: dict[str, Any] = {
     "fastmath": {"contract", "reassoc"},
 }
 
-#: Below this many multiply-adds (or copies) starting threads costs more than they save: a launch takes about 5 us.
-SERIAL_BELOW = 32_768
+#: Below this many multiply-adds (or copies) starting threads costs more than they save: a launch takes 5 to 10 us.
+SERIAL_BELOW = 1 << 17
 
 helper = numba.njit(**OPTIONS)
 

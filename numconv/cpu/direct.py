@@ -15,8 +15,9 @@ from .im2col import block_length, gather
 
 @helper
 def accumulate(row, weight, first, stride, boundary, fill, o0, y):
-    """``y[j] += weight * (the pixel at first + (o0 + j) * stride)``; a constant of zero adds nothing."""
+    """``y[j] += weight * (the pixel at first + (o0 + j) * stride)``; a constant that adds nothing is passed over."""
     size, n = row.size, y.size
+    constant = weight * fill  # NaN for an infinite weight and a zero, as the sum has it
     a = min(max(first_output(first, stride, 0) - o0, 0), n)
     b = min(max(first_output(first, stride, size) - o0, a), n)
     start = first + o0 * stride
@@ -24,8 +25,8 @@ def accumulate(row, weight, first, stride, boundary, fill, o0, y):
         i = source(start + j * stride, size, boundary)
         if i >= 0:
             y[j] += weight * row[i]
-        elif fill != 0:
-            y[j] += weight * fill
+        elif constant != 0:
+            y[j] += constant
     if stride == 1:
         inside = row[start + a : start + b]
         y_inside = y[a:b]
@@ -38,8 +39,8 @@ def accumulate(row, weight, first, stride, boundary, fill, o0, y):
         i = source(start + j * stride, size, boundary)
         if i >= 0:
             y[j] += weight * row[i]
-        elif fill != 0:
-            y[j] += weight * fill
+        elif constant != 0:
+            y[j] += constant
 
 
 @Kernel
@@ -64,7 +65,7 @@ def _forward(x, w, bias, axes, boundary, fill, block, y):
                     if row >= 0:
                         pixels = x[n, k // Kg * Cg + c, row]
                         accumulate(pixels, weight, start + t * step, stride, boundary, fill, o0, y_block)
-                    elif fill != 0:
+                    elif weight * fill != 0:
                         for j in range(y_block.size):
                             y_block[j] += weight * fill
 

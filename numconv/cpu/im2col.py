@@ -12,6 +12,8 @@ from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..geometry import ConvGeometry
 from ._jit import Kernel, first_output, flat, helper, row_output, row_source, source
 
+WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
+
 
 @helper
 def gather(row, first, stride, boundary, fill, o0, target):
@@ -23,8 +25,9 @@ def gather(row, first, stride, boundary, fill, o0, target):
     for j in range(a):
         i = source(start + j * stride, size, boundary)
         target[j] = row[i] if i >= 0 else fill
-    if stride == 1:
-        target[a:b] = row[start + a : start + b]
+    if stride == 1:  # a loop of its own, which becomes vectors
+        for j in range(a, b):
+            target[j] = row[start + j]
     else:
         for j in range(a, b):
             target[j] = row[start + j * stride]
@@ -50,13 +53,19 @@ def _im2col(x, axes, boundary, fill, parts, X_conv):
 
 
 def im2col(x: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, X_conv: np.ndarray) -> None:
-    """Fill ``X_conv (N, C * prod k, prod out)`` from ``x (N, C, *in)``."""
+    """Fill ``X_conv (N, C * prod k, prod out)`` from ``x (N, C, *in)``, of any dtype with an item size in ``WORDS``.
+
+    Copying needs no arithmetic, so a pixel travels as a word of its size and one compilation serves all such dtypes.
+    """
+    word = WORDS[x.dtype.itemsize]
+    constant: np.generic = np.asarray(fill, x.dtype).view(word)[()]
+    x, X_conv = x.view(word), X_conv.view(word)
     size, kernel, out = (tuple(axes[:, column].tolist()) for column in (SIZE, KERNEL, OUT))
     M = x.shape[0] * x.shape[1]
     tasks = M * prod(kernel)
     parts = 1 if tasks >= 64 else min(64, prod(out[:-1]))
     _im2col(
-        flat(x, M, prod(size[:-1]), size[-1]), axes, boundary, fill, parts,
+        flat(x, M, prod(size[:-1]), size[-1]), axes, boundary, constant, parts,
         X_conv.reshape(M, prod(kernel[:-1]), kernel[-1], prod(out[:-1]), out[-1]), work=X_conv.size,
     )
 

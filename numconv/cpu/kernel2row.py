@@ -139,9 +139,8 @@ def window(axes, count):
 
 
 @Kernel
-def _structure(w, axes, boundary, groups, inputs, starts, indices):
-    # starts[p] counts the entries of one channel before output pixel p; inputs is prod in.
-    K, Cg, count = w.shape
+def _structure(K, Cg, count, axes, boundary, groups, inputs, starts, indices):
+    # starts[p] counts the entries of one channel before output pixel p; count is prod k, inputs is prod in.
     P = starts.size - 1
     Kg = K // groups
     for chunk in prange((P + CHUNK - 1) // CHUNK):
@@ -200,8 +199,7 @@ def structure(
     indices = np.empty(int(indptr[-1]), dtype=index_dtype)
     inputs = prod(axes[:, SIZE].tolist())
     _structure(
-        flat(w, K, Cg, prod(w.shape[2:])), axes, boundary, groups, inputs, flat(starts, -1), indices,
-        work=indices.size,
+        K, Cg, prod(w.shape[2:]), axes, boundary, groups, inputs, flat(starts, -1), indices, work=indices.size
     )
     return indices, indptr
 
