@@ -51,6 +51,6 @@ def choose(algorithm: str, geometry: ConvGeometry, dtype: np.dtype) -> str:
     if channels * kernels <= 4 or kernels == 1:
         return "direct"  # a matrix with one row, or nearly: nothing to reuse
     stored = geometry.N * geometry.C * prod(geometry.kernel) * prod(geometry.out) * dtype.itemsize
-    if dtype.kind in "fc" and dtype.itemsize > 2 and stored <= WORKSPACE:
-        return "im2col"  # BLAS is worth storing X_conv for, where it is small
+    if dtype.kind == "c" and stored <= WORKSPACE:
+        return "im2col"  # there is no register tile for complex numbers; BLAS is worth storing X_conv for
     return "implicit"

@@ -9,6 +9,7 @@ from numba import prange
 
 from .._indexing import START, STEP, STRIDE
 from ..geometry import ConvGeometry
+from . import stencil
 from ._jit import Kernel, first_output, flat, helper, row_source, source
 from .im2col import block_length, gather
 
@@ -74,6 +75,9 @@ def forward(
     x: np.ndarray, w: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, y: np.ndarray
 ) -> None:
     """``y[n,k,o] = bias[k] + sum over c, t of w[k,c,t] x[n,c,o*stride+t*step]``."""
+    if stencil.serves(axes, y.dtype):
+        stencil.forward(x, w, bias, axes, boundary, fill, y)
+        return
     size, kernel, out = x.shape[2:], w.shape[2:], y.shape[2:]
     N, K = y.shape[:2]
     _forward(

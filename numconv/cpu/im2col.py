@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
 from numba import prange
@@ -25,9 +26,10 @@ def gather(row, first, stride, boundary, fill, o0, target):
     for j in range(a):
         i = source(start + j * stride, size, boundary)
         target[j] = row[i] if i >= 0 else fill
-    if stride == 1:  # a loop of its own, which becomes vectors
-        for j in range(a, b):
-            target[j] = row[start + j]
+    if stride == 1:  # slices counted from zero become vectors; a slice assignment would compile for seconds
+        inside, there = row[start + a : start + b], target[a:b]
+        for j in range(b - a):
+            there[j] = inside[j]
     else:
         for j in range(a, b):
             target[j] = row[start + j * stride]
@@ -58,7 +60,7 @@ def im2col(x: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, X_c
     Copying needs no arithmetic, so a pixel travels as a word of its size and one compilation serves all such dtypes.
     """
     word = WORDS[x.dtype.itemsize]
-    constant: np.generic = np.asarray(fill, x.dtype).view(word)[()]
+    constant: Any = np.asarray(fill, x.dtype).view(word)[()]
     x, X_conv = x.view(word), X_conv.view(word)
     size, kernel, out = (tuple(axes[:, column].tolist()) for column in (SIZE, KERNEL, OUT))
     M = x.shape[0] * x.shape[1]

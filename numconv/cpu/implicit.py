@@ -114,7 +114,7 @@ def _forward(x, A, bias, axes, boundary, fill, block, units, NR, slack, shares, 
             for strip in range(strips * share // shares, strips * (share + 1) // shares):
                 a0 = ((g * strips + strip) * Q + u0 * L_k) * MR
                 for t0 in range(0, p1 - p0, NR):
-                    outer_tile(weights, a0, panel, t0, width, (u1 - u0) * L_k, tile)
+                    outer_tile(weights, a0, panel, t0, 1, 0, (u1 - u0) * L_k, width, tile)
                     unload(tile, bias, g * Kg + strip * MR, (g + 1) * Kg, p0 + t0, p1, b == 0, y)
 
 
@@ -134,13 +134,14 @@ def unload(tile, bias, k0, k_end, p0, p_end, first, y):
         n, p = (p0 + done) // P, (p0 + done) % P
         run = min(P - p, columns - done)
         for i in range(min(tile.shape[0], k_end - k0)):
-            k = k0 + i
+            target, sums = y[n, k0 + i, p : p + run], tile[i, done : done + run]
             if first:
+                start = bias[k0 + i]
                 for j in range(run):
-                    y[n, k, p + j] = tile[i, done + j] + bias[k]
+                    target[j] = sums[j] + start
             else:
                 for j in range(run):
-                    y[n, k, p + j] += tile[i, done + j]
+                    target[j] += sums[j]
         done += run
 
 
@@ -210,8 +211,9 @@ def load(dY, k0, k_end, p0, p1, whole, width, dy):
         while p < p1:
             n, begin = p // P, p % P
             run = min(P - begin, p1 - p)
+            source, target = dY[n, k0 + i, begin : begin + run], dy[at : at + run]
             for j in range(run):
-                dy[at + j] = dY[n, k0 + i, begin + j]
+                target[j] = source[j]
             at += run
             p += run
         dy[at : i * width + whole] = 0

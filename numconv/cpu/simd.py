@@ -57,17 +57,21 @@ def inner_shape(dtype: np.dtype) -> tuple[int, int]:
     return PLAIN_INNER if lanes(dtype) == 1 else INNER
 
 
-def outer_tile(a, a0, b, b0, step, n, out):
-    """``out[i, j] = sum over q < n of a[a0 + q * MR + i] * b[b0 + q * step + j]`` for flat ``a`` and ``b``."""
+def outer_tile(a, a0, b, b0, rows, row_step, n, step, out):
+    """``out[i, j] = sum over r < rows, q < n of a[a0 + (r * n + q) * MR + i] * b[b0 + r * row_step + q * step + j]``.
+
+    ``a`` and ``b`` are flat; a panel is one row of ``n``, the windows of an image are ``rows`` of it with ``step`` 1.
+    """
     MR, NR = out.shape
     for i in range(MR):
         for j in range(NR):
             out[i, j] = 0
-    for q in range(n):
-        for i in range(MR):
-            weight = a[a0 + q * MR + i]
-            for j in range(NR):
-                out[i, j] += weight * b[b0 + q * step + j]
+    for r in range(rows):
+        for q in range(n):
+            for i in range(MR):
+                weight = a[a0 + (r * n + q) * MR + i]
+                for j in range(NR):
+                    out[i, j] += weight * b[b0 + r * row_step + q * step + j]
 
 
 def inner_tile(a, a0, a_step, b, b0, b_step, n, out):
@@ -132,27 +136,26 @@ class _Vectors:
         """The lanes added up as a tree."""
         return self.builder.call(self._sum, [ir.Constant(self.item, -0.0), v], fastmath=["reassoc"])
 
-    def loop(self, n: ir.Value, step: int, sums: int, body: Any) -> list[ir.Value]:
-        """``sums`` vectors that begin at zero and that ``body(index, vectors)`` replaces for ``0, step, … < n``."""
+    def loop(self, n: ir.Value, step: int, starts: list[ir.Value], body: Any) -> list[ir.Value]:
+        """Vectors that begin as ``starts`` and that ``body(index, vectors)`` replaces for ``0, step, … < n``."""
         b, word = self.builder, ir.IntType(64)
         before, inside, after = b.block, b.append_basic_block("loop"), b.append_basic_block("after")
         b.cbranch(b.icmp_signed(">", n, word(0)), inside, after)
         b.position_at_end(inside)
-        index, values = b.phi(word), [b.phi(self.vector) for _ in range(sums)]
+        index, values = b.phi(word), [b.phi(self.vector) for _ in starts]
         results = body(index, values)
-        following = b.add(index, word(step))
-        index.add_incoming(word(0), before)
-        index.add_incoming(following, inside)
-        for value, result in zip(values, results, strict=True):
-            value.add_incoming(self.zero, before)
-            value.add_incoming(result, inside)
+        end, following = b.block, b.add(index, word(step))  # the body may have had loops of its own
         b.cbranch(b.icmp_signed("<", following, n), inside, after)
+        index.add_incoming(word(0), before)
+        index.add_incoming(following, end)
         b.position_at_end(after)
-        ends = [b.phi(self.vector) for _ in range(sums)]
-        for end, result in zip(ends, results, strict=True):
-            end.add_incoming(self.zero, before)
-            end.add_incoming(result, inside)
-        return ends
+        finals = [b.phi(self.vector) for _ in starts]
+        for start, value, result, final in zip(starts, values, results, finals, strict=True):
+            value.add_incoming(start, before)
+            value.add_incoming(result, end)
+            final.add_incoming(start, before)
+            final.add_incoming(result, end)
+        return finals
 
 
 def _vector_code(bits: int, words: int, generate: Any) -> Any:
@@ -170,20 +173,25 @@ def _vector_code(bits: int, words: int, generate: Any) -> Any:
     return code
 
 
-def _outer(v: _Vectors, a: Any, b: Any, step: Any, n: Any, out: Any) -> None:
+def _outer(v: _Vectors, a: Any, b: Any, rows: Any, row_step: Any, n: Any, step: Any, out: Any) -> None:
     word, build = ir.IntType(64), v.builder
-    rows, vectors = OUTER
+    weights, vectors = OUTER
 
-    def body(q: Any, sums: list[Any]) -> list[Any]:
-        row = build.mul(q, step)
-        pixels = [v.load(v.at(b, build.add(row, word(j * v.lanes)))) for j in range(vectors)]
-        results = []
-        for i in range(rows):
-            weight = v.spread(v.at(a, build.add(build.mul(q, word(rows)), word(i))))
-            results += [v.fma(weight, pixels[j], sums[i * vectors + j]) for j in range(vectors)]
-        return results
+    def row(r: Any, sums: list[Any]) -> list[Any]:
+        begin, first = build.mul(r, row_step), build.mul(r, n)
 
-    for place, total in enumerate(v.loop(n, 1, rows * vectors, body)):
+        def add(q: Any, sums: list[Any]) -> list[Any]:
+            at, term = build.add(begin, build.mul(q, step)), build.mul(build.add(first, q), word(weights))
+            pixels = [v.load(v.at(b, build.add(at, word(j * v.lanes)))) for j in range(vectors)]
+            results = []
+            for i in range(weights):
+                weight = v.spread(v.at(a, build.add(term, word(i))))
+                results += [v.fma(weight, pixels[j], sums[i * vectors + j]) for j in range(vectors)]
+            return results
+
+        return v.loop(n, 1, sums, add)
+
+    for place, total in enumerate(v.loop(rows, 1, [v.zero] * (weights * vectors), row)):
         v.store(total, v.at(out, word(place * v.lanes)))
 
 
@@ -196,7 +204,7 @@ def _inner(v: _Vectors, a: Any, a_step: Any, b: Any, b_step: Any, n: Any, out: A
         right = [v.load(v.at(b, build.add(build.mul(word(j), b_step), p))) for j in range(columns)]
         return [v.fma(left[i], right[j], sums[i * columns + j]) for i in range(rows) for j in range(columns)]
 
-    for place, total in enumerate(v.loop(n, v.lanes, rows * columns, body)):
+    for place, total in enumerate(v.loop(n, v.lanes, [v.zero] * (rows * columns), body)):
         build.store(v.sum(total), v.at(out, word(place)))
 
 
@@ -205,22 +213,22 @@ def _copy(v: _Vectors, source: Any, n: Any, target: Any) -> None:
         v.store(v.load(v.at(source, p)), v.at(target, p))
         return []
 
-    v.loop(n, v.lanes, 0, body)
+    v.loop(n, v.lanes, [], body)
 
 
-_OUTER_CODE = {types.float32: _vector_code(32, 5, _outer), types.float64: _vector_code(64, 5, _outer)}
+_OUTER_CODE = {types.float32: _vector_code(32, 7, _outer), types.float64: _vector_code(64, 7, _outer)}
 _INNER_CODE = {types.float32: _vector_code(32, 6, _inner), types.float64: _vector_code(64, 6, _inner)}
 _COPY_CODE = {types.float32: _vector_code(32, 3, _copy), types.float64: _vector_code(64, 3, _copy)}
 
 
 @overload(outer_tile)
-def _outer_tile(a, a0, b, b0, step, n, out):
+def _outer_tile(a, a0, b, b0, rows, row_step, n, step, out):
     code, size = _OUTER_CODE.get(b.dtype), b.dtype.bitwidth // 8
     if code is None:
         return outer_tile
 
-    def vectors(a, a0, b, b0, step, n, out):
-        code((a.ctypes.data + a0 * size, b.ctypes.data + b0 * size, step, n, out.ctypes.data))
+    def vectors(a, a0, b, b0, rows, row_step, n, step, out):
+        code((a.ctypes.data + a0 * size, b.ctypes.data + b0 * size, rows, row_step, n, step, out.ctypes.data))
 
     return vectors
 

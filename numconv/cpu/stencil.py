@@ -1,0 +1,130 @@
+"""One kernel over one image, several rows of the output at a time, with the register tile: filters and depthwise layers.
+
+Eight (``MR``) neighbouring rows of the output read overlapping rows of the input. With the kernel written as a band,
+
+    band[r, t, i] = w[r - i * stride, t]      (zero outside the kernel),
+
+they are one product, ``y[i, o] = sum over r, t of band[r, t, i] * x[r, o + t]``, whose right-hand side is the image as it
+lies in memory. The zeros of the band are multiplied too; what the tile gains is far more.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+from numba import prange
+
+from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
+from ._jit import Kernel, flat, helper, row_source, source
+from .im2col import gather
+from .simd import SLACK, lanes, outer_shape, outer_tile
+
+#: Output columns of a task, in tiles.
+TILES = 8
+
+
+def serves(axes: np.ndarray, dtype: np.dtype) -> bool:
+    """Whether there are vectors, rows to share, and enough to do with them to make up for the zeros of the band.
+
+    Measured on one core: 7 kernel rows break even on wide images, on narrow ones whole tiles win from the start.
+    """
+    return lanes(dtype) > 1 and len(axes) > 1 and axes[-2, OUT] > 1 and (axes[-2, KERNEL] >= 7 or axes[-1, OUT] < 128)
+
+
+@Kernel
+def _bands(w, axes, band):
+    # w (K, C/G, lead, rows k, last k); band (K, C/G, lead, last k, rows, MR): the taps of the last axis ascending.
+    K, Cg, lead, R_k, L_k = w.shape
+    rows, MR = band.shape[4:]
+    a = axes.shape[0] - 2
+    stride, step, turned = axes[a, STRIDE], axes[a, STEP], axes[a + 1, STEP] < 0
+    lowest = min(0, (R_k - 1) * step)
+    for task in prange(K * Cg * lead):
+        T, c, k = task % lead, task // lead % Cg, task // lead // Cg
+        band[k, c, T] = 0
+        for t in range(L_k):
+            for i in range(MR):
+                for r in range(R_k):
+                    row = i * stride + r * step - lowest
+                    band[k, c, T, t, row, i] = w[k, c, T, r, L_k - 1 - t if turned else t]
+
+
+@helper
+def window(x, n, c, T, O, r0, rows, o0, first, shift_length, axes, boundary, fill, patch, width):
+    """``rows`` rows of the input from position ``r0`` on, each a line of pixels for the taps of one class."""
+    a = axes.shape[0] - 2
+    lead = row_source(T, O, axes[: a + 1], boundary)
+    for r in range(rows):
+        i = source(r0 + r, axes[a, SIZE], boundary)
+        line = patch[r * width : r * width + shift_length]
+        if lead < 0 or i < 0:
+            line[:] = fill
+        else:
+            gather(x[n, c, lead * axes[a, SIZE] + i], first, axes[a + 1, STRIDE], boundary, fill, o0, line)
+
+
+@Kernel
+def _forward(x, band, bias, axes, boundary, fill, lines, block, y):
+    # x (N, C, rows in, last in), band (K, C/G, lead k, last k by class, rows, MR), y (N, K, lead out, rows, last).
+    N, K, lead_out, R_out, L_out = y.shape
+    _, Cg, lead_k, L_k, rows, MR = band.shape
+    Kg = K // (x.shape[1] // Cg)
+    d = axes.shape[0]
+    lowest = axes[d - 2, START] + min(0, (axes[d - 2, KERNEL] - 1) * axes[d - 2, STEP])
+    stride, step = axes[d - 1, STRIDE], abs(axes[d - 1, STEP])
+    near = axes[d - 1, START] + min(0, (L_k - 1) * axes[d - 1, STEP])
+    shift = lines * step // stride
+    NR = block // TILES
+    width = block + (L_k - 1) // lines * shift + SLACK
+    weights = band.reshape(band.size)
+    down, across = (R_out + MR - 1) // MR, (L_out + block - 1) // block
+    for task in prange(N * K * lead_out * down * across):
+        o0, O_r = task % across * block, task // across % down * MR
+        O, k, n = task // across // down % lead_out, task // across // down // lead_out % K, \
+            task // across // down // lead_out // K
+        columns, high = min(block, L_out - o0), min(MR, R_out - O_r)
+        patch = np.empty(rows * width + SLACK, x.dtype)
+        tile = np.empty((MR, NR), x.dtype)
+        for c in range(Cg):
+            for T in range(lead_k):
+                a0 = ((k * Cg + c) * lead_k + T) * L_k * rows * MR
+                for first_tap in range(min(lines, L_k)):
+                    taps = (L_k - first_tap + lines - 1) // lines
+                    window(
+                        x, n, k // Kg * Cg + c, T, O, lowest + O_r * axes[d - 2, STRIDE], rows, o0,
+                        near + first_tap * step, columns + (taps - 1) * shift, axes, boundary, fill, patch, width,
+                    )
+                    for j0 in range(0, columns, NR):
+                        outer_tile(weights, a0, patch, j0, taps, shift, rows, width, tile)
+                        wide = min(NR, columns - j0)
+                        for i in range(high):
+                            target, sums = y[n, k, O, O_r + i, o0 + j0 : o0 + j0 + wide], tile[i, :wide]
+                            if c == 0 and T == 0 and first_tap == 0:
+                                start = bias[k]
+                                for j in range(wide):
+                                    target[j] = sums[j] + start
+                            else:
+                                for j in range(wide):
+                                    target[j] += sums[j]
+                    a0 += taps * rows * MR
+
+
+def forward(
+    x: np.ndarray, w: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, y: np.ndarray
+) -> None:
+    """``direct.forward`` for two axes and more."""
+    (N, K), Cg, size, kernel, out = y.shape[:2], w.shape[1], x.shape[2:], w.shape[2:], y.shape[2:]
+    MR, NR = outer_shape(y.dtype)
+    stride, step = int(axes[-1, STRIDE]), abs(int(axes[-1, STEP]))
+    lines = next(m for m in range(1, stride + 1) if m * step % stride == 0)
+    rows = (MR - 1) * int(axes[-2, STRIDE]) + (kernel[-2] - 1) * abs(int(axes[-2, STEP])) + 1
+    band = np.empty((K, Cg, prod(kernel[:-2]), kernel[-1], rows, MR), y.dtype)
+    _bands(flat(w, K, Cg, prod(kernel[:-2]), *kernel[-2:]), axes, band, work=band.size)
+    if lines > 1:  # taps that share a line stand together
+        order = [t for first in range(lines) for t in range(first, kernel[-1], lines)]
+        band = np.ascontiguousarray(band[:, :, :, order])
+    _forward(
+        flat(x, N, x.shape[1], prod(size[:-1]), size[-1]), flat(band, *band.shape), flat(bias, K), axes, boundary, fill,
+        lines, TILES * NR, y.reshape(N, K, prod(out[:-2]), *out[-2:]), work=y.size * prod(w.shape[1:]),
+    )
