@@ -421,9 +421,21 @@ every_nan_geometry = pytest.mark.parametrize("geometry", NAN_GEOMETRIES.values()
 @pytest.mark.parametrize("algorithm", ["auto", *EXACT])
 def test_nan_and_infinity_reach_exactly_the_outputs_whose_window_holds_them(algorithm, geometry):
     x, w = spoiled((2, 5, 19, 37)), random((7, 5, 3, 3))
+    w[::2, :, 0, 1] = 0  # 0 * nan and 0 * inf are nan: no product is left out
     with np.errstate(invalid="ignore"):
         expected = conv_reference(x, w, **geometry)
         same_non_finite(nc.conv(x, w, algorithm=algorithm, **geometry), expected)
+
+
+@pytest.mark.parametrize("fill", [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.parametrize("algorithm", ["auto", "im2col", "implicit", "direct"])
+def test_a_fill_value_that_is_not_finite_reaches_the_border_only(algorithm, fill):
+    x, w = random((2, 5, 9, 11)), abs(random((7, 5, 3, 3)))
+    y = nc.conv(x, w, padding=1, fill_value=fill, algorithm=algorithm)
+    border = np.full(y.shape, True)
+    border[:, :, 1:-1, 1:-1] = False
+    np.testing.assert_array_equal(y[border], fill)
+    np.testing.assert_allclose(y[:, :, 1:-1, 1:-1], conv_reference(x, w), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])

@@ -1,11 +1,11 @@
-"""One kernel over one image, several rows of the output at a time, with the register tile: filters and depthwise layers.
+"""One kernel over one image, several rows of the output at a time by the register tile: filters, depthwise layers.
 
 Eight (``MR``) neighbouring rows of the output read overlapping rows of the input. With the kernel written as a band,
 
     band[r, t, i] = w[r - i * stride, t]      (zero outside the kernel),
 
-they are one product, ``y[i, o] = sum over r, t of band[r, t, i] * x[r, o + t]``, whose right-hand side is the image as it
-lies in memory. The zeros of the band are multiplied too; what the tile gains is far more.
+they are one product, ``y[i, o] = sum over r, t of band[r, t, i] * x[r, o + t]``, whose right-hand side is the image as
+it lies in memory. The zeros of the band are multiplied too; the tile makes up for it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def serves(axes: np.ndarray, dtype: np.dtype) -> bool:
 def _bands(w, axes, band):
     # w (K, C/G, lead, rows k, last k); band (K, C/G, lead, last k, rows, MR): the taps of the last axis ascending.
     K, Cg, lead, R_k, L_k = w.shape
-    rows, MR = band.shape[4:]
+    MR = band.shape[5]
     a = axes.shape[0] - 2
     stride, step, turned = axes[a, STRIDE], axes[a, STEP], axes[a + 1, STEP] < 0
     lowest = min(0, (R_k - 1) * step)
