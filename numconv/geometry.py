@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+#: Positions stay below this, so that no sum of a few of them leaves int64.
+FAR = 2**60
+
+
 class Phase(NamedTuple):
     """One phase of the input gradient: a stride-1 correlation of ``dY`` with every ``m``-th tap.
 
@@ -246,6 +250,12 @@ def _conv_geometry(
     one_of("boundary", boundary, BOUNDARIES)
     if boundary != "constant" and fill_value != 0:
         raise ValueError(f"fill_value is only for boundary='constant', got {fill_value!r} with boundary={boundary!r}")
+    reaches = [max(dil, extent(k, dil)) for k, dil in zip(kernel, dilation, strict=True)]
+    for name, given, largest in (
+        ("stride", stride, max(stride)), ("dilation", dilation, max(reaches)), ("padding", pairs, max(map(max, pairs)))
+    ):
+        if largest >= FAR:
+            raise ValueError(f"{name} must keep all positions below 2**60, got {given} for a kernel of shape {kernel}")
     out = tuple(
         output_size(n, k, s, dil, lo, hi)
         for n, k, s, dil, (lo, hi) in zip(size, kernel, stride, dilation, pairs, strict=True)

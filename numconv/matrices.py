@@ -108,7 +108,10 @@ def refill(csr: scipy.sparse.csr_array, w: np.ndarray, geometry: ConvGeometry) -
     if csr.shape == g.matrix_shape and csr.nnz == g.K * w.shape[1] * starts[-1]:
         indices, indptr = room.structure(w, g.axes, g.boundary_code, g.groups, starts, csr.indices.dtype)
         if np.array_equal(csr.indptr, indptr) and np.array_equal(csr.indices, indices):
-            arrays.check_out(csr.data, csr.data.shape, w.dtype)
+            if not csr.data.flags.writeable:
+                raise ValueError("csr must have data that can be written to, got read-only data")
+            if not np.can_cast(w.dtype, csr.data.dtype, "same_kind"):
+                raise TypeError(f"w must have a dtype that casts to the csr's {csr.data.dtype}, got {w.dtype}")
             if csr.data.dtype == w.dtype:
                 room.values(w, g.axes, g.boundary_code, starts, csr.data)
             else:

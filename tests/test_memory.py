@@ -291,7 +291,7 @@ def case(name, call):
 def case_that_may_hang(name, call):
     child = os.fork()
     if child == 0:
-        signal.alarm(15)
+        signal.alarm(10)
         case(name, call)
         os._exit(0)
     if os.waitpid(child, 0)[1]:

@@ -10,65 +10,20 @@ from numba import prange
 from .._indexing import START, STEP, STRIDE
 from ..geometry import ConvGeometry
 from . import stencil
-from ._jit import Kernel, first_output, flat, helper, row_source, source
-from .im2col import block_length, gather
-
-
-@helper
-def accumulate(row, weight, first, stride, boundary, fill, o0, y):
-    """``y[j] += weight * (the pixel at first + (o0 + j) * stride)``; a constant that adds nothing is passed over."""
-    size, n = row.size, y.size
-    constant = weight * fill  # NaN for an infinite weight and a zero, as the sum has it
-    a = min(max(first_output(first, stride, 0) - o0, 0), n)
-    b = min(max(first_output(first, stride, size) - o0, a), n)
-    start = first + o0 * stride
-    for j in range(a):
-        i = source(start + j * stride, size, boundary)
-        if i >= 0:
-            y[j] += weight * row[i]
-        elif constant != 0:
-            y[j] += constant
-    if stride == 1:
-        inside = row[start + a : start + b]
-        y_inside = y[a:b]
-        for j in range(b - a):
-            y_inside[j] += weight * inside[j]
-    else:
-        for j in range(a, b):
-            y[j] += weight * row[start + j * stride]
-    for j in range(b, n):
-        i = source(start + j * stride, size, boundary)
-        if i >= 0:
-            y[j] += weight * row[i]
-        elif constant != 0:
-            y[j] += constant
+from ._jit import Kernel, flat, helper, row_source
+from .im2col import block_length
+from .rows import gather, row_sum
 
 
 @Kernel
 def _forward(x, w, bias, axes, boundary, fill, block, y):
     # x (N, C, rows in, last in), w (K, C/G, rows k, last k), y (N, K, rows out, last out); a task owns part of a row.
     N, K, R_out, L_out = y.shape
-    _, Cg, R_k, L_k = w.shape
-    Kg = K // (x.shape[1] // Cg) if Cg else K
-    last = axes.shape[0] - 1
-    start, stride, step = axes[last, START], axes[last, STRIDE], axes[last, STEP]
     blocks = (L_out + block - 1) // block
     for task in prange(N * K * R_out * blocks):
         o0 = task % blocks * block
         O, k, n = task // blocks % R_out, task // blocks // R_out % K, task // blocks // R_out // K
-        y_block = y[n, k, O, o0 : min(o0 + block, L_out)]
-        y_block[:] = bias[k]
-        for c in range(Cg):
-            for T in range(R_k):
-                row = row_source(T, O, axes, boundary)
-                for t in range(L_k):
-                    weight = w[k, c, T, t]
-                    if row >= 0:
-                        pixels = x[n, k // Kg * Cg + c, row]
-                        accumulate(pixels, weight, start + t * step, stride, boundary, fill, o0, y_block)
-                    elif weight * fill != 0:
-                        for j in range(y_block.size):
-                            y_block[j] += weight * fill
+        row_sum(x, w, bias, axes, boundary, fill, n, k, O, o0, y[n, k, O, o0 : min(o0 + block, L_out)])
 
 
 def forward(

@@ -11,31 +11,10 @@ from numba import prange
 from .. import _memory
 from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..geometry import ConvGeometry
-from ._jit import Kernel, first_output, flat, helper, row_output, row_source, source
+from ._jit import Kernel, first_output, flat, row_output, row_source
+from .rows import gather
 
 WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
-
-
-@helper
-def gather(row, first, stride, boundary, fill, o0, target):
-    """``target[j]`` becomes the pixel at ``first + (o0 + j) * stride`` of an input row, or what the boundary says."""
-    size, n = row.size, target.size
-    a = min(max(first_output(first, stride, 0) - o0, 0), n)
-    b = min(max(first_output(first, stride, size) - o0, a), n)
-    start = first + o0 * stride
-    for j in range(a):
-        i = source(start + j * stride, size, boundary)
-        target[j] = row[i] if i >= 0 else fill
-    if stride == 1:  # slices counted from zero become vectors; a slice assignment would compile for seconds
-        inside, there = row[start + a : start + b], target[a:b]
-        for j in range(b - a):
-            there[j] = inside[j]
-    else:
-        for j in range(a, b):
-            target[j] = row[start + j * stride]
-    for j in range(b, n):
-        i = source(start + j * stride, size, boundary)
-        target[j] = row[i] if i >= 0 else fill
 
 
 @Kernel

@@ -17,7 +17,8 @@ from .._indexing import KERNEL, OUT, START, STEP, STRIDE
 from ..geometry import ConvGeometry
 from ._jit import Kernel, flat, helper, row_source
 from .direct import parts_of, wide
-from .im2col import gather, groups_of
+from .im2col import groups_of
+from .rows import gather, shared_lines
 from .simd import SLACK, copy_run, inner_shape, inner_tile, lanes, outer_shape, outer_tile
 
 #: Bytes of a panel, so that it and the weights stay in the L2 cache, and rows of X_conv in one.
@@ -25,12 +26,12 @@ PANEL, ROWS = 384 << 10, 384
 
 
 @helper
-def pack(x, c0, axes, boundary, fill, u0, u1, p0, p1, line, width, panel):
+def pack(x, c0, axes, boundary, fill, u0, u1, p0, p1, lines, shift, line, width, panel):
     """Rows ``u0 .. u1`` (each all last-axis taps of a channel and kernel row) and columns ``p0 .. p1`` of ``X_conv``.
 
     ``x (N, C, rows in, last in)``, channels counted from ``c0``; columns count through the batch. Row ``r`` of the
-    panel begins at ``r * width``. Taps whose distance is a multiple of the stride read one line of pixels, shifted: it
-    lies in ``x`` already, or is gathered once for all of them.
+    panel begins at ``r * width``. Taps ``lines`` apart read one line of pixels, shifted: it lies in ``x`` already, or
+    is gathered once for all of them.
     """
     last = axes.shape[0] - 1
     L_k, L_out = axes[last, KERNEL], axes[last, OUT]
@@ -41,10 +42,6 @@ def pack(x, c0, axes, boundary, fill, u0, u1, p0, p1, line, width, panel):
     for a in range(last):
         R_k *= axes[a, KERNEL]
         R_out *= axes[a, OUT]
-    lines = 1  # how many different lines the taps of one kernel row read
-    while lines * abs(step) % stride:
-        lines += 1
-    shift = lines * abs(step) // stride
     rows = np.empty(R_k, np.int64)
     p = p0
     while p < p1:  # run by run along the rows of the output
@@ -92,7 +89,7 @@ def _pack_weights(w, A):
 
 
 @Kernel
-def _forward(x, A, bias, axes, boundary, fill, block, units, NR, slack, shares, y):
+def _forward(x, A, bias, axes, boundary, fill, lines, shift, block, units, NR, slack, shares, y):
     # x (N, C, rows in, last in), A (G, strips, Q, MR), y (N, K, P); a task is a block of columns and a share of strips.
     N, K, P = y.shape
     G, strips, Q, MR = A.shape
@@ -106,23 +103,16 @@ def _forward(x, A, bias, axes, boundary, fill, block, units, NR, slack, shares, 
         share, column, g = task % shares, task // shares % blocks, task // shares // blocks
         p0, p1 = column * block, min((column + 1) * block, N * P)
         panel = np.empty(((U + q_blocks - 1) // q_blocks * L_k) * width + slack, x.dtype)
-        line = np.empty(line_length(axes, block) + slack, x.dtype)
+        line = np.empty(block + L_k * shift + slack, x.dtype)
         tile = np.empty((MR, NR), x.dtype)
         for b in range(q_blocks):
             u0, u1 = U * b // q_blocks, U * (b + 1) // q_blocks
-            pack(x, g * Cg, axes, boundary, fill, u0, u1, p0, p1, line, width, panel)
+            pack(x, g * Cg, axes, boundary, fill, u0, u1, p0, p1, lines, shift, line, width, panel)
             for strip in range(strips * share // shares, strips * (share + 1) // shares):
                 a0 = ((g * strips + strip) * Q + u0 * L_k) * MR
                 for t0 in range(0, p1 - p0, NR):
                     outer_tile(weights, a0, panel, t0, 1, 0, (u1 - u0) * L_k, width, tile)
                     unload(tile, bias, g * Kg + strip * MR, (g + 1) * Kg, p0 + t0, p1, b == 0, y)
-
-
-@helper
-def line_length(axes, run):
-    """The longest line that ``pack`` gathers for a run of outputs."""
-    last = axes.shape[0] - 1
-    return run + axes[last, KERNEL] * abs(axes[last, STEP])
 
 
 @helper
@@ -163,12 +153,12 @@ def forward(
     shares = min(A.shape[1], max(1, -(-4 * threads // tasks)))
     _forward(
         flat(x, N, x.shape[1], prod(size[:-1]), size[-1]), flat(A, *A.shape), flat(bias, K), axes, boundary, fill,
-        block, units, NR, lanes(dtype), shares, y.reshape(N, K, P), work=y.size * Q,
+        *shared_lines(axes), block, units, NR, lanes(dtype), shares, y.reshape(N, K, P), work=y.size * Q,
     )
 
 
 @Kernel
-def _grad_weight(x, dY, axes, boundary, fill, block, units, MR, NR, slack, partial):
+def _grad_weight(x, dY, axes, boundary, fill, lines, shift, block, units, MR, NR, slack, partial):
     # partial (parts, G, K/G, Q): the blocks of columns are split into a fixed number of parts, each summed alone.
     parts, G, Kg, Q = partial.shape
     N, _, P = dY.shape
@@ -184,13 +174,13 @@ def _grad_weight(x, dY, axes, boundary, fill, block, units, MR, NR, slack, parti
         dW = partial[part, g, :, u0 * L_k : u1 * L_k]
         dW[:] = 0
         panel = np.zeros((rows + NR - 1) // NR * NR * width + slack, x.dtype)
-        line = np.empty(line_length(axes, block) + slack, x.dtype)
+        line = np.empty(block + L_k * shift + slack, x.dtype)
         dy = np.zeros(MR * width + slack, x.dtype)
         tile = np.empty((MR, NR), x.dtype)
         for column in range(blocks * part // parts, blocks * (part + 1) // parts):
             p0, p1 = column * block, min((column + 1) * block, N * P)
             whole = (p1 - p0 + slack - 1) // slack * slack
-            pack(x, g * Cg, axes, boundary, fill, u0, u1, p0, p1, line, width, panel)
+            pack(x, g * Cg, axes, boundary, fill, u0, u1, p0, p1, lines, shift, line, width, panel)
             for r in range(rows):  # the rest of the last vector takes no part
                 panel[r * width + p1 - p0 : r * width + whole] = 0
             for k0 in range(0, Kg, MR):
@@ -233,8 +223,8 @@ def grad_weight(
     parts = parts_of(-(-N * P // block), tasks=G * -(-Q // q_rows))
     partial = np.empty((parts, G, K // G, Q), dtype=wide(dtype))
     _grad_weight(
-        flat(x, N, x.shape[1], prod(size[:-1]), size[-1]), flat(dY, N, K, P), axes, boundary, fill, block, units,
-        MR, NR, slack, partial, work=dY.size * Q,
+        flat(x, N, x.shape[1], prod(size[:-1]), size[-1]), flat(dY, N, K, P), axes, boundary, fill,
+        *shared_lines(axes), block, units, MR, NR, slack, partial, work=dY.size * Q,
     )
     dW[...] = partial.sum(axis=0, dtype=partial.dtype).reshape(dW.shape)
 

@@ -17,7 +17,7 @@ from numba import prange
 
 from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ._jit import Kernel, flat, helper, row_source, source
-from .im2col import gather
+from .rows import gather, row_sum, shared_lines
 from .simd import SLACK, lanes, outer_shape, outer_tile
 
 #: Output columns of a task, in tiles.
@@ -29,7 +29,9 @@ def serves(axes: np.ndarray, dtype: np.dtype) -> bool:
 
     Measured on one core: 7 kernel rows break even on wide images, on narrow ones whole tiles win from the start.
     """
-    return lanes(dtype) > 1 and len(axes) > 1 and axes[-2, OUT] > 1 and (axes[-2, KERNEL] >= 7 or axes[-1, OUT] < 128)
+    if lanes(dtype) == 1 or len(axes) < 2 or axes[-2, OUT] < 2 or axes[-2, STRIDE] > 2 or abs(axes[-2, STEP]) > 2:
+        return False
+    return bool(axes[-2, KERNEL] >= 7 or axes[-1, OUT] < 128)
 
 
 @Kernel
@@ -52,7 +54,11 @@ def _bands(w, axes, band):
 
 @helper
 def window(x, n, c, T, O, r0, rows, o0, first, shift_length, axes, boundary, fill, patch, width):
-    """``rows`` rows of the input from position ``r0`` on, each a line of pixels for the taps of one class."""
+    """``rows`` lines of pixels, from input row ``r0`` on. Returns 0, or NaN if one is not finite.
+
+    The zeros of the band must not meet infinity.
+    """
+    nothing = fill * 0
     a = axes.shape[0] - 2
     lead = row_source(T, O, axes[: a + 1], boundary)
     for r in range(rows):
@@ -62,19 +68,21 @@ def window(x, n, c, T, O, r0, rows, o0, first, shift_length, axes, boundary, fil
             line[:] = fill
         else:
             gather(x[n, c, lead * axes[a, SIZE] + i], first, axes[a + 1, STRIDE], boundary, fill, o0, line)
+        for j in range(line.size):
+            nothing += line[j] * 0
+    return nothing
 
 
 @Kernel
-def _forward(x, band, bias, axes, boundary, fill, lines, block, y):
+def _forward(x, w, band, bias, axes, boundary, fill, lines, shift, block, y):
     # x (N, C, rows in, last in), band (K, C/G, lead k, last k by class, rows, MR), y (N, K, lead out, rows, last).
     N, K, lead_out, R_out, L_out = y.shape
     _, Cg, lead_k, L_k, rows, MR = band.shape
     Kg = K // (x.shape[1] // Cg)
     d = axes.shape[0]
     lowest = axes[d - 2, START] + min(0, (axes[d - 2, KERNEL] - 1) * axes[d - 2, STEP])
-    stride, step = axes[d - 1, STRIDE], abs(axes[d - 1, STEP])
+    step = abs(axes[d - 1, STEP])
     near = axes[d - 1, START] + min(0, (L_k - 1) * axes[d - 1, STEP])
-    shift = lines * step // stride
     NR = block // TILES
     width = block + (L_k - 1) // lines * shift + SLACK
     weights = band.reshape(band.size)
@@ -86,15 +94,17 @@ def _forward(x, band, bias, axes, boundary, fill, lines, block, y):
         columns, high = min(block, L_out - o0), min(MR, R_out - O_r)
         patch = np.empty(rows * width + SLACK, x.dtype)
         tile = np.empty((MR, NR), x.dtype)
+        finite = True
         for c in range(Cg):
             for T in range(lead_k):
                 a0 = ((k * Cg + c) * lead_k + T) * L_k * rows * MR
                 for first_tap in range(min(lines, L_k)):
                     taps = (L_k - first_tap + lines - 1) // lines
-                    window(
+                    nothing = window(
                         x, n, k // Kg * Cg + c, T, O, lowest + O_r * axes[d - 2, STRIDE], rows, o0,
                         near + first_tap * step, columns + (taps - 1) * shift, axes, boundary, fill, patch, width,
                     )
+                    finite = finite and nothing == 0
                     for j0 in range(0, columns, NR):
                         outer_tile(weights, a0, patch, j0, taps, shift, rows, width, tile)
                         wide = min(NR, columns - j0)
@@ -108,6 +118,10 @@ def _forward(x, band, bias, axes, boundary, fill, lines, block, y):
                                 for j in range(wide):
                                     target[j] += sums[j]
                     a0 += taps * rows * MR
+        if not finite:
+            for i in range(high):
+                row = O * R_out + O_r + i
+                row_sum(x, w, bias, axes, boundary, fill, n, k, row, o0, y[n, k, O, O_r + i, o0 : o0 + columns])
 
 
 def forward(
@@ -116,8 +130,7 @@ def forward(
     """``direct.forward`` for two axes and more."""
     (N, K), Cg, size, kernel, out = y.shape[:2], w.shape[1], x.shape[2:], w.shape[2:], y.shape[2:]
     MR, NR = outer_shape(y.dtype)
-    stride, step = int(axes[-1, STRIDE]), abs(int(axes[-1, STEP]))
-    lines = next(m for m in range(1, stride + 1) if m * step % stride == 0)
+    lines, shift = shared_lines(axes)
     rows = (MR - 1) * int(axes[-2, STRIDE]) + (kernel[-2] - 1) * abs(int(axes[-2, STEP])) + 1
     band = np.empty((K, Cg, prod(kernel[:-2]), kernel[-1], rows, MR), y.dtype)
     _bands(flat(w, K, Cg, prod(kernel[:-2]), *kernel[-2:]), axes, band, work=band.size)
@@ -125,6 +138,7 @@ def forward(
         order = [t for first in range(lines) for t in range(first, kernel[-1], lines)]
         band = np.ascontiguousarray(band[:, :, :, order])
     _forward(
-        flat(x, N, x.shape[1], prod(size[:-1]), size[-1]), flat(band, *band.shape), flat(bias, K), axes, boundary, fill,
-        lines, TILES * NR, y.reshape(N, K, prod(out[:-2]), *out[-2:]), work=y.size * prod(w.shape[1:]),
+        flat(x, N, x.shape[1], prod(size[:-1]), size[-1]), flat(w, K, Cg, prod(kernel[:-1]), kernel[-1]),
+        flat(band, *band.shape), flat(bias, K), axes, boundary, fill, lines, shift, TILES * NR,
+        y.reshape(N, K, prod(out[:-2]), *out[-2:]), work=y.size * prod(w.shape[1:]),
     )
