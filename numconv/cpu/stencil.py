@@ -53,21 +53,21 @@ def _bands(w, axes, band):
 
 
 @helper
-def window(x, n, c, T, O, r0, rows, o0, first, shift_length, axes, boundary, fill, patch, width):
-    """``rows`` lines of pixels, from input row ``r0`` on. Returns 0, or NaN if one is not finite.
+def window(image, T, O, r0, rows, o0, first, length, axes, boundary, fill, patch):
+    """Rows of ``patch`` become lines of pixels, from input row ``r0`` on. Returns 0, or NaN if one is not finite.
 
     The zeros of the band must not meet infinity.
     """
-    nothing = fill * 0
     a = axes.shape[0] - 2
     lead = row_source(T, O, axes[: a + 1], boundary)
+    nothing = fill * 0
     for r in range(rows):
+        line = patch[r, :length]
         i = source(r0 + r, axes[a, SIZE], boundary)
-        line = patch[r * width : r * width + shift_length]
         if lead < 0 or i < 0:
             line[:] = fill
         else:
-            gather(x[n, c, lead * axes[a, SIZE] + i], first, axes[a + 1, STRIDE], boundary, fill, o0, line)
+            gather(image[lead * axes[a, SIZE] + i], first, axes[a + 1, STRIDE], boundary, fill, o0, line)
         for j in range(line.size):
             nothing += line[j] * 0
     return nothing
@@ -89,10 +89,11 @@ def _forward(x, w, band, bias, axes, boundary, fill, lines, shift, block, y):
     down, across = (R_out + MR - 1) // MR, (L_out + block - 1) // block
     for task in prange(N * K * lead_out * down * across):
         o0, O_r = task % across * block, task // across % down * MR
-        O, k, n = task // across // down % lead_out, task // across // down // lead_out % K, \
-            task // across // down // lead_out // K
+        outer = task // across // down
+        O, k, n = outer % lead_out, outer // lead_out % K, outer // lead_out // K
         columns, high = min(block, L_out - o0), min(MR, R_out - O_r)
-        patch = np.empty(rows * width + SLACK, x.dtype)
+        patch = np.empty((rows + 1, width), x.dtype)  # a row more: the last tile may read beyond the others
+        pixels = patch.reshape(patch.size)
         tile = np.empty((MR, NR), x.dtype)
         finite = True
         for c in range(Cg):
@@ -101,12 +102,12 @@ def _forward(x, w, band, bias, axes, boundary, fill, lines, shift, block, y):
                 for first_tap in range(min(lines, L_k)):
                     taps = (L_k - first_tap + lines - 1) // lines
                     nothing = window(
-                        x, n, k // Kg * Cg + c, T, O, lowest + O_r * axes[d - 2, STRIDE], rows, o0,
-                        near + first_tap * step, columns + (taps - 1) * shift, axes, boundary, fill, patch, width,
+                        x[n, k // Kg * Cg + c], T, O, lowest + O_r * axes[d - 2, STRIDE], rows, o0,
+                        near + first_tap * step, columns + (taps - 1) * shift, axes, boundary, fill, patch,
                     )
                     finite = finite and nothing == 0
                     for j0 in range(0, columns, NR):
-                        outer_tile(weights, a0, patch, j0, taps, shift, rows, width, tile)
+                        outer_tile(weights, a0, pixels, j0, taps, shift, rows, width, tile)
                         wide = min(NR, columns - j0)
                         for i in range(high):
                             target, sums = y[n, k, O, O_r + i, o0 + j0 : o0 + j0 + wide], tile[i, :wide]
