@@ -105,9 +105,7 @@ def as_padding(
     return tuple(pairs)
 
 
-def mode_padding(
-    mode: str, kernel: Sequence[int], dilation: Sequence[int], flip: bool
-) -> tuple[tuple[int, int], ...]:
+def mode_padding(mode: str, kernel: Sequence[int], dilation: Sequence[int]) -> tuple[tuple[int, int], ...]:
     """SciPy's modes as padding: ``same`` is the middle of ``full``, counted from ``(k - 1) // 2``.
 
     With a stride the result is every stride-th value of that.

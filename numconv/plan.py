@@ -387,11 +387,9 @@ def plan_convolve(
 
 
 def plain_geometry(
-    input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], mode: str, *, dilation: Any, flip: bool, **rest: Any
+    input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], mode: str, *, dilation: Any, **rest: Any
 ) -> ConvGeometry:
     """The geometry of SciPy's modes."""
     d = len(kernel_shape)
-    padding = mode_padding(mode, kernel_shape, per_axis("dilation", dilation, d, 1), flip)
-    return conv_geometry(
-        input_shape, kernel_shape, plain=True, padding=padding, dilation=dilation, flip=flip, **rest
-    )
+    padding = mode_padding(mode, kernel_shape, per_axis("dilation", dilation, d, 1))
+    return conv_geometry(input_shape, kernel_shape, plain=True, padding=padding, dilation=dilation, **rest)
