@@ -18,7 +18,7 @@ from ..geometry import ConvGeometry
 from ._jit import Kernel, flat, helper, row_source
 from .direct import parts_of, wide
 from .im2col import groups_of
-from .rows import gather, shared_lines
+from .rows import add_up, gather, shared_lines
 from .simd import SLACK, copy_run, inner_shape, inner_tile, lanes, outer_shape, outer_tile
 
 #: Bytes of a panel, so that it and the weights stay in the L2 cache, and rows of X_conv in one.
@@ -124,14 +124,7 @@ def unload(tile, bias, k0, k_end, p0, p_end, first, y):
         n, p = (p0 + done) // P, (p0 + done) % P
         run = min(P - p, columns - done)
         for i in range(min(tile.shape[0], k_end - k0)):
-            target, sums = y[n, k0 + i, p : p + run], tile[i, done : done + run]
-            if first:
-                start = bias[k0 + i]
-                for j in range(run):
-                    target[j] = sums[j] + start
-            else:
-                for j in range(run):
-                    target[j] += sums[j]
+            add_up(y[n, k0 + i, p : p + run], tile[i, done : done + run], first, bias[k0 + i])
         done += run
 
 

@@ -66,6 +66,17 @@ def accumulate(row, weight, first, stride, boundary, fill, o0, y):
 
 
 @helper
+def add_up(target, sums, first, start):
+    """A piece of a tile joins the output; the first piece of a sum brings the bias."""
+    if first:
+        for j in range(target.size):
+            target[j] = sums[j] + start
+    else:
+        for j in range(target.size):
+            target[j] += sums[j]
+
+
+@helper
 def row_sum(x, w, bias, axes, boundary, fill, n, k, O, o0, y):
     """``y`` becomes outputs ``o0 …`` of output row ``O``, summed tap by tap in the kernel's order."""
     _, Cg, R_k, L_k = w.shape

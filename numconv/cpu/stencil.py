@@ -17,7 +17,7 @@ from numba import prange
 
 from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ._jit import Kernel, flat, helper, row_source, source
-from .rows import gather, row_sum, shared_lines
+from .rows import add_up, gather, row_sum, shared_lines
 from .simd import SLACK, lanes, outer_shape, outer_tile
 
 #: Output columns of a task, in tiles.
@@ -110,14 +110,8 @@ def _forward(x, w, band, bias, axes, boundary, fill, lines, shift, block, y):
                         outer_tile(weights, a0, pixels, j0, taps, shift, rows, width, tile)
                         wide = min(NR, columns - j0)
                         for i in range(high):
-                            target, sums = y[n, k, O, O_r + i, o0 + j0 : o0 + j0 + wide], tile[i, :wide]
-                            if c == 0 and T == 0 and first_tap == 0:
-                                start = bias[k]
-                                for j in range(wide):
-                                    target[j] = sums[j] + start
-                            else:
-                                for j in range(wide):
-                                    target[j] += sums[j]
+                            target = y[n, k, O, O_r + i, o0 + j0 : o0 + j0 + wide]
+                            add_up(target, tile[i, :wide], c == 0 and T == 0 and first_tap == 0, bias[k])
                     a0 += taps * rows * MR
         if not finite:
             for i in range(high):
