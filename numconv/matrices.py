@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import arrays, dispatch
+from . import _memory, arrays, dispatch
+from ._indexing import position, source
 from .geometry import ConvGeometry
 
 if TYPE_CHECKING:
     import scipy.sparse
+
 
 def im2col(x: np.ndarray, geometry: ConvGeometry, out: np.ndarray | None = None) -> np.ndarray:
     """``X_conv`` of ``x``, of any dtype."""
@@ -37,8 +40,6 @@ def im2col(x: np.ndarray, geometry: ConvGeometry, out: np.ndarray | None = None)
 
 def _take(x: np.ndarray, fill: np.ndarray, g: ConvGeometry, X_conv: np.ndarray) -> None:
     """Pixels of odd size go by their indices."""
-    from dataclasses import replace
-
     index = np.arange(prod(g.size), dtype=np.int64).reshape(g.size)
     spatial = replace(g, plain=True, batched=False, N=1, C=1, K=1, groups=1, fill_value=-1 * (g.boundary_code == 0))
     index_conv = im2col(index, spatial)
@@ -71,8 +72,6 @@ def col2im(cols: np.ndarray, geometry: ConvGeometry, reduce: str, out: np.ndarra
 
 def coverage(geometry: ConvGeometry) -> np.ndarray:
     """How many windows hold each pixel, shape ``(*in)``; the product of what holds along each axis."""
-    from ._indexing import position, source
-
     count = np.ones((), dtype=np.int64)
     for size, kernel, out, start, stride, step in geometry.axis_rows:
         axis = np.zeros(size, dtype=np.int64)
@@ -103,6 +102,9 @@ def refill(csr: scipy.sparse.csr_array, w: np.ndarray, geometry: ConvGeometry) -
     if getattr(csr, "format", None) != "csr":
         raise TypeError(f"csr must be a SciPy CSR array as matrix(w) makes it, got {type(csr).__name__}")
     room = dispatch.backend("cpu", "kernel2row")
+    _memory.require(
+        csr.indices.nbytes + csr.indptr.nbytes, "comparing the structure of csr", "build the matrix anew with matrix(w)"
+    )
     starts = room.pixel_starts(g.axes, g.boundary_code)
     w = sparse_ready(w).reshape(g.K, g.C // g.groups, *g.kernel)
     if csr.shape == g.matrix_shape and csr.nnz == g.K * w.shape[1] * starts[-1]:
@@ -136,6 +138,3 @@ def matrix_nbytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes of the three arrays of ``W_conv``, counted without making them."""
     stored = np.dtype(np.float32) if dtype == np.float16 else dtype
     return dispatch.backend("cpu", "kernel2row").nbytes(geometry, stored)
-
-
-__all__ = ["col2im", "coverage", "im2col", "kernel2row", "matrix_nbytes", "refill"]

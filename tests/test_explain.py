@@ -259,7 +259,7 @@ def test_wrong_names_and_indices() -> None:
         with pytest.raises(IndexError, match=r"W_conv, which has the shape \(4, 9\)"):
             SEED.entry("W_conv", i, j)
     with pytest.raises(TypeError):
-        SEED.entry("X", 0.0, 0)  # type: ignore[arg-type]
+        SEED.entry("X", 0.0, 0)  # type: ignore[arg-type]  # the wrong type is what is tested
     assert SEED.entry("W_conv", -1, -1) == "w11"
     with pytest.raises(ValueError, match="read-only"):
         SEED.matrix("X")[0, 0] = "x"
