@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 #: Requests below this many bytes are not worth asking the system about.
@@ -24,6 +26,24 @@ def require(nbytes: int, what: str, instead: str) -> None:
         raise MemoryError(
             f"{what} needs {nbytes:,} bytes ({nbytes / 2**30:.1f} GiB), {there:,} bytes are available; {instead}"
         )
+
+
+@cache
+def cache_size(level: int) -> int:
+    """Bytes of a core's data cache of this level; a usual size where the system does not tell."""
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            found, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+        except OSError:
+            continue
+        if int(found) == level and kind != "Instruction" and size.endswith("K"):
+            return int(size[:-1]) << 10
+    if sys.platform == "darwin":
+        name = {1: "hw.l1dcachesize", 2: "hw.l2cachesize"}.get(level, "hw.l3cachesize")
+        answer = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=False).stdout.strip()
+        if answer.isdigit():
+            return int(answer)
+    return {1: 32 << 10, 2: 512 << 10}.get(level, 8 << 20)
 
 
 def _system() -> int:

@@ -1,8 +1,14 @@
-"""The product ``W_flat @ X_conv`` without ever storing ``X_conv``: panels of it are gathered, used at once, and gone.
+"""The product ``W_flat @ X_conv`` without ever storing ``X_conv``: its rows are found through a table.
 
-``X_conv`` has a row for each kernel value and a column for each output pixel of the batch. A task takes a block of
-columns; for a block of rows at a time it packs the panel, which stays in the cache, and runs the register tile over it
-for all output channels. The order of every sum follows from the shapes alone.
+A task owns a block of the output, gathers the ``lines`` which that block sees, and the register tile multiplies
+``W_flat`` with rows of ``X_conv`` where they lie among them; or, where many output channels pay for it, from a panel
+into which they are packed. All three products run this way:
+
+    Y  = W_flat @ X_conv            rows of W_flat by rows of X_conv
+    dX = the same of dY by phases   the taps of a phase are rows of a turned W_flat, read where they lie
+    dW = X_conv @ dY_flat^T         rows of X_conv by rows of dY_flat^T, which a task turns for itself
+
+The order of every sum follows from the shapes alone.
 """
 
 from __future__ import annotations
@@ -13,220 +19,352 @@ import numba
 import numpy as np
 from numba import prange
 
-from .._indexing import KERNEL, OUT, START, STEP, STRIDE
-from ..geometry import ConvGeometry
-from ._jit import Kernel, flat, helper, row_source
-from .direct import parts_of, wide
+from .._indexing import CONSTANT, KERNEL, OUT, SIZE
+from .._memory import cache_size
+from ..geometry import ConvGeometry, axes_table
+from ._jit import Kernel, flat, helper
+from .direct import wide
 from .im2col import groups_of
-from .rows import add_up, gather, shared_lines
-from .simd import SLACK, copy_run, inner_shape, inner_tile, lanes, outer_shape, outer_tile
+from .lines import (
+    CHANNELS,
+    COLUMNS,
+    PACKED,
+    ROWS,
+    SHARES,
+    between,
+    block_size,
+    contiguous_steps,
+    even,
+    gather_lines,
+    lines_for,
+    merged,
+    plane,
+    table,
+)
+from .rows import lines_of
+from .simd import ALIGNED, HIGHEST, SUMS, WIDEST, aligned, outer_sum, pack, put, sum_lanes, transpose
 
-#: Bytes of a panel, so that it and the weights stay in the L2 cache, and rows of X_conv in one.
-PANEL, ROWS = 384 << 10, 384
+#: Most rows of X_conv that are multiplied at a time: a panel of them stays in the L2 cache.
+TERMS = 1152
+
+#: Most bytes that the parts of a weight gradient may take.
+PARTS = 16 << 20
+
+# the forward product, and the input gradient through it -------------------------------------------------------------
+
+
+@Kernel
+def _forward(x, w, w_terms, w_steps, bias, axes, boundary, fill, block, lanes, groups, places, y):
+    # x (N, C, lead, rows, last); weight (g, k, c, t) is w[g, k, c times w_steps, and w_terms[t]] in a flat w, output
+    # (n, k, o) is y[places[0] + n, k, o times places[1:]] in a flat y.
+    d = axes.shape[0]
+    N, Cg, Kg = x.shape[0], x.shape[1] // groups, bias.size // groups
+    R_out, L_out = axes[d - 2, OUT], axes[d - 1, OUT]
+    lead_out = 1
+    for a in range(d - 2):
+        lead_out *= axes[a, OUT]
+    down, across = (R_out + block[ROWS] - 1) // block[ROWS], (L_out + block[COLUMNS] - 1) // block[COLUMNS]
+    columns = plane(axes, block)[1]
+    terms = table(axes, block, block[CHANNELS])
+    T = terms.size // block[CHANNELS]
+    row_step, step = places[d + 1], places[d + 2]
+    weights = np.empty(terms.size, np.int64)
+    for c in range(block[CHANNELS]):
+        for t in range(T):
+            weights[c * T + t] = c * w_steps[2] + w_terms[t]
+    w_rows = np.arange(HIGHEST) * w_steps[1]
+    panel_rows = np.empty((WIDEST + 1, terms.size), np.int64)  # by the width of the panel
+    for vectors in range(WIDEST + 1):
+        for q in range(terms.size):
+            panel_rows[vectors, q] = q * vectors * lanes
+    size = block_size(axes, block) + WIDEST * lanes  # the last tile may look beyond the last pixel
+    packed, together = block[PACKED] > 0, max(block[PACKED], 1)
+    panel_size = block[PACKED] * terms.size * WIDEST * lanes
+    for task in prange(N * lead_out * groups * down * across * block[SHARES]):
+        share, rest = task % block[SHARES], task // block[SHARES]
+        o0, rest = rest % across * block[COLUMNS], rest // across
+        O0, rest = rest % down * block[ROWS], rest // down
+        g, rest = rest % groups, rest // groups
+        outer, n = rest % lead_out, rest // lead_out
+        high, wide = min(block[ROWS], R_out - O0), min(block[COLUMNS], L_out - o0)
+        k0, k1 = Kg * share // block[SHARES], Kg * (share + 1) // block[SHARES]
+        base = places[0] + n * places[1] + g * Kg * places[2] + O0 * row_step + o0 * step
+        left = outer
+        for a in range(d - 3, -1, -1):
+            base += left % axes[a, OUT] * places[3 + a]
+            left //= axes[a, OUT]
+        lines, panel = np.empty(size + ALIGNED, x.dtype), np.empty(panel_size + ALIGNED, x.dtype)
+        l0, panel0 = aligned(lines), aligned(panel)
+        tile = np.empty((HIGHEST, WIDEST * lanes), x.dtype)
+        length = (high - 1) * columns + wide
+        vectors = (length + lanes - 1) // lanes
+        tiles = (vectors + WIDEST - 1) // WIDEST
+        MR = min(HIGHEST, SUMS // ((vectors + tiles - 1) // tiles))
+        strips = (k1 - k0 + MR - 1) // MR
+        first_run, runs = np.empty(tiles + 1, np.int64), np.empty((tiles + high, 3), np.int64)
+        cut(length, columns, wide, row_step, step, vectors, lanes, first_run, runs)
+        for c in range(0, Cg, block[CHANNELS]):
+            channels = min(block[CHANNELS], Cg - c)
+            n_terms = channels * T
+            w0 = g * w_steps[0] + c * w_steps[2]
+            gather_lines(x, g * Cg + c, channels, n, outer, O0, o0, axes, boundary, fill, block, lines[l0:])
+            for part0 in range(0, tiles, together):  # tiles that are packed together, then multiplied strip by strip
+                part1 = min(part0 + together, tiles)
+                if packed:
+                    for part in range(part0, part1):
+                        v0, v1 = vectors * part // tiles, vectors * (part + 1) // tiles
+                        p0 = panel0 + (part - part0) * terms.size * WIDEST * lanes
+                        pack(lines, l0 + v0 * lanes, terms, n_terms, v1 - v0, panel, p0)
+                for strip in range(strips):
+                    k, k_end = k0 + (k1 - k0) * strip // strips, k0 + (k1 - k0) * (strip + 1) // strips
+                    w_strip, y_strip, height = w0 + k * w_steps[1], base + k * places[2], k_end - k
+                    for part in range(part0, part1):
+                        v0, v1 = vectors * part // tiles, vectors * (part + 1) // tiles
+                        if packed:
+                            p0 = panel0 + (part - part0) * terms.size * WIDEST * lanes
+                            outer_sum(
+                                w, w_strip, w_rows, 0, weights, panel, p0, panel_rows[v1 - v0], n_terms, height,
+                                v1 - v0, tile,
+                            )  # fmt: skip
+                        else:
+                            outer_sum(
+                                w, w_strip, w_rows, 0, weights, lines, l0 + v0 * lanes, terms, n_terms, height,
+                                v1 - v0, tile,
+                            )  # fmt: skip
+                        for r in range(first_run[part], first_run[part + 1]):
+                            column, run, to = runs[r]
+                            if step == 1:
+                                put(tile, column, run, height, y, y_strip + to, places[2], bias, g * Kg + k, c == 0)
+                            else:
+                                scatter(
+                                    tile, column, run, height, y, y_strip + to, places[2], step, bias, g * Kg + k,
+                                    c == 0,
+                                )  # fmt: skip
 
 
 @helper
-def pack(x, c0, axes, boundary, fill, u0, u1, p0, p1, lines, shift, line, width, panel):
-    """Rows ``u0 .. u1`` (each all last-axis taps of a channel and kernel row) and columns ``p0 .. p1`` of ``X_conv``.
+def cut(length, columns, wide, row_step, step, vectors, width, first_run, runs):
+    """What each tile of a plane gives to the output: first column, length and place of the rows that it meets.
 
-    ``x (N, C, rows in, last in)``, channels counted from ``c0``; columns count through the batch. Row ``r`` of the
-    panel begins at ``r * width``. Taps ``lines`` apart read one line of pixels, shifted: it lies in ``x`` already, or
-    is gathered once for all of them.
+    ``vectors`` of ``width`` are shared evenly by the tiles. What lies between two rows is not output.
     """
-    last = axes.shape[0] - 1
-    L_k, L_out = axes[last, KERNEL], axes[last, OUT]
-    start, stride, step = axes[last, START], axes[last, STRIDE], axes[last, STEP]
-    C, R_in, L_in = x.shape[1:]
-    pixels = x.reshape(x.size)
-    R_k, R_out = 1, 1
-    for a in range(last):
-        R_k *= axes[a, KERNEL]
-        R_out *= axes[a, OUT]
-    rows = np.empty(R_k, np.int64)
-    p = p0
-    while p < p1:  # run by run along the rows of the output
-        n, O, o = p // (R_out * L_out), p // L_out % R_out, p % L_out
-        run = min(L_out - o, p1 - p)
-        for T in range(R_k):
-            rows[T] = row_source(T, O, axes, boundary)
-        for u in range(u0, u1):
-            c, row = c0 + u // R_k, rows[u % R_k]
-            place = (u - u0) * L_k * width + p - p0
-            for first_tap in range(min(lines, L_k)):
-                taps = (L_k - first_tap + lines - 1) // lines
-                length = run + (taps - 1) * shift
-                first = start + first_tap * step + min(0, (taps - 1) * lines * step)
-                source, begin = line, 0
-                if row < 0:
-                    line[:length] = fill
-                else:
-                    begin = ((n * C + c) * R_in + row) * L_in + first + o
-                    inside = first + o >= 0 and first + o + length <= L_in and begin + length + SLACK <= x.size
-                    if stride == 1 and inside:
-                        source = pixels
-                    else:
-                        begin = 0
-                        gather(x[n, c, row], first, stride, boundary, fill, o, line[:length])
-                for i in range(taps):
-                    at = begin + (i if step > 0 else taps - 1 - i) * shift
-                    copy_run(source, at, run, panel, place + (first_tap + i * lines) * width)
-        p += run
-
-
-@Kernel
-def _pack_weights(w, A):
-    # w (G, K/G, Q) in strips of MR output channels, A (G, strips, Q, MR), filled up with zeros.
-    G, strips, Q, MR = A.shape
-    for task in prange(G * strips):
-        g, strip = task // strips, task % strips
-        k0 = strip * MR
-        full = min(MR, w.shape[1] - k0)
-        for q in range(Q):
-            for i in range(full):
-                A[g, strip, q, i] = w[g, k0 + i, q]
-            for i in range(full, MR):
-                A[g, strip, q, i] = 0
-
-
-@Kernel
-def _forward(x, A, bias, axes, boundary, fill, lines, shift, block, units, NR, slack, shares, y):
-    # x (N, C, rows in, last in), A (G, strips, Q, MR), y (N, K, P); a task is a block of columns and a share of strips.
-    N, K, P = y.shape
-    G, strips, Q, MR = A.shape
-    Kg, Cg = K // G, x.shape[1] // G
-    L_k = axes[axes.shape[0] - 1, KERNEL]
-    blocks, U = (N * P + block - 1) // block, Q // L_k
-    q_blocks = (U + units - 1) // units
-    width = (block + NR - 1) // NR * NR + slack
-    weights = A.reshape(A.size)
-    for task in prange(G * blocks * shares):
-        share, column, g = task % shares, task // shares % blocks, task // shares // blocks
-        p0, p1 = column * block, min((column + 1) * block, N * P)
-        panel = np.empty(((U + q_blocks - 1) // q_blocks * L_k) * width + slack, x.dtype)
-        line = np.empty(block + L_k * shift + slack, x.dtype)
-        tile = np.empty((MR, NR), x.dtype)
-        for b in range(q_blocks):
-            u0, u1 = U * b // q_blocks, U * (b + 1) // q_blocks
-            pack(x, g * Cg, axes, boundary, fill, u0, u1, p0, p1, lines, shift, line, width, panel)
-            for strip in range(strips * share // shares, strips * (share + 1) // shares):
-                a0 = ((g * strips + strip) * Q + u0 * L_k) * MR
-                for t0 in range(0, p1 - p0, NR):
-                    outer_tile(weights, a0, panel, t0, 1, 0, (u1 - u0) * L_k, width, tile)
-                    unload(tile, bias, g * Kg + strip * MR, (g + 1) * Kg, p0 + t0, p1, b == 0, y)
+    tiles, count = first_run.size - 1, 0
+    seamless = columns == wide and row_step == wide * step  # rows follow each other, here and there
+    for part in range(tiles):
+        first_run[part] = count
+        p0, p1 = vectors * part // tiles * width, min(vectors * (part + 1) // tiles * width, length)
+        p = p0
+        while p < p1:
+            row, o = (0, p) if seamless else (p // columns, p % columns)
+            run = p1 - p if seamless else min(p1 - p, wide - o)
+            if run > 0:
+                runs[count, 0], runs[count, 1], runs[count, 2] = p - p0, run, row * row_step + o * step
+                count += 1
+            p += run if seamless else columns - o
+    first_run[tiles] = count
 
 
 @helper
-def unload(tile, bias, k0, k_end, p0, p_end, first, y):
-    """Put a tile into ``y (N, K, P)``, whose columns count through the batch; the first of a sum brings the bias."""
-    P = y.shape[2]
-    done, columns = 0, min(tile.shape[1], p_end - p0)
-    while done < columns:
-        n, p = (p0 + done) // P, (p0 + done) % P
-        run = min(P - p, columns - done)
-        for i in range(min(tile.shape[0], k_end - k0)):
-            add_up(y[n, k0 + i, p : p + run], tile[i, done : done + run], first, bias[k0 + i])
-        done += run
+def scatter(tile, column, n, height, y, start, k_step, step, bias, k0, first):
+    """``put`` for outputs that are ``step`` apart."""
+    for i in range(height):
+        at = start + i * k_step
+        for j in range(n):
+            before = bias[k0 + i] if first else y[at + j * step]
+            y[at + j * step] = before + tile[i, column + j]
 
 
 def forward(
     x: np.ndarray, w: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, y: np.ndarray
 ) -> None:
     """``Y = W_flat @ X_conv + bias``, group by group."""
-    (N, K), G, Q, P = y.shape[:2], groups_of(x, w), prod(w.shape[1:]), prod(y.shape[2:])
-    size, L_k, dtype = x.shape[2:], w.shape[-1], y.dtype
-    MR, NR = outer_shape(dtype)
-    A = np.empty((G, -(-K // G // MR), Q, MR), dtype)
-    _pack_weights(flat(w, G, K // G, Q), A, work=A.size)
-    units = max(1, ROWS // L_k)
-    q_rows = min(Q, units * L_k)
-    threads = numba.get_num_threads()
-    block = max(1, PANEL // (q_rows * dtype.itemsize * NR)) * NR  # whole tiles that fit the panel
-    block = min(block, max(1, -(-N * P // (4 * threads * NR))) * NR)  # and enough blocks for the threads
-    tasks = G * -(-N * P // block)
-    shares = min(A.shape[1], max(1, -(-4 * threads // tasks)))
+    T = prod(w.shape[2:])
+    product(x, w, np.arange(T), w[0].size, T, bias, groups_of(x, w), axes, boundary, fill, y)
+
+
+def product(
+    x: np.ndarray, w: np.ndarray, w_terms: np.ndarray, k_step: int, c_step: int, bias: np.ndarray, groups: int,
+    axes: np.ndarray, boundary: int, fill: np.generic, y: np.ndarray, place: tuple[slice, ...] = (),
+) -> None:
+    """``y[(…, *place)] = W_flat @ X_conv + bias``; row ``k`` of ``W_flat`` lies in ``w`` from ``k * k_step`` on."""
+    N, C = x.shape[:2]
+    part = y[(slice(None), slice(None), *place)]
+    begin = (part.__array_interface__["data"][0] - y.__array_interface__["data"][0]) // y.itemsize
+    steps = [s // y.itemsize for s in part.strides]
+    axes, steps = merged(axes, steps)
+    block = blocks_of(axes, N, C // groups, bias.size // groups, groups, y.dtype)
+    size = axes[:, SIZE].tolist()
     _forward(
-        flat(x, N, x.shape[1], prod(size[:-1]), size[-1]), flat(A, *A.shape), flat(bias, K), axes, boundary, fill,
-        *shared_lines(axes), block, units, NR, lanes(dtype), shares, y.reshape(N, K, P), work=y.size * Q,
+        flat(x, N, C, prod(size[:-2]), *size[-2:]), flat(w, w.size), flat(w_terms, w_terms.size),
+        np.array([w.size // groups, k_step, c_step]), flat(bias, bias.size), flat(axes, *axes.shape), boundary, fill,
+        block, sum_lanes(y.dtype), groups, np.array([begin, *steps]), y.reshape(y.size), work=part.size * C // groups * w_terms.size,
     )
 
 
+def grad_input(dY: np.ndarray, w: np.ndarray, geometry: ConvGeometry, dX: np.ndarray) -> None:
+    """``dX = W_conv.T @ dY_flat`` under zero padding: for each phase of the stride a forward product of ``dY``."""
+    kernel, G = w.shape[2:], groups_of(dX, w)
+    T = prod(kernel)
+    tap = np.arange(T).reshape(kernel)
+    no_bias, nothing = np.zeros(dX.shape[1], dtype=dX.dtype), dX.dtype.type(0)
+    if len(geometry.phases) < prod(geometry.stride):
+        dX[...] = 0  # pixels that no tap meets
+    for place, taps, rows in geometry.phases:
+        product(
+            dY, w, np.ascontiguousarray(tap[taps]), T, w[0].size, no_bias, G, axes_table(rows), CONSTANT, nothing, dX,
+            place,
+        )  # fmt: skip
+
+
+# the weight gradient ------------------------------------------------------------------------------------------------
+
+
 @Kernel
-def _grad_weight(x, dY, axes, boundary, fill, lines, shift, block, units, MR, NR, slack, partial):
-    # partial (parts, G, K/G, Q): the blocks of columns are split into a fixed number of parts, each summed alone.
-    parts, G, Kg, Q = partial.shape
-    N, _, P = dY.shape
-    Cg = x.shape[1] // G
-    L_k = axes[axes.shape[0] - 1, KERNEL]
-    blocks, U = (N * P + block - 1) // block, Q // L_k
-    q_blocks = (U + units - 1) // units
-    width = block + slack
-    for task in prange(parts * G * q_blocks):
-        b, g, part = task % q_blocks, task // q_blocks % G, task // q_blocks // G
-        u0, u1 = U * b // q_blocks, U * (b + 1) // q_blocks
-        rows = (u1 - u0) * L_k
-        dW = partial[part, g, :, u0 * L_k : u1 * L_k]
-        dW[:] = 0
-        panel = np.zeros((rows + NR - 1) // NR * NR * width + slack, x.dtype)
-        line = np.empty(block + L_k * shift + slack, x.dtype)
-        dy = np.zeros(MR * width + slack, x.dtype)
-        tile = np.empty((MR, NR), x.dtype)
-        for column in range(blocks * part // parts, blocks * (part + 1) // parts):
-            p0, p1 = column * block, min((column + 1) * block, N * P)
-            whole = (p1 - p0 + slack - 1) // slack * slack
-            pack(x, g * Cg, axes, boundary, fill, u0, u1, p0, p1, lines, shift, line, width, panel)
-            for r in range(rows):  # the rest of the last vector takes no part
-                panel[r * width + p1 - p0 : r * width + whole] = 0
-            for k0 in range(0, Kg, MR):
-                load(dY, g * Kg + k0, (g + 1) * Kg, p0, p1, whole, width, dy)
-                for q in range(0, rows, NR):
-                    inner_tile(dy, 0, width, panel, q * width, width, whole, tile)
-                    for i in range(min(MR, Kg - k0)):
-                        for j in range(min(NR, rows - q)):
-                            dW[k0 + i, q + j] += tile[i, j]
-
-
-@helper
-def load(dY, k0, k_end, p0, p1, whole, width, dy):
-    """Rows ``k0 …`` and columns ``p0 .. p1`` of ``dY (N, K, P)``, columns counted through the batch, zeros after."""
-    P = dY.shape[2]
-    for i in range(min(dy.size // width, k_end - k0)):
-        at, p = i * width, p0
-        while p < p1:
-            n, begin = p // P, p % P
-            run = min(P - begin, p1 - p)
-            source, target = dY[n, k0 + i, begin : begin + run], dy[at : at + run]
-            for j in range(run):
-                target[j] = source[j]
-            at += run
-            p += run
-        dy[at : i * width + whole] = 0
+def _grad_weight(x, dY, axes, boundary, fill, block, lanes, conjugate, partial):
+    # partial (parts, K, C/G * T): the blocks of outputs are split into a fixed number of parts, each summed alone.
+    d = axes.shape[0]
+    parts, K, Q = partial.shape
+    N = x.shape[0]
+    R_out, L_out = axes[d - 2, OUT], axes[d - 1, OUT]
+    lead_out = 1
+    for a in range(d - 2):
+        lead_out *= axes[a, OUT]
+    terms = table(axes, block, block[CHANNELS])
+    T = terms.size // block[CHANNELS]
+    Cg = Q // T
+    G = x.shape[1] // Cg
+    Kg = K // G
+    down, across = (R_out + block[ROWS] - 1) // block[ROWS], (L_out + block[COLUMNS] - 1) // block[COLUMNS]
+    units, pieces = N * lead_out * down * across, (Cg + block[CHANNELS] - 1) // block[CHANNELS]
+    columns = plane(axes, block)[1]
+    most = block[ROWS] * block[COLUMNS]
+    wide = (Kg + lanes - 1) // lanes * lanes
+    vectors = wide // lanes
+    tiles = (vectors + WIDEST - 1) // WIDEST
+    MR = min(HIGHEST, SUMS // ((vectors + tiles - 1) // tiles))
+    turned_rows = np.arange(most) * wide
+    none = np.zeros(HIGHEST, x.dtype)
+    for task in prange(parts * G * pieces):
+        piece, g, part = task % pieces, task // pieces % G, task // pieces // G
+        c, channels = piece * block[CHANNELS], min(block[CHANNELS], Cg - piece * block[CHANNELS])
+        lines = np.empty(block_size(axes, block), x.dtype)
+        turned = np.zeros(most * wide + ALIGNED, x.dtype)
+        turned0 = aligned(turned)
+        sums = np.zeros(channels * T * wide, x.dtype)
+        pixels = np.empty(most, np.int64)
+        tile = np.empty((HIGHEST, WIDEST * lanes), x.dtype)
+        dy = dY.reshape(dY.size)
+        first, last = units * part // parts, units * (part + 1) // parts
+        for unit in range(first, last):
+            o0, rest = unit % across * block[COLUMNS], unit // across
+            O0, rest = rest % down * block[ROWS], rest // down
+            outer, n = rest % lead_out, rest // lead_out
+            high, run = min(block[ROWS], R_out - O0), min(block[COLUMNS], L_out - o0)
+            gather_lines(x, g * Cg + c, channels, n, outer, O0, o0, axes, boundary, fill, block, lines)
+            for row in range(high):
+                begin = (((n * K + g * Kg) * lead_out + outer) * R_out + O0 + row) * L_out + o0
+                transpose(dy, begin, lead_out * R_out * L_out, Kg, run, turned, turned0 + row * run * wide, wide)
+                for o in range(run):
+                    pixels[row * run + o] = row * columns + o
+            if conjugate:
+                for i in range(lines.size):
+                    lines[i] = np.conj(lines[i])
+            strips = (channels * T + MR - 1) // MR
+            for strip in range(strips):
+                q, q_end = channels * T * strip // strips, channels * T * (strip + 1) // strips
+                for j in range(tiles):
+                    v0, v1 = vectors * j // tiles, vectors * (j + 1) // tiles
+                    outer_sum(
+                        lines, 0, terms, q, pixels, turned, turned0 + v0 * lanes, turned_rows, high * run, q_end - q,
+                        v1 - v0, tile,
+                    )  # fmt: skip
+                    at = q * wide + v0 * lanes
+                    put(tile, 0, (v1 - v0) * lanes, q_end - q, sums, at, wide, none, 0, unit == first)
+        target = partial.reshape(partial.size)
+        at = (part * K + g * Kg) * Q + c * T
+        transpose(sums, 0, wide, channels * T, Kg, target, at, Q)
 
 
 def grad_weight(
     x: np.ndarray, dY: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, dW: np.ndarray
 ) -> None:
     """``dW = dY_flat @ X_conv^H``, the sum over pixels split into parts that follow from the shapes alone."""
-    (N, K), G, Q, P = dY.shape[:2], groups_of(x, dW), prod(dW.shape[1:]), prod(dY.shape[2:])
-    size, L_k, dtype = x.shape[2:], dW.shape[-1], dW.dtype
-    MR, NR = inner_shape(dtype)
-    units = max(1, ROWS // 2 // L_k)
-    q_rows = min(Q, units * L_k)
-    slack = lanes(dtype)
-    block = min(max(1, PANEL // (q_rows * dtype.itemsize * slack)), 64, -(-N * P // slack)) * slack
-    parts = parts_of(-(-N * P // block), tasks=G * -(-Q // q_rows))
-    partial = np.empty((parts, G, K // G, Q), dtype=wide(dtype))
+    (N, K), G, Q, dtype = dY.shape[:2], groups_of(x, dW), prod(dW.shape[1:]), dW.dtype
+    axes, _ = merged(axes, contiguous_steps(dY.shape))
+    block, parts = blocks_for_weights(axes, N, dW.shape[1], K // G, G, dtype)
+    partial = dW.reshape(1, K, Q) if parts == 1 else np.empty((parts, K, Q), dtype)
+    size = axes[:, SIZE].tolist()
     _grad_weight(
-        flat(x, N, x.shape[1], prod(size[:-1]), size[-1]), flat(dY, N, K, P), axes, boundary, fill,
-        *shared_lines(axes), block, units, MR, NR, slack, partial, work=dY.size * Q,
+        flat(x, *x.shape[:2], prod(size[:-2]), *size[-2:]), flat(dY, N, K, prod(dY.shape[2:])), flat(axes, *axes.shape),
+        boundary, fill, block, sum_lanes(dtype), dtype.kind == "c", partial, work=dY.size * Q,
     )
-    dW[...] = partial.sum(axis=0, dtype=partial.dtype).reshape(dW.shape)
+    if parts > 1:
+        dW.reshape(K, Q)[...] = partial.sum(axis=0, dtype=wide(dtype))
+
+
+# blocks -------------------------------------------------------------------------------------------------------------
+
+
+def blocks_of(axes: np.ndarray, N: int, C: int, K: int, G: int, dtype: np.dtype) -> np.ndarray:
+    """What a task computes: lines that fill half the L2 cache, and enough tasks for the threads.
+
+    Which input channels are summed at a time does not follow from the number of threads, so no sum does.
+    """
+    rows, lead = axes.tolist(), prod(axes[:-2, OUT].tolist())
+    taps, width = prod(axes[:, KERNEL].tolist()), sum_lanes(dtype)
+    row_lines, row_shift = lines_of(rows[-2])
+    if between(rows[-2], row_lines, row_shift) > rows[-2][OUT]:
+        row_lines, row_shift = rows[-2][KERNEL], 0  # taps so far apart that few rows are shared
+    lines, shift = lines_for(rows[-1], K, width)
+    down, across = between(rows[-2], row_lines, row_shift), between(rows[-1], lines, shift)
+    R_out, L_out = rows[-2][OUT], rows[-1][OUT]
+    room = cache_size(2) // 3 // dtype.itemsize // (prod(axes[:-2, KERNEL].tolist()) * row_lines * lines)
+    columns = even(L_out, 512)
+    if columns < L_out and across == 0:
+        columns = -(-columns // width) * width  # aligned lines
+    least = min(R_out, max(4, 2 * down))  # rows enough that their halo is a small part
+    high = min(R_out, max(least, room // (C * (columns + across)) - down))
+    channels = min(room // ((high + down) * (columns + across)), TERMS // taps)
+    channels = even(C, max(1, channels))
+    threads = numba.get_num_threads()
+    tasks = N * lead * G * -(-L_out // columns)
+    high = even(R_out, high)
+    if tasks * -(-R_out // high) % threads and high * (columns + across) >= 32 * width:
+        high = even(R_out, -(-R_out // (-(-R_out // high // threads) * threads)))
+    tasks *= -(-R_out // high)
+    shares = min(-(-K // HIGHEST), threads) if tasks % threads and tasks < 4 * threads else 1
+    packed = 0
+    if K // shares >= 5 * HIGHEST:  # few strips would not pay for the packing
+        packed = max(1, cache_size(2) // 3 // (channels * taps * WIDEST * width * dtype.itemsize))
+    return np.array([high, columns, channels, shares, row_lines, row_shift, lines, shift, packed])
+
+
+def blocks_for_weights(
+    axes: np.ndarray, N: int, C: int, K: int, G: int, dtype: np.dtype
+) -> tuple[np.ndarray, int]:
+    """What a task of the weight gradient computes, and into how many parts the outputs are split for it."""
+    rows, lead, taps = axes.tolist(), prod(axes[:-2, OUT].tolist()), prod(axes[:, KERNEL].tolist())
+    (row_lines, row_shift), (lines, shift) = lines_of(rows[-2]), lines_of(rows[-1])
+    down, across = between(rows[-2], row_lines, row_shift), between(rows[-1], lines, shift)
+    R_out, L_out = rows[-2][OUT], rows[-1][OUT]
+    copies = prod(axes[:-2, KERNEL].tolist()) * row_lines * lines
+    room = cache_size(2) // 2 // dtype.itemsize
+    channels = even(C, max(1, -(-C * G // 8), 256 // taps))  # tasks enough, each with sums enough for its turned dY
+    columns = even(L_out, 512)
+    high = even(R_out, max(min(R_out, 4), room // ((copies * channels + K) * (columns + across)) - down))
+    channels = even(C, min(channels, max(1, room // (copies * (high + down) * (columns + across)))))
+    tasks = G * -(-C // channels)
+    units = N * lead * -(-R_out // high) * -(-L_out // columns)
+    parts = min(units, -(-8 // tasks), max(1, PARTS // (K * G * C * taps * dtype.itemsize)))
+    return np.array([high, columns, channels, 1, row_lines, row_shift, lines, shift, 0]), parts
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
-    """Bytes that ``forward`` takes beside its arguments: the weights in strips and a panel for each thread."""
+    """Bytes that ``forward`` takes beside its arguments: the lines of a block for each thread."""
     g = geometry
-    Q = g.C // g.groups * prod(g.kernel)
-    rows = min(Q, max(ROWS, g.kernel[-1]))
-    NR = outer_shape(dtype)[1]
-    panel = max(PANEL, rows * NR * dtype.itemsize) + rows * (NR + lanes(dtype)) * dtype.itemsize
-    return (g.K + g.groups * outer_shape(dtype)[0]) * Q * dtype.itemsize + panel * numba.get_num_threads()
+    axes, _ = merged(g.axes, contiguous_steps((g.N, g.K, *g.out)))
+    block = blocks_of(axes, g.N, g.C // g.groups, g.K // g.groups, g.groups, dtype)
+    width = sum_lanes(dtype)
+    lines = int(block_size.py_func(axes, block)) + WIDEST * width
+    panel = int(block[PACKED] * block[CHANNELS]) * prod(g.kernel) * WIDEST * width
+    return (lines + panel + HIGHEST * WIDEST * width) * dtype.itemsize * numba.get_num_threads()

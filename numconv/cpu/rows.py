@@ -97,12 +97,17 @@ def row_sum(x, w, bias, axes, boundary, fill, n, k, O, o0, y):
                         y[j] += weight * fill
 
 
-def shared_lines(axes: np.ndarray) -> tuple[int, int]:
-    """How many different lines of pixels the taps of the last axis read, and the shift from tap to tap on one.
+def lines_of(axis: list[int]) -> tuple[int, int]:
+    """How many different lines of pixels the taps of an axis read, and the shift from tap to tap on one.
 
     Taps whose distance is a multiple of the stride read one line, shifted; so ``t`` and ``t + lines`` share one.
     """
-    stride, step, kernel = int(axes[-1, STRIDE]), abs(int(axes[-1, STEP])), int(axes[-1, KERNEL])
+    stride, step, kernel = axis[STRIDE], abs(axis[STEP]), axis[KERNEL]
     lines = stride // gcd(stride, step)
     shift = lines * step // stride
     return (lines, shift) if lines < kernel and shift <= FAR else (kernel, 0)
+
+
+def shared_lines(axes: np.ndarray) -> tuple[int, int]:
+    """``lines_of`` the last axis."""
+    return lines_of(axes[-1].tolist())

@@ -1,0 +1,175 @@
+"""The lines of a block: what a block of the output sees of the input, gathered once, boundaries included.
+
+For each channel, all taps whose distance is a multiple of the stride read one line, shifted. Row ``(c, t)`` of
+``X_conv`` is then a stretch of memory that begins at ``table[c, t]``: there is no need to store it.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
+from ._jit import helper, row_source, source
+from .rows import lines_of
+from .simd import copy_every_second, copy_run
+
+#: What a block is: outputs, input channels, how many tasks share the output channels of one, its lines, and how many
+#: tiles are packed together (none: they are multiplied where they lie).
+ROWS, COLUMNS, CHANNELS, SHARES, ROW_LINES, ROW_SHIFT, LINES, SHIFT, PACKED = range(9)
+
+
+@helper
+def plane(axes, block):
+    """Rows and columns of one plane of lines: the outputs of a block and what lies between taps that share a line."""
+    d = axes.shape[0]
+    down = (axes[d - 2, KERNEL] - 1) // block[ROW_LINES] * block[ROW_SHIFT]
+    across = (axes[d - 1, KERNEL] - 1) // block[LINES] * block[SHIFT]
+    return block[ROWS] + down, block[COLUMNS] + across
+
+
+@helper
+def block_size(axes, block):
+    """Numbers in the lines of a block."""
+    lines = block[CHANNELS] * block[ROW_LINES] * block[LINES]
+    for a in range(axes.shape[0] - 2):
+        lines *= axes[a, KERNEL]
+    rows, columns = plane(axes, block)
+    return lines * rows * columns
+
+
+@helper
+def table(axes, block, channels):
+    """Where row ``(c, t)`` of ``X_conv`` begins among the lines."""
+    d = axes.shape[0]
+    R_k, L_k = axes[d - 2, KERNEL], axes[d - 1, KERNEL]
+    rows, columns = plane(axes, block)
+    lead = 1
+    for a in range(d - 2):
+        lead *= axes[a, KERNEL]
+    terms = np.empty(channels * lead * R_k * L_k, np.int64)
+    q = 0
+    for outer in range(channels * lead):
+        for T in range(R_k):
+            T_up = T if axes[d - 2, STEP] > 0 else R_k - 1 - T  # lines ascend
+            for t in range(L_k):
+                t_up = t if axes[d - 1, STEP] > 0 else L_k - 1 - t
+                line = (outer * block[ROW_LINES] + T_up % block[ROW_LINES]) * block[LINES] + t_up % block[LINES]
+                row = line * rows + T_up // block[ROW_LINES] * block[ROW_SHIFT]
+                terms[q] = row * columns + t_up // block[LINES] * block[SHIFT]
+                q += 1
+    return terms
+
+
+@helper
+def gather_lines(x, c0, channels, n, outer, O0, o0, axes, boundary, fill, block, lines):
+    """Fill the lines of ``channels`` from ``c0`` on for the outputs from ``(outer, O0, o0)`` on.
+
+    ``x (N, C, lead in, rows in, last in)``; ``outer`` counts the outputs of the leading axes.
+    """
+    d = axes.shape[0]
+    C, R_in, L_in = x.shape[1], axes[d - 2, SIZE], axes[d - 1, SIZE]
+    rows, columns = plane(axes, block)
+    stride = axes[d - 1, STRIDE]
+    lead_k = 1
+    for a in range(d - 2):
+        lead_k *= axes[a, KERNEL]
+    top = axes[d - 2, START] + min(0, (axes[d - 2, KERNEL] - 1) * axes[d - 2, STEP]) + O0 * axes[d - 2, STRIDE]
+    near = axes[d - 1, START] + min(0, (axes[d - 1, KERNEL] - 1) * axes[d - 1, STEP]) + o0 * stride
+    pixels = x.reshape(x.size)
+    from_row = np.empty((block[ROW_LINES], rows), np.int64)
+    for line in range(block[ROW_LINES]):
+        for m in range(rows):
+            i = top + line * abs(axes[d - 2, STEP]) + m * axes[d - 2, STRIDE]
+            from_row[line, m] = source(i, R_in, boundary)
+    from_column = np.empty((block[LINES], columns), np.int64)
+    inside = np.empty((block[LINES], 2), np.int64)  # the columns between are pixels of the input, a stride apart
+    for line in range(block[LINES]):
+        first = near + line * abs(axes[d - 1, STEP])
+        inside[line, 0], inside[line, 1] = columns, columns
+        for m in range(columns):
+            i = first + m * stride
+            from_column[line, m] = source(i, L_in, boundary)
+            if i >= 0 and inside[line, 0] == columns:
+                inside[line, 0] = m
+            if i >= L_in and inside[line, 1] == columns:
+                inside[line, 1] = m
+        inside[line, 0] = min(inside[line, 0], inside[line, 1])
+    at = 0
+    for c in range(c0, c0 + channels):
+        for T in range(lead_k):
+            lead = row_source(T, outer, axes[: d - 1], boundary)
+            for row_line in range(block[ROW_LINES]):
+                for line in range(block[LINES]):
+                    a, b = inside[line, 0], inside[line, 1]
+                    first = near + line * abs(axes[d - 1, STEP]) + a * stride
+                    for m in range(rows):
+                        row = from_row[row_line, m]
+                        if lead < 0 or row < 0:
+                            for j in range(at, at + columns):
+                                lines[j] = fill
+                            at += columns
+                            continue
+                        begin = (((n * C + c) * x.shape[2] + lead) * R_in + row) * L_in
+                        for j in range(a):
+                            i = from_column[line, j]
+                            lines[at + j] = pixels[begin + i] if i >= 0 else fill
+                        if stride == 1:
+                            copy_run(pixels, begin + first, b - a, lines, at + a)
+                        elif stride == 2:
+                            copy_every_second(pixels, begin + first, b - a, lines, at + a)
+                        else:
+                            for j in range(b - a):
+                                lines[at + a + j] = pixels[begin + first + j * stride]
+                        for j in range(b, columns):
+                            i = from_column[line, j]
+                            lines[at + j] = pixels[begin + i] if i >= 0 else fill
+                        at += columns
+
+
+def merged(axes: np.ndarray, steps: list[int]) -> tuple[np.ndarray, list[int]]:
+    """The same convolution over as few axes as there can be, but two at least; ``steps`` lead through the output.
+
+    Neighbouring axes along which nothing happens are one axis: a 1x1 convolution sees a row of pixels.
+    """
+    rows, (*outer, last) = axes.tolist(), steps
+    lead, along = outer[:2], [*outer[2:], last]
+
+    def idle(row: list[int]) -> bool:
+        return row[KERNEL] == row[STRIDE] == 1 and row[START] == 0 and row[OUT] == row[SIZE]
+
+    while len(rows) > 1 and idle(rows[-1]) and idle(rows[-2]) and along[-2] == along[-1] * rows[-1][OUT]:
+        size = rows[-1][SIZE] * rows[-2][SIZE]
+        rows[-2:], along[-2:] = [[size, 1, size, 0, 1, 1]], [along[-1]]
+    if len(rows) == 1:
+        rows, along = [[1, 1, 1, 0, 1, 1], *rows], [0, *along]
+    return np.array(rows), [*lead, *along]
+
+
+def lines_for(axis: list[int], K: int, width: int) -> tuple[int, int]:
+    """Lines and shift along the last axis: shared by the taps, unless a line for each wastes less.
+
+    Shared lines are longer than a row of the output; the tile computes what lies between two rows for nothing.
+    """
+    lines, shift = lines_of(axis)
+    kernel, out = axis[KERNEL], axis[OUT]
+    # in cycles for a row of outputs: two multiply-adds of a vector each, and a copy
+    wasted = between(axis, lines, shift) * kernel * K / (2 * width)
+    copied = (kernel - lines) * (8 + out / width)
+    return (lines, shift) if wasted <= copied else (kernel, 0)
+
+
+def between(axis: list[int], lines: int, shift: int) -> int:
+    """How far the last tap on a line is from the first."""
+    return (axis[KERNEL] - 1) // lines * shift
+
+
+def contiguous_steps(shape: tuple[int, ...]) -> list[int]:
+    """Steps in numbers along the axes of a contiguous array."""
+    return [prod(shape[a + 1 :]) for a in range(len(shape))]
+
+
+def even(n: int, most: int) -> int:
+    """The size of pieces of at most ``most`` into which ``n`` falls evenly."""
+    return -(-n // -(-n // max(most, 1)))
