@@ -197,7 +197,8 @@ def product(
     _forward(
         flat(x, N, C, prod(size[:-2]), *size[-2:]), flat(w, w.size), flat(w_terms, w_terms.size),
         np.array([w.size // groups, k_step, c_step]), flat(bias, bias.size), flat(axes, *axes.shape), boundary, fill,
-        block, sum_lanes(y.dtype), groups, np.array([begin, *steps]), y.reshape(y.size), work=part.size * C // groups * w_terms.size,
+        block, sum_lanes(y.dtype), groups, np.array([begin, *steps]), y.reshape(y.size),
+        work=part.size * C // groups * w_terms.size,
     )
 
 
