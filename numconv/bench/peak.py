@@ -1,4 +1,4 @@
-"""What the machine can do: multiply-adds of the register tile, and bytes filled and copied."""
+"""What the machine can do: multiply-adds of the register tile on every thread, and bytes filled and copied."""
 
 from __future__ import annotations
 
@@ -7,48 +7,43 @@ from collections.abc import Callable
 
 import numba
 import numpy as np
+from numba import prange
 
+from ..cpu._jit import Kernel
 from ..cpu.simd import outer_shape, outer_tile
 
-#: A panel of this many rows stays in the first-level cache.
-DEPTH = 256
-REPEATS = 2000
-FILL_BYTES = 1 << 28
+#: Two panels of this many rows stay in the nearest cache (30 KB).
+DEPTH = 128
+REPEATS = 4000
+MEMORY = 1 << 28
+PIECES = 64
 
 
-@numba.njit(parallel=True, nogil=True)
-def tiles(weights, pixels, out, depth, repeats):
-    """The register tile over panels that stay in the nearest cache, on every thread."""
-    for thread in numba.prange(out.shape[0]):
+@Kernel
+def multiply_add(weights, pixels, out, depth, repeats):
+    """The register tile again and again over two panels for each thread."""
+    for thread in prange(out.shape[0]):
         a, b, tile = weights[thread], pixels[thread], out[thread]
-        step = tile.shape[1]
         for _ in range(repeats):
-            outer_tile(a, 0, b, 0, 1, 0, depth, step, tile)
+            outer_tile(a, 0, b, 0, 1, 0, depth, tile.shape[1], tile)
 
 
-@numba.njit(parallel=True, nogil=True)
-def fill(a, value):
-    """Write every item."""
-    for i in numba.prange(a.size):
-        a[i] = value
+@Kernel
+def fill(a):
+    """Clear memory, which compiles to the system's own ``memset``."""
+    for piece in prange(a.shape[0]):
+        target = a[piece]
+        for i in range(target.size):
+            target[i] = 0
 
 
-@numba.njit(parallel=True, nogil=True)
+@Kernel
 def copy(a, b):
-    """Read every item and write it."""
-    for i in numba.prange(a.size):
-        a[i] = b[i]
-
-
-def best(call: Callable[[], object], seconds: float) -> float:
-    """The shortest time of a call, over so many seconds."""
-    call()
-    times, end = [], time.perf_counter() + seconds
-    while not times or time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    """Copy memory, which compiles to the system's own ``memcpy``."""
+    for piece in prange(a.shape[0]):
+        target, source = a[piece], b[piece]
+        for i in range(target.size):
+            target[i] = source[i]
 
 
 def peak(dtype: str, seconds: float = 0.5) -> dict[str, float]:
@@ -56,11 +51,22 @@ def peak(dtype: str, seconds: float = 0.5) -> dict[str, float]:
     kind, threads = np.dtype(dtype), numba.get_num_threads()
     MR, NR = outer_shape(kind)
     weights, pixels = np.ones((threads, DEPTH * MR), kind), np.ones((threads, DEPTH * NR), kind)
-    out = np.empty((threads, MR, NR), kind)
-    once = best(lambda: tiles(weights, pixels, out, DEPTH, REPEATS), seconds)
-    a, b = (np.ones(FILL_BYTES // kind.itemsize, kind) for _ in range(2))
+    out, work = np.empty((threads, MR, NR), kind), threads * MR * NR * DEPTH * REPEATS
+    a, b = (np.ones((PIECES, MEMORY // PIECES // kind.itemsize), kind) for _ in range(2))
     return {
-        "flops": 2 * threads * MR * NR * DEPTH * REPEATS / once,
-        "fill": a.nbytes / best(lambda: fill(a, kind.type(0)), seconds),
-        "copy": 2 * a.nbytes / best(lambda: copy(a, b), seconds),
+        "flops": 2 * work / best(lambda: multiply_add(weights, pixels, out, DEPTH, REPEATS, work=work), seconds),
+        "fill": a.nbytes / best(lambda: fill(a, work=a.size), seconds),
+        "copy": 2 * a.nbytes / best(lambda: copy(a, b, work=a.size), seconds),
     }
+
+
+def best(call: Callable[[], object], seconds: float) -> float:
+    """The shortest time of a call, over so many seconds and at least five calls."""
+    call()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 5 or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
