@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -33,9 +33,14 @@ class Case:
     boundary: str = "constant"
 
     @property
-    def geometry(self) -> dict[str, int]:
+    def geometry(self) -> dict[str, Any]:
         """The arguments that numconv and torch both know by these names."""
         return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+
+    @property
+    def windows(self) -> dict[str, Any]:
+        """The same for what knows no groups."""
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
 
     @property
     def y(self) -> tuple[int, ...]:
@@ -98,8 +103,8 @@ class Case:
 class Goal:
     """How many times the peer's time over ours has to be: in each case, and as a geometric mean."""
 
-    each: float | None
-    mean: float | None
+    each: float | None = None
+    mean: float | None = None
 
 
 #: By group and rival. A rival is a way to do the work, such as OpenCV's filter2D.
@@ -109,22 +114,22 @@ GOALS = {
     ("input gradient", "torch"): Goal(0.9, 1.3),
     ("weight gradient", "torch"): Goal(0.9, 1.3),
     ("image", "opencv"): Goal(1.0, 1.3),
-    ("image", "oaconvolve"): Goal(1.5, None),
-    ("image", "ndimage"): Goal(8, None),
-    ("image", "torch"): Goal(8, None),
+    ("image", "oaconvolve"): Goal(1.5),
+    ("image", "ndimage"): Goal(8),
+    ("image", "torch"): Goal(8),
     ("1d", "scipy"): Goal(1.0, 1.5),
     ("3d", "torch"): Goal(1.0, 1.2),
     ("im2col", "torch"): Goal(1.2, 2),
     ("col2im", "torch"): Goal(1.2, 2),
-    ("kernel2row", "scipy"): Goal(10, None),
+    ("kernel2row", "scipy"): Goal(10),
 }
 
 
-def goal(group: str, rival: str, dtype: str) -> Goal | None:
+def goal(group: str, rival: str, dtype: str) -> Goal:
     """The goal of a group beside a rival; in float64 all layers, images and gradients have one of their own."""
     if dtype == "float64" and rival == "torch" and group not in ("im2col", "col2im"):
         return Goal(0.9, 1.1)
-    return GOALS.get((group, rival))
+    return GOALS.get((group, rival), Goal())
 
 
 # the lists ----------------------------------------------------------------------------------------------------------

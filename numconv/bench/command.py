@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from .cases import Case
-from .measure import Measured, run
+from .measure import Contest
 from .peers import PEERS, Settings
-from .table import as_json, table
+from .report import Report
 
 
 def bench(
@@ -30,26 +30,21 @@ def bench(
     if file:
         Path(file).touch()  # an error now and not after an hour
     installed = [peer for peer in peers if find_spec(PEERS[peer].module)]
-    steps = run(list(cases), installed, settings, seconds)
-    head: dict[str, Any] = {"machine": {**machine, "threads": str(settings.threads)}}
-    found: list[Measured] = []
-    try:
-        head |= next(steps)  # type: ignore[arg-type]
-        with progress(len(cases)) as step:
-            for measured in steps:
-                assert isinstance(measured, Measured)
-                found.append(measured)
-                step(measured.case.name)
-    except KeyboardInterrupt:
-        if not found:
-            raise
-    finally:
-        steps.close()  # type: ignore[attr-defined]
-    head["missing"] |= {peer: "not installed" for peer in peers if peer not in installed}
-    print(table(head, settings, found, colour))
+    absent = {peer: "not installed" for peer in peers if peer not in installed}
+    with Contest(installed, settings) as contest:
+        versions, missing = contest.versions()
+        report = Report(settings, machine, versions, absent | missing, contest.memory())
+        try:
+            with progress(len(cases)) as step:
+                for case in cases:
+                    report.found.append(contest.measure(case, seconds))
+                    step(case.name)
+        except KeyboardInterrupt:
+            print(f"stopped after {len(report.found)} of {len(cases)} cases", file=sys.stderr)
+    print(report.table(colour))
     if file:
-        Path(file).write_text(json.dumps(as_json(head, settings, found), indent=1), encoding="utf-8")
-    return int(any(m.error or any(beside.error for beside in m.rivals) for m in found))
+        Path(file).write_text(json.dumps(report.as_json(), indent=1), encoding="utf-8")
+    return int(not report.ok)
 
 
 @contextmanager

@@ -8,11 +8,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,8 +27,17 @@ PAIRS = 3
 ROUNDINGS = 2000
 
 
-class Lost(Exception):
+class Lost(RuntimeError):
     """A library could not do a case: the reason."""
+
+
+class Asked(Protocol):
+    """Whoever answers what ``worker.Work`` can do."""
+
+    name: str
+
+    def ask(self, do: str, **arguments: Any) -> Any:
+        """The answer, or ``Lost``."""
 
 
 class Worker:
@@ -103,11 +112,12 @@ class Beside:
 
 @dataclass
 class Measured:
-    """One case with all its rivals."""
+    """One case with all its rivals. ``peak`` is the flops that the register tile reached just before."""
 
     case: Case
     algorithm: str = ""
     error: str = ""
+    peak: float | None = None
     alone: list[float] = field(default_factory=list)
     rivals: list[Beside] = field(default_factory=list)
 
@@ -118,13 +128,13 @@ class Measured:
         return median(times) if times else None
 
 
-def measure(case: Case, ours: Worker, peers: list[Worker], seconds: float, folder: Path) -> Measured:
+def measure(case: Case, ours: Asked, peers: Sequence[Asked], seconds: float, folder: Path) -> Measured:
     """Compare, then time, spending about so many seconds on each rival."""
     found = Measured(case)
     work = asdict(case)
     try:
         (prepared,) = ours.ask("prepare", case=work)
-        found.algorithm = prepared["way"]
+        found.algorithm, found.peak = prepared["way"], ours.ask("flops")
         ours.ask("result", rival="numconv", file=str(folder / "numconv.npz"))
     except Lost as lost:
         found.error = str(lost)
@@ -141,72 +151,84 @@ def measure(case: Case, ours: Worker, peers: list[Worker], seconds: float, folde
             try:
                 peer.ask("result", rival=beside.rival, file=str(folder / "peer.npz"))
                 beside.difference = difference(folder / "numconv.npz", folder / "peer.npz")
-                if not beside.difference <= 1:
-                    beside.error = f"results differ: {beside.difference:.3g} times what rounding explains"
-                    continue
-                beside.seconds = pairs(ours, peer, beside.rival, seconds)
+                if beside.difference <= 1:
+                    beside.seconds = pairs(ours, peer, beside.rival, seconds)
+                else:
+                    beside.error = f"the results differ by {beside.difference:.3g} times what rounding explains"
             except Lost as lost:
                 beside.error = str(lost)
     if found.ours is None:
-        found.alone = [median(turn(ours, "numconv")) for _ in range(PAIRS)]
+        found.alone = [turn(ours, "numconv") for _ in range(PAIRS)]
     return found
 
 
 def difference(one: Path, other: Path) -> float:
-    """How far results are apart, as a part of what rounding explains; infinite if shapes or dtypes differ."""
+    """How far results are apart, as a multiple of what rounding explains; infinite if they cannot be compared."""
     with np.load(one) as a, np.load(other) as b:
-        pairs = [(a[name], b[name]) for name in a.files if name in b.files]
-        if len(a.files) != len(b.files):
+        if a.files != b.files:
             return float("inf")
-    worst = 0.0
-    for got, wanted in pairs:
-        if got.shape != wanted.shape:
-            return float("inf")
-        if got.dtype.kind in "iu":
-            worst = max(worst, 0.0 if np.array_equal(got, wanted) else float("inf"))
-            continue
-        if got.dtype != wanted.dtype:
-            return float("inf")
-        scale = float(np.sqrt(np.mean(np.square(wanted, dtype=np.float64)))) or 1.0
-        apart = float(np.abs(got - wanted).max()) / scale / (ROUNDINGS * float(np.finfo(wanted.dtype).eps))
-        worst = max(worst, apart) if apart == apart else float("inf")
-    return worst
+        return max(distance(a[name], b[name]) for name in a.files)
 
 
-def turn(worker: Worker, rival: str) -> list[float]:
-    """The times of one turn."""
-    return worker.ask("time", rival=rival, seconds=TURN)
+def distance(got: np.ndarray, wanted: np.ndarray) -> float:
+    """The same of two arrays: indices must be equal, numbers near, of one dtype, and NaN nowhere."""
+    if got.shape != wanted.shape or got.dtype.kind != wanted.dtype.kind:
+        return float("inf")
+    if got.dtype.kind in "iu":
+        return 0.0 if np.array_equal(got, wanted) else float("inf")
+    scale = float(np.sqrt(np.mean(np.square(wanted, dtype=np.float64)))) or 1.0
+    apart = float(np.abs(got - wanted).max()) / scale / (ROUNDINGS * float(np.finfo(wanted.dtype).eps))
+    return apart if got.dtype == wanted.dtype and apart == apart else float("inf")
 
 
-def pairs(ours: Worker, peer: Worker, rival: str, seconds: float) -> list[tuple[float, float]]:
-    """Turns of numconv and the rival, one after the other; a pair longer than ``seconds`` stays alone."""
+def turn(worker: Asked, rival: str) -> float:
+    """The time of a call in one turn."""
+    return median(worker.ask("time", rival=rival, seconds=TURN))
+
+
+def pairs(ours: Asked, peer: Asked, rival: str, seconds: float) -> list[tuple[float, float]]:
+    """Turns of numconv and the rival, one after the other; if a pair takes longer than ``seconds`` there is one."""
     found: list[tuple[float, float]] = []
     start = time.perf_counter()
     while True:
-        found.append((median(turn(ours, "numconv")), median(turn(peer, rival))))
+        found.append((turn(ours, "numconv"), turn(peer, rival)))
         spent = time.perf_counter() - start
         if spent > seconds and (len(found) >= PAIRS or spent > seconds * len(found)):
             return found
 
 
-def run(
-    cases: list[Case], peers: list[str], settings: Settings, seconds: float
-) -> Iterator[dict[str, Any] | Measured]:
-    """First what the machine can do and who takes part, then every case."""
-    with tempfile.TemporaryDirectory(prefix="numconv-bench-") as name:
-        folder = Path(name)
-        ours, others = Worker("numconv", settings, folder), [Worker(peer, settings, folder) for peer in peers]
-        try:
-            versions, missing = ours.ask("versions"), {}
-            for peer in list(others):
-                try:
-                    versions |= peer.ask("versions")
-                except Lost as lost:
-                    missing[peer.name] = str(lost)
-                    others.remove(peer)
-            yield {"versions": versions, "missing": missing, "peak": ours.ask("peak")}
-            for case in cases:
-                yield measure(case, ours, others, seconds, folder)
-        finally:
-            for worker in (ours, *others):
-                worker.close()
+class Contest:
+    """numconv and its peers, each in its process, for the length of a ``with`` block."""
+
+    def __init__(self, peers: Sequence[str], settings: Settings) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="numconv-bench-")
+        self.folder = Path(self._folder.name)
+        self.ours = Worker("numconv", settings, self.folder)
+        self.peers = [Worker(peer, settings, self.folder) for peer in peers]
+
+    def __enter__(self) -> Contest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in (self.ours, *self.peers):
+            worker.close()
+        self._folder.cleanup()
+
+    def versions(self) -> tuple[dict[str, str], dict[str, str]]:
+        """What the libraries are, and why a peer cannot take part; it is not asked again."""
+        versions, missing = dict(self.ours.ask("versions")), {}
+        for peer in list(self.peers):
+            try:
+                versions |= peer.ask("versions")
+            except Lost as lost:
+                missing[peer.name] = str(lost)
+                self.peers.remove(peer)
+        return versions, missing
+
+    def memory(self) -> dict[str, float]:
+        """Bytes a second, filled and copied."""
+        return self.ours.ask("memory")
+
+    def measure(self, case: Case, seconds: float) -> Measured:
+        """One case beside every peer."""
+        return measure(case, self.ours, self.peers, seconds, self.folder)

@@ -1,8 +1,8 @@
 """The process of one library: it reads requests from stdin and answers on stdout, one line of JSON each.
 
 ``prepare`` makes a case's data and its calls, ``result`` saves what a call returns, ``time`` measures a call for a
-while, ``peak`` measures the machine. A case that a library refuses is an answer; any other error ends the process,
-and the traceback on stderr is what the parent reports.
+while, ``flops`` and ``memory`` measure the machine. A case that a library refuses is an answer; any other error ends
+the process, and the traceback on stderr is what the parent reports.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from .cases import Case
-from .peers import PEERS, Numconv, Settings
+from .peers import PEERS, Numconv, Peer, Settings
 
 
 class Work:
     """The calls of the case at hand."""
 
-    def __init__(self, peer: Any, settings: Settings) -> None:
+    def __init__(self, peer: Peer, settings: Settings) -> None:
         self.peer, self.settings = peer, settings
         self.calls: dict[str, Callable[[], Any]] = {}
 
@@ -35,9 +35,9 @@ class Work:
     def prepare(self, case: dict[str, Any], seed: int = 0) -> list[dict[str, Any]]:
         """Make data and calls; for each rival the quickest of its ways stays."""
         self.calls = {}
-        whole = Case(**{key: tuple(value) if isinstance(value, list) else value for key, value in case.items()})
+        work = Case(**case | {"x": tuple(case["x"]), "w": tuple(case["w"])})
         found = []
-        for rival, ways in self.peer.prepare(whole, whole.data(self.settings.dtype, seed)).items():
+        for rival, ways in self.peer.prepare(work, work.data(self.settings.dtype, seed)).items():
             for call in ways.values():
                 call()  # the first call compiles, plans, starts threads
             quickest = min(ways, key=lambda way: min(timed(ways[way], 0.1))) if len(ways) > 1 else next(iter(ways))
@@ -54,11 +54,17 @@ class Work:
         """The times of calls, one after the other, until so many seconds have passed."""
         return timed(self.calls[rival], seconds)
 
-    def peak(self) -> dict[str, float]:
-        """What the machine can do; only numconv's process is asked."""
-        from .peak import peak
+    def flops(self) -> float:
+        """The register tile's operations a second; only numconv's process is asked, as for ``memory``."""
+        from .peak import flops
 
-        return peak(self.settings.dtype)
+        return flops(self.settings.dtype)
+
+    def memory(self) -> dict[str, float]:
+        """Bytes a second."""
+        from .peak import memory
+
+        return memory()
 
 
 def timed(call: Callable[[], Any], seconds: float) -> list[float]:
@@ -78,7 +84,8 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
     gc.disable()
-    work = Work({"numconv": Numconv, **PEERS}[name](settings), settings)
+    libraries: dict[str, type[Any]] = {"numconv": Numconv, **PEERS}
+    work = Work(libraries[name](settings), settings)
     for line in sys.stdin:
         request = json.loads(line)
         try:
