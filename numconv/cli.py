@@ -179,6 +179,8 @@ def run_bench(arguments: argparse.Namespace) -> int:
         for word in given:
             one_of(name, word, valid)
     threads = as_int("--threads", cores() if a.threads is None else a.threads, 1)
+    if not 0 <= a.seconds < float("inf"):
+        raise ValueError(f"--seconds must be at least 0, got {a.seconds}")
     cases = choose(layers, a.case)
     if not cases:
         raise ValueError(f"--case {a.case!r} is part of no case of --layers {','.join(layers)}")

@@ -63,7 +63,7 @@ class Case:
         inputs = {
             "conv": ("x", "w"), "convolve": ("x", "w"), "grad_input": ("dy", "w"), "grad_weight": ("x", "dy"),
             "im2col": ("x",), "col2im": ("cols",), "kernel2row": ("w",), "refill": ("w",),
-        }[self.kind]  # fmt: skip
+        }[self.kind]
         shapes = {"x": self.x, "w": self.w}
         shapes |= {"dy": self.y} if "dy" in inputs else {"cols": self.cols} if "cols" in inputs else {}
         return {name: shapes[name] for name in inputs}
@@ -89,7 +89,7 @@ class Case:
             return item * values + index
         shapes = {
             "im2col": (self.x, self.cols), "col2im": (self.x, self.cols),
-        }.get(self.kind) or (self.x, self.w, self.y)  # fmt: skip
+        }.get(self.kind) or (self.x, self.w, self.y)
         return item * sum(prod(shape) for shape in shapes)
 
     def _pairs(self, axis: int) -> int:
@@ -150,7 +150,7 @@ def layer(
     words = (
         by([k] * d), grouped, channels, by([size] * d), f"/{stride}" if stride > 1 else "",
         f"dilation {dilation}" if dilation > 1 else "", f"batch {N}" if N > 1 else "",
-    )  # fmt: skip
+    )
     return Case(
         " ".join(filter(None, words)), group, kind, (N, C, *[size] * d), (K, C // groups, *[k] * d), stride,
         dilation * (k - 1) // 2, dilation, groups,
@@ -160,7 +160,7 @@ def layer(
 def _resnet50() -> Iterable[Case]:
     for C, size, N in (
         (64, 56, 1), (128, 28, 1), (256, 14, 1), (64, 224, 1), (128, 112, 1), (64, 56, 8), (256, 14, 8),
-    ):  # fmt: skip
+    ):
         yield layer("3x3", C, C, size, 3, N=N)
     for C, K, size in ((64, 256, 56), (256, 64, 56), (512, 128, 28), (1024, 256, 14), (2048, 512, 7)):
         yield layer("other layers", C, K, size, 1)
@@ -190,7 +190,7 @@ def _image() -> Iterable[Case]:
     sizes = {
         3: (512, 1024, 2048, 4096), 5: (1024, 2048), 7: (512, 2048), 9: (2048,), 11: (1024,), 15: (1024, 4096),
         21: (1024,), 31: (512, 1024), 63: (1024,),
-    }  # fmt: skip
+    }
     for k, several in sizes.items():
         for size in several:
             yield Case(f"{by([k, k])} {by([size, size])}", "image", "convolve", (size, size), (k, k))
@@ -215,7 +215,7 @@ def _matrices() -> Iterable[Case]:
     for kind in windows:
         for C, size, k, stride, N in (
             (64, 56, 3, 1, 1), (256, 14, 3, 1, 1), (3, 224, 7, 2, 1), (1, 1024, 5, 1, 1), (128, 28, 3, 2, 8),
-        ):  # fmt: skip
+        ):
             yield layer(kind, C, C, size, k, stride, N=N, kind=kind)
     sparse: tuple[Kind, ...] = ("kernel2row", "refill")
     for kind in sparse:

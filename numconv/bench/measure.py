@@ -77,7 +77,7 @@ class Worker:
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
                 cwd=Path(__file__).parents[2],  # this numconv and no other
                 start_new_session=True,  # Ctrl-C is for the parent
-            )  # fmt: skip
+            )
         return self._process
 
     def close(self) -> None:

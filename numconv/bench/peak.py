@@ -15,7 +15,7 @@ from ..cpu.simd import outer_shape, outer_tile
 #: Two panels of this many rows stay in the nearest cache (30 KB).
 DEPTH = 128
 REPEATS = 2000
-MEMORY = 1 << 28
+MEMORY = 1 << 27
 PIECES = 64
 
 

@@ -113,7 +113,6 @@ class Torch(Peer):
         self.torch: Any = torch
         self.F = torch.nn.functional
         torch.set_num_threads(settings.threads)
-        torch.set_grad_enabled(False)
         self.versions = {"torch": version("torch")}
 
     def _layer(self, case: Case, library: Any, name: str, *arguments: Any) -> Rivals:

@@ -47,7 +47,7 @@ class Report:
             flops //= WINOGRAD_SAVES
         needs = {
             "fma": flops / measured.peak, "memory": case.nbytes(self.settings.dtype) / max(self.memory.values()),
-        }  # fmt: skip
+        }
         limit = max(needs, key=lambda name: needs[name])
         return needs[limit] / measured.ours, limit
 
@@ -64,7 +64,7 @@ class Report:
             rows.append({
                 "group": group, "rival": rival, "cases": len(values), "mean": mean(values), "least": min(values),
                 "goal_mean": aim.mean, "goal_least": aim.each,
-            })  # fmt: skip
+            })
         return rows
 
     def as_json(self) -> dict[str, Any]:
@@ -77,11 +77,11 @@ class Report:
                 "algorithm": m.algorithm, "error": m.error, "median": m.ours, "alone": m.alone, "peak": m.peak,
                 "of_peak": part, "bound": limit,
                 "rivals": [{**asdict(b), "median": b.theirs, "ratio": b.ratio} for b in m.rivals],
-            })  # fmt: skip
+            })
         return {
             "settings": asdict(self.settings), "machine": self.machine, "versions": self.versions,
             "missing": self.missing, "memory": self.memory, "groups": self.groups(), "cases": cases,
-        }  # fmt: skip
+        }
 
     def table(self, colour: bool = False) -> str:
         """A block for every group: a line for every case, then geometric mean and least ratio beside their goals."""

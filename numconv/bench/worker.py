@@ -83,16 +83,17 @@ def main() -> None:
     name, settings = sys.argv[1], Settings(**json.loads(sys.argv[2]))
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
-    gc.disable()
+    gc.disable()  # the times would pay for it
     libraries: dict[str, type[Any]] = {"numconv": Numconv, **PEERS}
     work = Work(libraries[name](settings), settings)
     for line in sys.stdin:
         request = json.loads(line)
+        if request["do"] == "prepare":
+            gc.collect()
         try:
             answer = {"value": getattr(work, request.pop("do"))(**request)}
         except (ValueError, MemoryError, NotImplementedError) as error:
             answer = {"refused": " ".join(str(error).split())}
-        gc.collect()
         print(json.dumps(answer), file=answers, flush=True)
 
 
