@@ -212,7 +212,7 @@ def test_turns_alternate_until_a_second_is_used(monkeypatch, pair, turns):
             clock[0] += pair / 2
             return [3.0, 1.0, 2.0]
 
-    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: clock[0], sleep=lambda _: None))
     assert measure.pairs(Side("numconv"), Side("peer"), "rival", 1.0) == [(2.0, 2.0)] * turns
     assert asked == [("numconv", "time", "numconv"), ("peer", "time", "rival")] * turns
 

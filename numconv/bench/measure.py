@@ -23,6 +23,9 @@ from .peers import Settings
 TURN = 0.02
 PAIRS = 3
 
+#: Before a turn the threads of the one before, which spin for some milliseconds, go to sleep.
+REST = 0.01
+
 #: Differences over the root mean square of a result, in units of rounding, up to which results agree.
 ROUNDINGS = 2000
 
@@ -69,8 +72,8 @@ class Worker:
     def _start(self) -> subprocess.Popen[str]:
         threads = str(self._settings.threads)
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-        # threads of one process that wait must not take the cores from the next
-        environment = {**os.environ, **dict.fromkeys(names, threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = {**os.environ, **dict.fromkeys(names, threads)}
+        environment.pop("OMP_WAIT_POLICY", None)  # passive threads wake late at every small call; REST does without
         command = [sys.executable, "-m", "numconv.bench.worker", self.name, json.dumps(asdict(self._settings))]
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
@@ -183,6 +186,7 @@ def distance(got: np.ndarray, wanted: np.ndarray) -> float:
 
 def turn(worker: Asked, rival: str) -> float:
     """The time of a call in one turn."""
+    time.sleep(REST)
     return median(worker.ask("time", rival=rival, seconds=TURN))
 
 
