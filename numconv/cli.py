@@ -89,7 +89,8 @@ def parser() -> argparse.ArgumentParser:
         description="Measure numconv beside its peers on the same work: results compared first, times in turns, "
         "every library in a process of its own. A ratio above 1 says that numconv is faster.",
     )  # fmt: skip
-    bench.add_argument("--peers", type=words, metavar="NAMES", help="with commas: torch,scipy,opencv (default: all)")
+    bench.add_argument("--peers", type=words, metavar="NAMES", help="with commas: torch,scipy,opencv,"
+                       "sparse_convolution (default: all that are installed)")
     bench.add_argument("--layers", type=words, metavar="NAMES", help="with commas: resnet50,grad,image,1d,3d,matrices "
                        "(default: all)")  # fmt: skip
     bench.add_argument("--case", default="", metavar="PART", help="only cases whose group and name contain this")

@@ -12,7 +12,7 @@ import numconv
 from numconv.bench import command, measure, peak, report
 from numconv.bench.cases import GOALS, LAYERS, Case, choose, goal, layer
 from numconv.bench.measure import Beside, Contest, Lost, Measured, Worker
-from numconv.bench.peers import PEERS, Numconv, OpenCV, Peer, Scipy, Settings, Torch, triples
+from numconv.bench.peers import PEERS, Numconv, OpenCV, Peer, Settings, Torch, triples
 from numconv.bench.report import Report
 from numconv.bench.worker import Work
 from numconv.cli import main
@@ -32,6 +32,7 @@ SMALL = [
     layer("g", 2, 2, 8, 3, stride=2, N=2, kind="col2im"),
     layer("g", 2, 3, 7, 3, stride=2, kind="kernel2row"),
     layer("g", 2, 3, 7, 5, kind="refill"),
+    Case("full", "g", "kernel2row", (1, 1, 6, 7), (1, 1, 3, 3), padding=2),
 ]
 
 
@@ -125,12 +126,14 @@ def test_triples_and_bytes_are_those_of_the_matrix(stride, dilation, k):
 
 
 def torch_here():
-    torch = pytest.importorskip("torch")
+    import torch
+
     return Torch(Settings(threads=torch.get_num_threads()))
 
 
 def opencv_here():
-    cv2 = pytest.importorskip("cv2")
+    import cv2
+
     return OpenCV(Settings(threads=cv2.getNumThreads()))
 
 
@@ -138,17 +141,24 @@ SERVED = {
     "scipy": {"convolve", "kernel2row", "refill"},
     "torch": {"conv", "grad_input", "grad_weight", "convolve", "im2col", "col2im"},
     "opencv": {"convolve"},
+    "sparse_convolution": {"kernel2row"},
 }
+
+
+def serves(name, case):
+    """scipy takes lines too, and sparse_convolution nothing but the full convolution of one channel."""
+    return case.kind in SERVED[name] and {
+        "torch": len(case.x) > 1, "opencv": len(case.x) > 1, "sparse_convolution": case.name == "full",
+    }.get(name, True)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PEERS)
 def test_peers_do_the_same_work(name, tmp_path):
-    make = {"scipy": lambda: Scipy(Settings()), "torch": torch_here, "opencv": opencv_here}[name]
-    peer, rivals = make(), set()
+    pytest.importorskip(PEERS[name].module)
+    peer, rivals = {"torch": torch_here, "opencv": opencv_here}.get(name, lambda: PEERS[name](Settings()))(), set()
     for case in SMALL:
-        serves = case.kind in SERVED[name] and (len(case.x) > 1 or name == "scipy")
-        assert bool(peer.prepare(case, case.data("float64"))) == serves, case
-        for found in beside(Here(peer, name), case, tmp_path).rivals if serves else []:
+        assert bool(peer.prepare(case, case.data("float64"))) == serves(name, case), case
+        for found in beside(Here(peer, name), case, tmp_path).rivals if serves(name, case) else []:
             assert (found.error, len(found.seconds)) == ("", 1), (case, found)
             rivals.add(found.rival)
     assert rivals == {"scipy": {"scipy", "oaconvolve", "ndimage"}}.get(name, {name})

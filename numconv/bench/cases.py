@@ -122,6 +122,7 @@ GOALS = {
     ("im2col", "torch"): Goal(1.2, 2),
     ("col2im", "torch"): Goal(1.2, 2),
     ("kernel2row", "scipy"): Goal(10),
+    ("kernel2row", "sparse_convolution"): Goal(10),
 }
 
 
@@ -221,6 +222,8 @@ def _matrices() -> Iterable[Case]:
     for kind in sparse:
         for C, K, size, k, stride in ((1, 1, 512, 3, 1), (1, 1, 256, 9, 1), (8, 16, 32, 3, 1), (3, 16, 64, 7, 2)):
             yield layer(kind, C, K, size, k, stride, kind=kind)
+    full = layer("kernel2row", 1, 1, 128, 7, kind="kernel2row")
+    yield replace(full, name=f"{full.name} full", padding=6)
 
 
 _LISTS = {"resnet50": _resnet50, "grad": _grad, "image": _image, "1d": _1d, "3d": _3d, "matrices": _matrices}

@@ -235,7 +235,30 @@ class OpenCV(Peer):
         return {"opencv": {"": partial(cv2.filter2D, x, -1, kernel, borderType=border)}}
 
 
-PEERS: dict[str, type[Any]] = {"torch": Torch, "scipy": Scipy, "opencv": OpenCV}
+class SparseConvolution(Peer):
+    """The package sparse_convolution: the matrix of a full convolution of one channel."""
+
+    module = "sparse_convolution"
+
+    def __init__(self, settings: Settings) -> None:
+        from sparse_convolution import Toeplitz_convolution2d
+
+        self.make = Toeplitz_convolution2d
+        self.versions = {"sparse_convolution": version("sparse_convolution")}
+
+    def kernel2row(self, case: Case, w: Array) -> Rivals:
+        """Its matrix convolves, so the kernel is turned beforehand."""
+        full = all(size == case.padding + 1 for size in case.w[2:])
+        if case.w[:2] != (1, 1) or len(case.out) != 2 or not full or case.stride != 1 or case.dilation != 1:
+            return {}
+        kernel = np.ascontiguousarray(w[0, 0, ::-1, ::-1])
+        build = partial(self.make, case.x[2:], kernel, mode="full", dtype=w.dtype, method="precomputed")
+        return {"sparse_convolution": {"": lambda: build()._dt}}
+
+
+PEERS: dict[str, type[Any]] = {
+    "torch": Torch, "scipy": Scipy, "opencv": OpenCV, "sparse_convolution": SparseConvolution,
+}
 
 
 def triples(case: Case) -> tuple[Array, Array, Array, tuple[int, int]]:

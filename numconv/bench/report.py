@@ -100,26 +100,27 @@ class Report:
     def _block(self, group: str, colour: bool) -> list[str]:
         found = [m for m in self.found if m.case.group == group]
         rivals = list(dict.fromkeys(beside.rival for m in found for beside in m.rivals))
+        width = {rival: max(15, len(rival) + 5) for rival in rivals}
         aims = {rival: goal(group, rival, self.settings.dtype) for rival in rivals}
-        head = f"{group:28}{'numconv ms':>12}{'of peak':>12}  {'by':10}"
-        lines = [painted(head + "".join(f"{rival + ' ms':>15}{'ratio':>7}" for rival in rivals), BOLD, colour)]
+        titles = "".join(f"{rival + ' ms':>{width[rival]}}{'ratio':>7}" for rival in rivals)
+        lines = [painted(f"{group:28}{'numconv ms':>12}{'of peak':>12}  {'by':10}{titles}", BOLD, colour)]
         notes = []
         for m in found:
-            part = self.bound(m)
-            line = f"{m.case.name:28}{milliseconds(m.ours):>12}{f'{part[0]:.0%} {part[1]}' if part else '':>12}"
-            line += f"  {m.algorithm:10}"
+            part, limit = self.bound(m) or (None, "")
+            line = f"{m.case.name:28}{milliseconds(m.ours):>12}{percent(part, limit):>12}  {m.algorithm:10}"
             notes += [f"{m.case.name}: {m.error}"] if m.error else []
             for rival in rivals:
                 b = next((b for b in m.rivals if b.rival == rival), Beside(rival, ""))
+                line += f"{milliseconds(b.theirs):>{width[rival]}}" + judged(b.ratio, aims[rival].each, colour)
                 notes += [f"{m.case.name}, {rival}: {b.error}"] if b.error else []
-                line += f"{milliseconds(b.theirs):>15}" + judged(b.ratio, aims[rival].each, colour)
             lines.append(line.rstrip())
-        for row, value, of_goal in (("geometric mean", "mean", "goal_mean"), ("least", "least", "goal_least")):
-            line = f"{row:64}"
+        rows = {row["rival"]: row for row in self.groups() if row["group"] == group}
+        for title, value, aim in (("geometric mean", "mean", "goal_mean"), ("least", "least", "goal_least")):
+            line = f"{title:64}"
             for rival in rivals:
-                numbers = next((g for g in self.groups() if (g["group"], g["rival"]) == (group, rival)), {})
-                wanted = numbers.get(of_goal)
-                line += f"{f'(goal {wanted:g})' if wanted else '':>15}" + judged(numbers.get(value), wanted, colour)
+                row = rows.get(rival, {})
+                wanted = f"(goal {row[aim]:g})" if row.get(aim) else ""
+                line += f"{wanted:>{width[rival]}}" + judged(row.get(value), row.get(aim), colour)
             lines.append(line.rstrip())
         return lines + [painted(f"! {note}", RED, colour) for note in notes]
 
@@ -135,10 +136,17 @@ def milliseconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds * 1e3:.3f}"
 
 
+def percent(part: float | None, limit: str) -> str:
+    """A part and what of, or nothing."""
+    return "" if part is None else f"{part:.0%} {limit}"
+
+
 def judged(ratio: float | None, wanted: float | None, colour: bool) -> str:
     """A ratio, green if it reaches its goal and red if not; nothing where there is none."""
-    text = f"{ratio:7.2f}" if ratio is not None else " " * 7
-    return text if ratio is None or wanted is None else painted(text, GREEN if ratio >= wanted else RED, colour)
+    if ratio is None:
+        return " " * 7
+    text = f"{ratio:7.2f}"
+    return text if wanted is None else painted(text, GREEN if ratio >= wanted else RED, colour)
 
 
 def painted(text: str, how: str, colour: bool) -> str:
