@@ -305,6 +305,7 @@ def test_the_table_says_what_went_wrong():
     assert "! 3x3 64ch 14x14, torch: the results differ" in found.table()
     assert "! other: refused" in found.table()
     assert found.groups() == []
+    assert "geometric mean" not in found.table()
 
 
 # the command --------------------------------------------------------------------------------------------------------

@@ -115,7 +115,8 @@ class Report:
                 notes += [f"{m.case.name}, {rival}: {b.error}"] if b.error else []
             lines.append(line.rstrip())
         rows = {row["rival"]: row for row in self.groups() if row["group"] == group}
-        for title, value, aim in (("geometric mean", "mean", "goal_mean"), ("least", "least", "goal_least")):
+        summary = (("geometric mean", "mean", "goal_mean"), ("least", "least", "goal_least")) if rows else ()
+        for title, value, aim in summary:
             line = f"{title:64}"
             for rival in rivals:
                 row = rows.get(rival, {})
