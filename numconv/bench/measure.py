@@ -115,12 +115,12 @@ class Beside:
 
 @dataclass
 class Measured:
-    """One case with all its rivals. ``peak`` is the flops that the register tile reached just before."""
+    """One case with all its rivals. ``peak`` is the flops that the register tile reached before or after."""
 
     case: Case
     algorithm: str = ""
     error: str = ""
-    peak: float | None = None
+    peak: float = 0.0
     alone: list[float] = field(default_factory=list)
     rivals: list[Beside] = field(default_factory=list)
 
@@ -162,6 +162,7 @@ def measure(case: Case, ours: Asked, peers: Sequence[Asked], seconds: float, fol
                 beside.error = str(lost)
     if found.ours is None:
         found.alone = [turn(ours, "numconv") for _ in range(PAIRS)]
+    found.peak = max(found.peak, ours.ask("flops"))
     return found
 
 
