@@ -160,9 +160,12 @@ def measure(case: Case, ours: Asked, peers: Sequence[Asked], seconds: float, fol
                     beside.error = f"the results differ by {beside.difference:.3g} times what rounding explains"
             except Lost as lost:
                 beside.error = str(lost)
-    if found.ours is None:
-        found.alone = [turn(ours, "numconv") for _ in range(PAIRS)]
-    found.peak = max(found.peak, ours.ask("flops"))
+    try:
+        if found.ours is None:
+            found.alone = [turn(ours, "numconv") for _ in range(PAIRS)]
+        found.peak = max(found.peak, ours.ask("flops"))
+    except Lost as lost:
+        found.error = str(lost)
     return found
 
 
