@@ -1,4 +1,4 @@
-"""The command line, ``numconv`` or ``python -m numconv``: ``tour``, ``info`` and ``explain``."""
+"""The command line, ``numconv`` or ``python -m numconv``: ``tour``, ``info``, ``explain`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
-from .arguments import BOUNDARIES, PADDING_NAMES
+from .arguments import BOUNDARIES, PADDING_NAMES, as_int, one_of
+from .select import ALGORITHMS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,6 +83,23 @@ def parser() -> argparse.ArgumentParser:
     explain.add_argument("--html", metavar="FILE", help="write the page in colour")
     explain.add_argument("--plot", metavar="FILE", help="draw X_conv and W_conv (needs matplotlib)")
     explain.set_defaults(run=run_explain)
+
+    bench = commands.add_parser(
+        "bench", help="measure numconv beside torch, SciPy and OpenCV",
+        description="Measure numconv beside its peers on the same work: results compared first, times in turns, "
+        "every library in a process of its own. A ratio above 1 says that numconv is faster.",
+    )  # fmt: skip
+    bench.add_argument("--peers", type=words, metavar="NAMES", help="with commas: torch,scipy,opencv,"
+                       "sparse_convolution (default: all that are installed)")
+    bench.add_argument("--layers", type=words, metavar="NAMES", help="with commas: resnet50,grad,image,1d,3d,matrices "
+                       "(default: all)")  # fmt: skip
+    bench.add_argument("--case", default="", metavar="PART", help="only cases whose group and name contain this")
+    bench.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    bench.add_argument("--threads", type=int, metavar="N", help="for every library (default: all cores)")
+    bench.add_argument("--seconds", type=float, default=1.0, help="for each case and peer (default: %(default)s)")
+    bench.add_argument("--algorithm", choices=("auto", *ALGORITHMS), default="auto", help="of numconv")
+    bench.add_argument("--json", metavar="FILE", help="write machine, versions, peak and every time")
+    bench.set_defaults(run=run_bench)
     return top
 
 
@@ -102,6 +120,11 @@ def padding(word: str) -> Any:
         return word
     pairs = tuple(shape(part.replace(":", "x")) for part in word.lower().split("x"))
     return tuple(pair if len(pair) > 1 else pair[0] for pair in pairs)
+
+
+def words(word: str) -> tuple[str, ...]:
+    """``one,two`` as ``("one", "two")``."""
+    return tuple(filter(None, word.lower().split(",")))
 
 
 def for_each_axis(values: Any, d: int) -> Any:
@@ -143,6 +166,33 @@ def run_explain(arguments: argparse.Namespace) -> int:
     if a.plot:
         page.plot().savefig(a.plot)
     return 0
+
+
+def run_bench(arguments: argparse.Namespace) -> int:
+    """numconv beside its peers; 1 if a result differs."""
+    from .bench.cases import LAYERS, choose
+    from .bench.command import bench
+    from .bench.peers import PEERS, Settings
+
+    a = arguments
+    peers, layers = a.peers or tuple(PEERS), a.layers or LAYERS
+    for name, given, valid in (("--peers", peers, tuple(PEERS)), ("--layers", layers, LAYERS)):
+        for word in given:
+            one_of(name, word, valid)
+    threads = as_int("--threads", cores() if a.threads is None else a.threads, 1)
+    if not 0 <= a.seconds < float("inf"):
+        raise ValueError(f"--seconds must be at least 0, got {a.seconds}")
+    cases = choose(layers, a.case)
+    if not cases:
+        raise ValueError(f"--case {a.case!r} is part of no case of --layers {','.join(layers)}")
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    machine = {"processor": processor(), "system": f"{platform.platform()}, python {platform.python_version()}"}
+    return bench(cases, peers, Settings(a.dtype, threads, a.algorithm), a.seconds, machine, a.json, colour)
+
+
+def cores() -> int:
+    """How many logical cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_info(_: argparse.Namespace) -> int:

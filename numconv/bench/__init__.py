@@ -1,0 +1,1 @@
+"""``python -m numconv bench``: numconv beside its peers on the same work, each library in a process of its own."""
