@@ -11,26 +11,64 @@ from numba import prange
 from .. import _memory
 from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..geometry import ConvGeometry
-from ._jit import Kernel, first_output, flat, row_output, row_source
-from .rows import gather
+from ._jit import Kernel, first_output, flat, helper, row_output, row_source, source
+
+#: A task handles about this many bytes of its image, so that they stay in the first caches while the taps go by …
+TASK_BYTES = 1 << 15
+#: … and there are at least about this many tasks to share among threads.
+TASKS = 64
 
 WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
 
 
+@helper
+def copy_run(pixels, stride, line):
+    """``line`` becomes every ``stride``-th of the ``pixels``; a stride that the compiler knows becomes vectors."""
+    if stride == 1:
+        for o in range(line.size):
+            line[o] = pixels[o]
+    elif stride == 2:
+        for o in range(line.size):
+            line[o] = pixels[2 * o]
+    else:
+        for o in range(line.size):
+            line[o] = pixels[o * stride]
+
+
 @Kernel
-def _im2col(x, axes, boundary, fill, parts, X_conv):
-    # x (M, rows in, last in), X_conv (M, rows k, last k, rows out, last out); a task is a part of one row of X_conv.
-    M, R_k, L_k, R_out, _ = X_conv.shape
+def _im2col(x, axes, boundary, fill, block, piece, X_conv):
+    # x (M, rows in, last in), X_conv (M, rows k, last k, rows out, last out). A task lays out a block of output rows, or
+    # a piece of one, for every tap, so that the pixels come from memory once.
+    M, R_k, L_k, R_out, L_out = X_conv.shape
     last = axes.shape[0] - 1
-    start, stride, step = axes[last, START], axes[last, STRIDE], axes[last, STEP]
-    for task in prange(M * R_k * L_k * parts):
-        part, t, T, m = task % parts, task // parts % L_k, task // parts // L_k % R_k, task // parts // L_k // R_k
-        for O in range(R_out * part // parts, R_out * (part + 1) // parts):
-            row = row_source(T, O, axes, boundary)
-            if row >= 0:
-                gather(x[m, row], start + t * step, stride, boundary, fill, 0, X_conv[m, T, t, O])
-            else:
-                X_conv[m, T, t, O] = fill
+    size, start, stride, step = axes[last, SIZE], axes[last, START], axes[last, STRIDE], axes[last, STEP]
+    blocks, pieces = (R_out + block - 1) // block, (L_out + piece - 1) // piece
+    for task in prange(M * blocks * pieces):
+        m, O0, o0 = task // pieces // blocks, task // pieces % blocks * block, task % pieces * piece
+        n = min(piece, L_out - o0)
+        rows = np.empty(min(block, R_out - O0), np.int64)
+        for T in range(R_k):
+            for i in range(rows.size):
+                rows[i] = row_source(T, O0 + i, axes, boundary)
+            for t in range(L_k):
+                first = start + t * step + o0 * stride
+                a = min(first_output(first, stride, 0), n)
+                b = min(max(first_output(first, stride, size), a), n)
+                lines = X_conv[m, T, t]
+                for i in range(rows.size):
+                    line = lines[O0 + i, o0 : o0 + n]
+                    if rows[i] < 0:
+                        line[:] = fill
+                        continue
+                    row = x[m, rows[i]]
+                    for o in range(a):
+                        edge = source(first + o * stride, size, boundary)
+                        line[o] = row[edge] if edge >= 0 else fill
+                    if a < b:
+                        copy_run(row[first + a * stride :], stride, line[a:b])
+                    for o in range(b, n):
+                        edge = source(first + o * stride, size, boundary)
+                        line[o] = row[edge] if edge >= 0 else fill
 
 
 def im2col(x: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, X_conv: np.ndarray) -> None:
@@ -43,37 +81,47 @@ def im2col(x: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, X_c
     x, X_conv = x.view(word), X_conv.view(word)
     size, kernel, out = (tuple(axes[:, column].tolist()) for column in (SIZE, KERNEL, OUT))
     M = x.shape[0] * x.shape[1]
-    tasks = M * prod(kernel)
-    parts = 1 if tasks >= 64 else min(64, prod(out[:-1]))
     _im2col(
-        flat(x, M, prod(size[:-1]), size[-1]), axes, boundary, constant, parts,
+        flat(x, M, prod(size[:-1]), size[-1]), axes, boundary, constant, *share(M, out, x.itemsize),
         X_conv.reshape(M, prod(kernel[:-1]), kernel[-1], prod(out[:-1]), out[-1]), work=X_conv.size,
     )
 
 
 @Kernel
-def _col2im(X_conv, axes, block, x):
-    # A task owns a block of one input row and gathers into it every column entry that came from there.
-    _, R_k, L_k, _, L_out = X_conv.shape
+def _col2im(X_conv, axes, block, piece, x):
+    # A task owns a block of input rows, or a piece of one, and gathers into it every column entry that came from there.
+    _, R_k, L_k, R_out, L_out = X_conv.shape
     M, R_in, L_in = x.shape
     last = axes.shape[0] - 1
     start, stride, step = axes[last, START], axes[last, STRIDE], axes[last, STEP]
-    blocks = (L_in + block - 1) // block
-    for task in prange(M * R_in * blocks):
-        i0 = task % blocks * block
-        row, m = task // blocks % R_in, task // blocks // R_in
-        i1 = min(i0 + block, L_in)
-        x[m, row, i0:i1] = 0
+    blocks, pieces = (R_in + block - 1) // block, (L_in + piece - 1) // piece
+    for task in prange(M * blocks * pieces):
+        m, row0 = task // pieces // blocks, task // pieces % blocks * block
+        i0 = task % pieces * piece
+        i1 = min(i0 + piece, L_in)
+        # Pixels whose positions differ by whole strides lie side by side, so every run of columns is added as vectors.
+        sums = np.zeros((min(block, R_in - row0), min(stride, i1 - i0), (i1 - i0 + stride - 1) // stride), x.dtype)
+        rows = np.empty(sums.shape[0], np.int64)
         for T in range(R_k):
-            O = row_output(T, row, axes)
-            if O >= 0:
-                for t in range(L_k):
-                    first = start + t * step
-                    a = min(first_output(first, stride, i0), L_out)
-                    b = min(first_output(first, stride, i1), L_out)
-                    source_row, target = X_conv[m, T, t, O], x[m, row]
-                    for o in range(a, b):
-                        target[first + o * stride] += source_row[o]
+            for i in range(rows.size):
+                rows[i] = row_output(T, row0 + i, axes)
+            for t in range(L_k):
+                first = start + t * step - i0
+                a = min(first_output(first, stride, 0), L_out)
+                b = min(max(first_output(first, stride, i1 - i0), a), L_out)
+                q, phase = (first + a * stride) // stride, (first + a * stride) % stride
+                columns = X_conv[m, T, t]
+                for i in range(rows.size):
+                    if rows[i] >= 0:
+                        run, there = columns[rows[i], a:b], sums[i, phase, q:]
+                        for j in range(run.size):
+                            there[j] += run[j]
+        for i in range(rows.size):
+            target = x[m, row0 + i, i0:i1]
+            for phase in range(sums.shape[1]):
+                line = sums[i, phase]
+                for j in range((target.size - phase + stride - 1) // stride):
+                    target[phase + j * stride] = line[j]
 
 
 def col2im(X_conv: np.ndarray, axes: np.ndarray, x: np.ndarray) -> None:
@@ -81,9 +129,17 @@ def col2im(X_conv: np.ndarray, axes: np.ndarray, x: np.ndarray) -> None:
     size, kernel, out = (tuple(axes[:, column].tolist()) for column in (SIZE, KERNEL, OUT))
     M = x.shape[0] * x.shape[1]
     _col2im(
-        flat(X_conv, M, prod(kernel[:-1]), kernel[-1], prod(out[:-1]), out[-1]), axes, block_length(M, size),
+        flat(X_conv, M, prod(kernel[:-1]), kernel[-1], prod(out[:-1]), out[-1]), axes, *share(M, size, x.itemsize),
         x.reshape(M, prod(size[:-1]), size[-1]), work=X_conv.size,
     )
+
+
+def share(images: int, shape: tuple[int, ...], itemsize: int) -> tuple[int, int]:
+    """How many rows of images of this shape a task takes, and how much of a row."""
+    rows, length = prod(shape[:-1]), max(shape[-1], 1)
+    block = max(1, min(TASK_BYTES // (length * itemsize), images * rows // TASKS, rows))
+    pieces = max(-(-length * itemsize // TASK_BYTES), min(TASKS // max(images * rows, 1), length // 256), 1)
+    return block, -(-length // pieces)
 
 
 def forward(
