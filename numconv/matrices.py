@@ -129,6 +129,46 @@ def refill(csr: scipy.sparse.csr_array, w: np.ndarray, geometry: ConvGeometry) -
     return csr
 
 
+def csr_product(
+    data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, vector: np.ndarray, name: str, columns: int | None,
+    out: np.ndarray | None,
+) -> np.ndarray:
+    """``A @ vector`` for the CSR matrix of a triple, or ``A.T @ vector`` where its number of ``columns`` is given."""
+    for what, array in (("data", data), ("indices", indices), ("indptr", indptr), (name, vector)):
+        if array.ndim != 1:
+            raise ValueError(f"{what} must have one axis, got shape {array.shape}")
+    for what, index in (("indices", indices), ("indptr", indptr)):
+        if index.dtype.kind not in "iu" or not np.can_cast(index.dtype, np.int64, "safe"):
+            raise TypeError(f"{what} must be of an integer dtype that int64 holds, got {index.dtype}")
+    if not indptr.size:
+        raise ValueError("indptr must have one entry more than the matrix has rows, got none")
+    arrays.check_shape("data", data, indices.shape)
+    rows = indptr.size - 1
+    if columns is not None:
+        arrays.check_shape(name, vector, (rows,))
+    dtype = arrays.product_dtype(**{"data": data, name: vector})
+    computed = arrays.computed_in(dtype)
+    index_dtype = np.dtype(np.int32 if indices.dtype == indptr.dtype == np.int32 else np.int64)
+    room = dispatch.backend("cpu", "csr")
+    product = room.matvec if columns is None else room.rmatvec
+
+    def compute(result: np.ndarray) -> None:
+        with np.errstate(all="ignore"):
+            is_matrix = product(
+                arrays.ready(data, computed), arrays.ready(indices, index_dtype), arrays.ready(indptr, index_dtype),
+                arrays.ready(vector, computed).reshape(1, -1), result.reshape(1, -1),
+            )
+        if not is_matrix:
+            raise ValueError(
+                f"indices and indptr must be those of a CSR matrix with {rows} rows and "
+                f"{vector.size if columns is None else columns} columns and {data.size} stored entries: "
+                "indptr must ascend from 0 to at most the entries, indices must be columns"
+            )
+
+    shape = (rows if columns is None else columns,)
+    return arrays.deliver(compute, shape, dtype, out, data, indices, indptr, vector, computed=computed)
+
+
 def sparse_ready(w: np.ndarray) -> np.ndarray:
     """``w`` contiguous, in a dtype that SciPy's sparse arrays know."""
     arrays.product_dtype(w=w)

@@ -11,7 +11,8 @@ from numba import prange
 from .. import _indexing, _memory
 from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..geometry import ConvGeometry
-from ._jit import Kernel, first_output, flat, helper, position, row_source, source
+from . import csr
+from ._jit import Kernel, first_output, flat, helper, position, row_output, row_source, source
 from .im2col import copy_run, groups_of, unturned
 
 #: Most output pixels of one task; there are at least 64 tasks to share among threads.
@@ -245,12 +246,15 @@ def _values(w, Cg, count, axes, boundary, rows, line, chunk, data):
                     copy_run(w[k], 0, 1, data, at, 1, run * Cg * count)
                     continue
                 for c in range(Cg):
-                    weights = w[k, c * count : (c + 1) * count]
+                    weights, row = w[k, c * count : (c + 1) * count], data[at + c * n : at + (c + 1) * n]
+                    if first[n] == n:
+                        for e in range(n):
+                            row[e] = weights[taps[e]]
+                        continue
                     for e in range(n):
-                        value = weights[taps[first[e]]]
+                        row[e] = weights[taps[first[e]]]
                         for m in range(first[e] + 1, first[e + 1]):
-                            value += weights[taps[m]]
-                        data[at + c * n + e] = value
+                            row[e] += weights[taps[m]]
             p += max(run, 1)
 
 
@@ -305,7 +309,7 @@ def share(pixels: int, entries: int) -> tuple[int, int]:
     return chunk, max(1, min(TOGETHER // max(entries, 1), chunk // 8))
 
 
-def csr(
+def triple(
     w: np.ndarray, axes: np.ndarray, boundary: int, groups: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``data, indices, indptr`` of W_conv ``(K * prod out, C * prod in)``."""
@@ -330,7 +334,7 @@ def index_dtype_for(largest: int) -> np.dtype:
 
 def matrix(w: np.ndarray, axes: np.ndarray, boundary: int, groups: int) -> scipy.sparse.csr_array:
     """W_conv as SciPy's CSR array; canonical by construction, so nothing is sorted or searched again."""
-    data, indices, indptr = csr(w, axes, boundary, groups)
+    data, indices, indptr = triple(w, axes, boundary, groups)
     shape = (w.shape[0] * prod(axes[:, OUT].tolist()), groups * w.shape[1] * prod(axes[:, SIZE].tolist()))
     W_conv = scipy.sparse.csr_array((data, indices, indptr), shape=shape, copy=False)
     W_conv.has_canonical_format = True
@@ -341,15 +345,105 @@ def forward(
     x: np.ndarray, w: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, y: np.ndarray
 ) -> None:
     """``Y_flat = W_conv @ X_flat + bias``, one column for each image. The constant must be 0: the map is linear."""
-    W_conv = matrix(w, axes, boundary, groups_of(x, w))
-    y[...] = (W_conv @ x.reshape(x.shape[0], W_conv.shape[1]).T).T.reshape(y.shape)
+    N = x.shape[0]
+    csr.matvec(*triple(w, axes, boundary, groups_of(x, w)), x.reshape(N, -1), y.reshape(N, -1))
     y += bias.reshape(-1, *(1,) * (y.ndim - 2))
 
 
+@helper
+def add_products(data, d, d_step, dy, o, x, i, i_step, n):
+    """``x[i + j * i_step] += data[d + j * d_step] * dy[o + j]`` for ``j < n``."""
+    d, d_step, o, i, i_step = np.uint64(d), np.uint64(d_step), np.uint64(o), np.uint64(i), np.uint64(i_step)
+    for j in range(np.uint64(n)):
+        x[i + j * i_step] += data[d + j * d_step] * dy[o + j]
+
+
+@Kernel
+def _transposed(data, Cg, axes, rows, line, channels, block, piece, dY, dX):
+    # dY (N, K, prod out), dX (N, C, prod in), zero padding. A task owns a block of input rows, or a piece of one, of some
+    # channels of a group and gathers from the rows of W_conv the entries that lie in its columns.
+    (N, K, _), C, last = dY.shape, dX.shape[1], axes.shape[0] - 1
+    L_in, L_k, L_out = axes[last, SIZE], axes[last, KERNEL], axes[last, OUT]
+    start, stride, step = axes[last, START], axes[last, STRIDE], axes[last, STEP]
+    near = start + min(0, (L_k - 1) * step)  # where the lowest tap of the first output looks
+    inside_a = min(first_output(near, stride, 0), L_out)
+    inside_b = max(min(first_output(near + (L_k - 1) * abs(step), stride, L_in), L_out), inside_a)
+    R_in, Kg = dX.shape[2] // L_in, K // (C // Cg)
+    R_k = 1
+    for a in range(last):
+        R_k *= axes[a, KERNEL]
+    shares, blocks, pieces = (Cg + channels - 1) // channels, (R_in + block - 1) // block, (L_in + piece - 1) // piece
+    for task in prange(C // Cg * shares * blocks * pieces):
+        i0, row0 = task % pieces * piece, task // pieces % blocks * block
+        c0, g = task // pieces // blocks % shares * channels, task // pieces // blocks // shares
+        c1, i1, lines = min(c0 + channels, Cg), min(i0 + piece, L_in), min(block, R_in - row0)
+        for n in range(N):
+            for c in range(g * Cg + c0, g * Cg + c1):
+                for row in range(row0, row0 + lines):
+                    dX[n, c, row * L_in + i0 : row * L_in + i1] = 0
+        outputs, rank = np.empty((lines, R_k), np.int64), np.zeros((lines, R_k), np.int64)
+        for i in range(lines):
+            for T in range(R_k):
+                tap = R_k - 1 - T if step < 0 else T
+                outputs[i, T] = row_output(tap, row0 + i, axes)
+                for before in range(T if outputs[i, T] >= 0 else 0):
+                    tap = R_k - 1 - before if step < 0 else before
+                    rank[i, T] += row_source(tap, outputs[i, T], axes, CONSTANT) >= 0
+        for k in range(g * Kg, (g + 1) * Kg):
+            for i in range(lines):
+                for T in range(R_k):
+                    O = outputs[i, T]
+                    if O < 0:
+                        continue
+                    present = rows[O + 1] - rows[O]  # rows of the kernel that output row O meets in the input
+                    row_at = Cg * (k * rows[-1] * line[-1] + rows[O] * line[-1])
+                    for t in range(L_k):
+                        first = near + t * abs(step)
+                        a = min(first_output(first, stride, i0), L_out)
+                        b = min(max(first_output(first, stride, i1), a), L_out)
+                        whole_a = min(max(a, inside_a), b)
+                        whole_b = max(min(b, inside_b), whole_a)
+                        for n in range(N):
+                            dy = dY[n, k]
+                            for c in range(c0, c1):
+                                x, column = dX[n, g * Cg + c], (row0 + i) * L_in + first
+                                at = row_at + Cg * present * line[whole_a] + (c * present + rank[i, T]) * L_k + t
+                                add_products(
+                                    data, at, Cg * present * L_k, dy, O * L_out + whole_a,
+                                    x, column + whole_a * stride, stride, whole_b - whole_a,
+                                )
+                                for edge in range(whole_a - a + b - whole_b):
+                                    o = a + edge if edge < whole_a - a else whole_b + edge - (whole_a - a)
+                                    along = line[o + 1] - line[o]
+                                    lowest = first_output(near + o * stride, abs(step), 0)
+                                    at = row_at + Cg * present * line[o] + (c * present + rank[i, T]) * along
+                                    x[column + o * stride] += data[at + t - lowest] * dy[O * L_out + o]
+
+
 def grad_input(dY: np.ndarray, w: np.ndarray, axes: np.ndarray, boundary: int, dX: np.ndarray) -> None:
-    """``dX_flat = W_conv.T @ dY_flat``."""
-    W_conv = matrix(w, axes, boundary, groups_of(dX, w))
-    dX[...] = (W_conv.T @ dY.reshape(dY.shape[0], W_conv.shape[0]).T).T.reshape(dX.shape)
+    """``dX_flat = W_conv.T @ dY_flat``. Under zero padding the entries of a column are found by the geometry alone."""
+    (N, K), C = dY.shape[:2], dX.shape[1]
+    if boundary != CONSTANT:
+        csr.rmatvec(*triple(w, axes, boundary, groups_of(dX, w)), dY.reshape(N, -1), dX.reshape(N, -1))
+        return
+    entries = K * w.shape[1] * count_entries(axes, boundary)
+    _memory.require(entries * w.itemsize, f"W_conv with {entries:,} entries", "use algorithm='implicit'")
+    data = np.empty(entries, dtype=w.dtype)
+    values(w, axes, boundary, data)
+    rmatvec(data, w.shape[1], axes, dY.reshape(N, K, -1), dX.reshape(N, C, -1))
+
+
+def rmatvec(data: np.ndarray, Cg: int, axes: np.ndarray, dY: np.ndarray, dX: np.ndarray) -> None:
+    """``dX = W_conv.T @ dY`` from the values of W_conv under zero padding, for ``Cg`` channels in a group."""
+    size = axes[:, SIZE].tolist()
+    C, R_in, L_in = dX.shape[1], prod(size[:-1]), size[-1]
+    piece, block = max(1, min(L_in, 8192)), min(R_in, 8)
+    channels = max(1, min(Cg, (1 << 16) // (block * piece * dX.itemsize), C * (R_in // block) // 16))
+    rows, line = entries_before(axes, CONSTANT)
+    _transposed(
+        flat(data, -1), Cg, axes, flat(rows, -1), flat(line, -1), channels, block, piece, flat(dY, *dY.shape), dX,
+        work=data.size * dX.shape[0],
+    )
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
