@@ -104,8 +104,9 @@ def refill(csr: scipy.sparse.csr_array, w: np.ndarray, geometry: ConvGeometry) -
     room = dispatch.backend("cpu", "kernel2row")
     w = sparse_ready(w).reshape(g.K, g.C // g.groups, *g.kernel)
     indices, indptr = (arrays.ready(index, csr.indices.dtype) for index in (csr.indices, csr.indptr))
+    before = room.entries_before(g.axes, g.boundary_code)
     if csr.shape != g.matrix_shape or not room.has_structure(
-        indices, indptr, w.shape, g.axes, g.boundary_code, g.groups
+        indices, indptr, w.shape, g.axes, g.boundary_code, g.groups, before
     ):
         raise ValueError(
             f"csr must have the structure of this geometry, shape {g.matrix_shape} with columns and row starts as "
@@ -123,7 +124,7 @@ def refill(csr: scipy.sparse.csr_array, w: np.ndarray, geometry: ConvGeometry) -
             "build the matrix anew with matrix(w)",
         )
     target = data if straight else np.empty(data.shape, w.dtype)
-    room.values(w, g.axes, g.boundary_code, target)
+    room.values(w, g.axes, g.boundary_code, before, target)
     if not straight:
         np.copyto(data, target, casting="same_kind")
     return csr

@@ -12,7 +12,7 @@ from .. import _indexing, _memory
 from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..geometry import ConvGeometry
 from . import csr
-from ._jit import Kernel, first_output, flat, helper, position, row_output, row_source, source
+from ._jit import Kernel, first_output, flat, helper, position, row_source, source
 from .im2col import copy_run, groups_of, unturned
 
 #: Most output pixels of one task; there are at least 64 tasks to share among threads.
@@ -20,6 +20,8 @@ CHUNK = 4096
 
 #: How many entries are written at once where windows lie inside: the rows of several pixels if they are short.
 TOGETHER = 512
+
+Before = tuple[np.ndarray, np.ndarray]
 
 
 @Kernel
@@ -59,7 +61,7 @@ def count_entries(axes: np.ndarray, boundary: int) -> int:
     return total
 
 
-def entries_before(axes: np.ndarray, boundary: int) -> tuple[np.ndarray, np.ndarray]:
+def entries_before(axes: np.ndarray, boundary: int) -> Before:
     """Entries of one channel pair along the rows of the output and along a row: what lies before each, and the total.
 
     The entries of a pixel are a product over the axes, so these two say where each pixel's begin (``begin``).
@@ -86,20 +88,25 @@ def begin(p, rows, line):
 
 
 @helper
-def pixel_taps(p, axes, boundary, pixels, taps, first):
+def pixel_taps(p, axes, boundary, input_rows, pixels, taps, first):
     """What output pixel ``p`` reads: ascending input ``pixels``, and the kernel values that meet each.
 
     Entry ``e`` of the row is pixel ``pixels[e]`` and holds the sum of the taps ``taps[first[e]:first[e + 1]]``: one
     tap, unless the boundary folds several onto one pixel. Taps count in the order of the pixels they meet inside the
-    input. Returns the number of entries.
+    input. ``input_rows`` keeps what the output row reads from one of its pixels to the next. Returns the number of
+    entries.
     """
     last = axes.shape[0] - 1
     L_in, L_k, L_out = axes[last, SIZE], axes[last, KERNEL], axes[last, OUT]
-    R_k = taps.size // L_k
+    R_k = input_rows.size - 1
     turned = axes[last, STEP] < 0
+    if input_rows[R_k] != p // L_out:
+        input_rows[R_k] = p // L_out
+        for T in range(R_k):
+            input_rows[T] = row_source(R_k - 1 - T if turned else T, p // L_out, axes, boundary)
     n = 0
     for T in range(R_k):
-        row = row_source(R_k - 1 - T if turned else T, p // L_out, axes, boundary)
+        row = input_rows[T]
         for t in range(L_k if row >= 0 else 0):
             tap = L_k - 1 - t if turned else t
             i = position(p % L_out, tap, axes[last, START], axes[last, STRIDE], axes[last, STEP])
@@ -183,13 +190,14 @@ def _structure(K, Cg, count, axes, boundary, groups, rows, line, chunk, together
         inputs *= axes[a, SIZE]
     for task in prange((P + chunk - 1) // chunk):
         pixels, taps, first = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count + 1, np.int64)
+        input_rows = np.full(count // axes[-1, KERNEL] + 1, -1, np.int64)
         columns = np.empty(together * Cg * count, indices.dtype)
         window(axes, Cg, count, columns)
         p, end = task * chunk, min((task + 1) * chunk, P)
         while p < end:
             run, corner = inside(p, axes)
             run = min(run, together, end - p)
-            n = count if run > 0 else pixel_taps(p, axes, boundary, pixels, taps, first)
+            n = count if run > 0 else pixel_taps(p, axes, boundary, input_rows, pixels, taps, first)
             for k in range(K):
                 at, base = Cg * (k * rows[-1] * line[-1] + begin(p, rows, line)), k // Kg * Cg * inputs
                 if run > 0:
@@ -210,13 +218,14 @@ def _differs(K, Cg, count, axes, boundary, groups, rows, line, chunk, together, 
         inputs *= axes[a, SIZE]
     for task in prange((P + chunk - 1) // chunk):
         pixels, taps, first = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count + 1, np.int64)
+        input_rows = np.full(count // axes[-1, KERNEL] + 1, -1, np.int64)
         columns = np.empty(together * Cg * count, indices.dtype)
         window(axes, Cg, count, columns)
         p, end = task * chunk, min((task + 1) * chunk, P)
         while p < end:
             run, corner = inside(p, axes)
             run = min(run, together, end - p)
-            n = count if run > 0 else pixel_taps(p, axes, boundary, pixels, taps, first)
+            n = count if run > 0 else pixel_taps(p, axes, boundary, input_rows, pixels, taps, first)
             for k in range(K):
                 at, base = Cg * (k * rows[-1] * line[-1] + begin(p, rows, line)), k // Kg * Cg * inputs
                 if run > 0:
@@ -236,10 +245,11 @@ def _values(w, Cg, count, axes, boundary, rows, line, chunk, data):
     K, P, together = w.shape[0], (rows.size - 1) * (line.size - 1), w.shape[1] // (Cg * count)
     for task in prange((P + chunk - 1) // chunk):
         pixels, taps, first = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count + 1, np.int64)
+        input_rows = np.full(count // axes[-1, KERNEL] + 1, -1, np.int64)
         p, end = task * chunk, min((task + 1) * chunk, P)
         while p < end:
             run = min(inside(p, axes)[0], together, end - p)
-            n = count if run > 0 else pixel_taps(p, axes, boundary, pixels, taps, first)
+            n = count if run > 0 else pixel_taps(p, axes, boundary, input_rows, pixels, taps, first)
             for k in range(K):
                 at = Cg * (k * rows[-1] * line[-1] + begin(p, rows, line))
                 if run > 0:
@@ -259,11 +269,11 @@ def _values(w, Cg, count, axes, boundary, rows, line, chunk, data):
 
 
 def structure(
-    shape: tuple[int, ...], axes: np.ndarray, boundary: int, groups: int, index_dtype: np.dtype
+    shape: tuple[int, ...], axes: np.ndarray, boundary: int, groups: int, before: Before, index_dtype: np.dtype
 ) -> tuple[np.ndarray, np.ndarray]:
     """``indices`` and ``indptr`` of W_conv for a kernel ``(K, C/G, *k)``; they depend on the geometry alone."""
     (K, Cg), count, P = shape[:2], prod(shape[2:]), prod(axes[:, OUT].tolist())
-    rows, line = entries_before(axes, boundary)
+    rows, line = before
     indptr = np.empty(K * P + 1, dtype=index_dtype)
     indptr[-1] = K * Cg * rows[-1] * line[-1]
     indices = np.empty(int(indptr[-1]), dtype=index_dtype)
@@ -275,11 +285,12 @@ def structure(
 
 
 def has_structure(
-    indices: np.ndarray, indptr: np.ndarray, shape: tuple[int, ...], axes: np.ndarray, boundary: int, groups: int
+    indices: np.ndarray, indptr: np.ndarray, shape: tuple[int, ...], axes: np.ndarray, boundary: int, groups: int,
+    before: Before,
 ) -> bool:
     """Whether these are what ``structure`` gives; nothing of that size is made to find out."""
     (K, Cg), count, P = shape[:2], prod(shape[2:]), prod(axes[:, OUT].tolist())
-    rows, line = entries_before(axes, boundary)
+    rows, line = before
     entries = K * Cg * int(rows[-1] * line[-1])
     if indptr.shape != (K * P + 1,) or indices.shape != (entries,) or indptr[-1] != entries:
         return False
@@ -292,10 +303,10 @@ def has_structure(
     return not found.any()
 
 
-def values(w: np.ndarray, axes: np.ndarray, boundary: int, data: np.ndarray) -> None:
+def values(w: np.ndarray, axes: np.ndarray, boundary: int, before: Before, data: np.ndarray) -> None:
     """Write the weights of ``w (K, C/G, *k)`` into the ``data`` of W_conv."""
     (K, Cg), count, P = w.shape[:2], prod(w.shape[2:]), prod(axes[:, OUT].tolist())
-    rows, line = entries_before(axes, boundary)
+    rows, line = before
     chunk, together = share(P, Cg * count)
     weights = np.tile(unturned(w, axes).reshape(K, Cg * count), together)
     _values(
@@ -321,9 +332,10 @@ def triple(
         stored_bytes(entries, rows, w.dtype, index_dtype) + 16 * P, f"W_conv with {entries:,} entries",
         "use linear_operator(w) of a plan, or algorithm='implicit', which store no matrix",
     )
-    indices, indptr = structure(w.shape, axes, boundary, groups, index_dtype)
+    before = entries_before(axes, boundary)
+    indices, indptr = structure(w.shape, axes, boundary, groups, before, index_dtype)
     data = np.empty(indices.size, dtype=w.dtype)
-    values(w, axes, boundary, data)
+    values(w, axes, boundary, before, data)
     return data, indices, indptr
 
 
@@ -350,100 +362,10 @@ def forward(
     y += bias.reshape(-1, *(1,) * (y.ndim - 2))
 
 
-@helper
-def add_products(data, d, d_step, dy, o, x, i, i_step, n):
-    """``x[i + j * i_step] += data[d + j * d_step] * dy[o + j]`` for ``j < n``."""
-    d, d_step, o, i, i_step = np.uint64(d), np.uint64(d_step), np.uint64(o), np.uint64(i), np.uint64(i_step)
-    for j in range(np.uint64(n)):
-        x[i + j * i_step] += data[d + j * d_step] * dy[o + j]
-
-
-@Kernel
-def _transposed(data, Cg, axes, rows, line, channels, block, piece, dY, dX):
-    # dY (N, K, prod out), dX (N, C, prod in), zero padding. A task owns a block of input rows, or a piece of one, of some
-    # channels of a group and gathers from the rows of W_conv the entries that lie in its columns.
-    (N, K, _), C, last = dY.shape, dX.shape[1], axes.shape[0] - 1
-    L_in, L_k, L_out = axes[last, SIZE], axes[last, KERNEL], axes[last, OUT]
-    start, stride, step = axes[last, START], axes[last, STRIDE], axes[last, STEP]
-    near = start + min(0, (L_k - 1) * step)  # where the lowest tap of the first output looks
-    inside_a = min(first_output(near, stride, 0), L_out)
-    inside_b = max(min(first_output(near + (L_k - 1) * abs(step), stride, L_in), L_out), inside_a)
-    R_in, Kg = dX.shape[2] // L_in, K // (C // Cg)
-    R_k = 1
-    for a in range(last):
-        R_k *= axes[a, KERNEL]
-    shares, blocks, pieces = (Cg + channels - 1) // channels, (R_in + block - 1) // block, (L_in + piece - 1) // piece
-    for task in prange(C // Cg * shares * blocks * pieces):
-        i0, row0 = task % pieces * piece, task // pieces % blocks * block
-        c0, g = task // pieces // blocks % shares * channels, task // pieces // blocks // shares
-        c1, i1, lines = min(c0 + channels, Cg), min(i0 + piece, L_in), min(block, R_in - row0)
-        for n in range(N):
-            for c in range(g * Cg + c0, g * Cg + c1):
-                for row in range(row0, row0 + lines):
-                    dX[n, c, row * L_in + i0 : row * L_in + i1] = 0
-        outputs, rank = np.empty((lines, R_k), np.int64), np.zeros((lines, R_k), np.int64)
-        for i in range(lines):
-            for T in range(R_k):
-                tap = R_k - 1 - T if step < 0 else T
-                outputs[i, T] = row_output(tap, row0 + i, axes)
-                for before in range(T if outputs[i, T] >= 0 else 0):
-                    tap = R_k - 1 - before if step < 0 else before
-                    rank[i, T] += row_source(tap, outputs[i, T], axes, CONSTANT) >= 0
-        for k in range(g * Kg, (g + 1) * Kg):
-            for i in range(lines):
-                for T in range(R_k):
-                    O = outputs[i, T]
-                    if O < 0:
-                        continue
-                    present = rows[O + 1] - rows[O]  # rows of the kernel that output row O meets in the input
-                    row_at = Cg * (k * rows[-1] * line[-1] + rows[O] * line[-1])
-                    for t in range(L_k):
-                        first = near + t * abs(step)
-                        a = min(first_output(first, stride, i0), L_out)
-                        b = min(max(first_output(first, stride, i1), a), L_out)
-                        whole_a = min(max(a, inside_a), b)
-                        whole_b = max(min(b, inside_b), whole_a)
-                        for n in range(N):
-                            dy = dY[n, k]
-                            for c in range(c0, c1):
-                                x, column = dX[n, g * Cg + c], (row0 + i) * L_in + first
-                                at = row_at + Cg * present * line[whole_a] + (c * present + rank[i, T]) * L_k + t
-                                add_products(
-                                    data, at, Cg * present * L_k, dy, O * L_out + whole_a,
-                                    x, column + whole_a * stride, stride, whole_b - whole_a,
-                                )
-                                for edge in range(whole_a - a + b - whole_b):
-                                    o = a + edge if edge < whole_a - a else whole_b + edge - (whole_a - a)
-                                    along = line[o + 1] - line[o]
-                                    lowest = first_output(near + o * stride, abs(step), 0)
-                                    at = row_at + Cg * present * line[o] + (c * present + rank[i, T]) * along
-                                    x[column + o * stride] += data[at + t - lowest] * dy[O * L_out + o]
-
-
 def grad_input(dY: np.ndarray, w: np.ndarray, axes: np.ndarray, boundary: int, dX: np.ndarray) -> None:
-    """``dX_flat = W_conv.T @ dY_flat``. Under zero padding the entries of a column are found by the geometry alone."""
-    (N, K), C = dY.shape[:2], dX.shape[1]
-    if boundary != CONSTANT:
-        csr.rmatvec(*triple(w, axes, boundary, groups_of(dX, w)), dY.reshape(N, -1), dX.reshape(N, -1))
-        return
-    entries = K * w.shape[1] * count_entries(axes, boundary)
-    _memory.require(entries * w.itemsize, f"W_conv with {entries:,} entries", "use algorithm='implicit'")
-    data = np.empty(entries, dtype=w.dtype)
-    values(w, axes, boundary, data)
-    rmatvec(data, w.shape[1], axes, dY.reshape(N, K, -1), dX.reshape(N, C, -1))
-
-
-def rmatvec(data: np.ndarray, Cg: int, axes: np.ndarray, dY: np.ndarray, dX: np.ndarray) -> None:
-    """``dX = W_conv.T @ dY`` from the values of W_conv under zero padding, for ``Cg`` channels in a group."""
-    size = axes[:, SIZE].tolist()
-    C, R_in, L_in = dX.shape[1], prod(size[:-1]), size[-1]
-    piece, block = max(1, min(L_in, 8192)), min(R_in, 8)
-    channels = max(1, min(Cg, (1 << 16) // (block * piece * dX.itemsize), C * (R_in // block) // 16))
-    rows, line = entries_before(axes, CONSTANT)
-    _transposed(
-        flat(data, -1), Cg, axes, flat(rows, -1), flat(line, -1), channels, block, piece, flat(dY, *dY.shape), dX,
-        work=data.size * dX.shape[0],
-    )
+    """``dX_flat = W_conv.T @ dY_flat``."""
+    N = dY.shape[0]
+    csr.rmatvec(*triple(w, axes, boundary, groups_of(dX, w)), dY.reshape(N, -1), dX.reshape(N, -1))
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
