@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         conv_transpose2d,
         conv_transpose3d,
     )
-    from .api.matrices import col2im, fold, im2col, kernel2row, unfold
+    from .api.matrices import col2im, csr_matvec, csr_rmatvec, fold, im2col, kernel2row, unfold
     from .api.plain import convolve, correlate
     from .dispatch import devices, use_device
     from .plan import ConvPlan, plan_conv, plan_convolve
@@ -39,7 +39,7 @@ _ROOMS = {
         "conv", "conv1d", "conv2d", "conv3d", "conv_grad_input", "conv_grad_weight", "conv_transpose",
         "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     ),
-    "api.matrices": ("col2im", "fold", "im2col", "kernel2row", "unfold"),
+    "api.matrices": ("col2im", "csr_matvec", "csr_rmatvec", "fold", "im2col", "kernel2row", "unfold"),
     "api.plain": ("convolve", "correlate"),
     "dispatch": ("devices", "use_device"),
     "plan": ("ConvPlan", "plan_conv", "plan_convolve"),
@@ -61,6 +61,7 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "ConvPlan", "__version__", "col2im", "conv", "conv1d", "conv2d", "conv3d", "conv_grad_input", "conv_grad_weight",
-    "conv_transpose", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolve", "correlate", "devices",
-    "fold", "im2col", "kernel2row", "plan_conv", "plan_convolve", "unfold", "use_device",
+    "conv_transpose", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolve", "correlate",
+    "csr_matvec", "csr_rmatvec", "devices", "fold", "im2col", "kernel2row", "plan_conv", "plan_convolve", "unfold",
+    "use_device",
 ]

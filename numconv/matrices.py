@@ -102,29 +102,72 @@ def refill(csr: scipy.sparse.csr_array, w: np.ndarray, geometry: ConvGeometry) -
     if getattr(csr, "format", None) != "csr":
         raise TypeError(f"csr must be a SciPy CSR array as matrix(w) makes it, got {type(csr).__name__}")
     room = dispatch.backend("cpu", "kernel2row")
-    _memory.require(
-        csr.indices.nbytes + csr.indptr.nbytes, "comparing the structure of csr", "build the matrix anew with matrix(w)"
-    )
-    starts = room.pixel_starts(g.axes, g.boundary_code)
     w = sparse_ready(w).reshape(g.K, g.C // g.groups, *g.kernel)
-    if csr.shape == g.matrix_shape and csr.nnz == g.K * w.shape[1] * starts[-1]:
-        indices, indptr = room.structure(w, g.axes, g.boundary_code, g.groups, starts, csr.indices.dtype)
-        if np.array_equal(csr.indptr, indptr) and np.array_equal(csr.indices, indices):
-            if not csr.data.flags.writeable:
-                raise ValueError("csr must have data that can be written to, got read-only data")
-            if not np.can_cast(w.dtype, csr.data.dtype, "same_kind"):
-                raise TypeError(f"w must have a dtype that casts to the csr's {csr.data.dtype}, got {w.dtype}")
-            if csr.data.dtype == w.dtype:
-                room.values(w, g.axes, g.boundary_code, starts, csr.data)
-            else:
-                data = np.empty(csr.data.shape, w.dtype)
-                room.values(w, g.axes, g.boundary_code, starts, data)
-                np.copyto(csr.data, data, casting="same_kind")
-            return csr
-    raise ValueError(
-        f"csr must have the structure of this geometry, shape {g.matrix_shape} with "
-        f"{g.K * w.shape[1] * starts[-1]} entries as matrix(w) makes it; got shape {csr.shape} with {csr.nnz} entries"
-    )
+    indices, indptr = (arrays.ready(index, csr.indices.dtype) for index in (csr.indices, csr.indptr))
+    before = room.entries_before(g.axes, g.boundary_code)
+    if csr.shape != g.matrix_shape or not room.has_structure(
+        indices, indptr, w.shape, g.axes, g.boundary_code, g.groups, before
+    ):
+        raise ValueError(
+            f"csr must have the structure of this geometry, shape {g.matrix_shape} with columns and row starts as "
+            f"matrix(w) makes them; got shape {csr.shape} with {csr.nnz} entries"
+        )
+    data = csr.data
+    if not data.flags.writeable:
+        raise ValueError("csr must have data that can be written to, got read-only data")
+    if not np.can_cast(w.dtype, data.dtype, "same_kind"):
+        raise TypeError(f"w must have a dtype that casts to the csr's {data.dtype}, got {w.dtype}")
+    straight = data.dtype == w.dtype and data.flags.c_contiguous and data.flags.aligned
+    if not straight:
+        _memory.require(
+            data.size * w.itemsize, f"values of dtype {w.dtype} for a csr of {data.dtype}",
+            "build the matrix anew with matrix(w)",
+        )
+    target = data if straight else np.empty(data.shape, w.dtype)
+    room.values(w, g.axes, g.boundary_code, before, target)
+    if not straight:
+        np.copyto(data, target, casting="same_kind")
+    return csr
+
+
+def csr_product(
+    data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, vector: np.ndarray, name: str, columns: int | None,
+    out: np.ndarray | None,
+) -> np.ndarray:
+    """``A @ vector`` for the CSR matrix of a triple, or ``A.T @ vector`` where its number of ``columns`` is given."""
+    for what, array in (("data", data), ("indices", indices), ("indptr", indptr), (name, vector)):
+        if array.ndim != 1:
+            raise ValueError(f"{what} must have one axis, got shape {array.shape}")
+    for what, index in (("indices", indices), ("indptr", indptr)):
+        if index.dtype.kind not in "iu" or not np.can_cast(index.dtype, np.int64, "safe"):
+            raise TypeError(f"{what} must be of an integer dtype that int64 holds, got {index.dtype}")
+    if not indptr.size:
+        raise ValueError("indptr must have one entry more than the matrix has rows, got none")
+    arrays.check_shape("data", data, indices.shape)
+    rows = indptr.size - 1
+    if columns is not None:
+        arrays.check_shape(name, vector, (rows,))
+    dtype = arrays.product_dtype(**{"data": data, name: vector})
+    computed = arrays.computed_in(dtype)
+    index_dtype = np.dtype(np.int32 if indices.dtype == indptr.dtype == np.int32 else np.int64)
+    room = dispatch.backend("cpu", "csr")
+    product = room.matvec if columns is None else room.rmatvec
+
+    def compute(result: np.ndarray) -> None:
+        with np.errstate(all="ignore"):
+            is_matrix = product(
+                arrays.ready(data, computed), arrays.ready(indices, index_dtype), arrays.ready(indptr, index_dtype),
+                arrays.ready(vector, computed).reshape(1, -1), result.reshape(1, -1),
+            )
+        if not is_matrix:
+            raise ValueError(
+                f"indices and indptr must be those of a CSR matrix with {rows} rows and "
+                f"{vector.size if columns is None else columns} columns and {data.size} stored entries: "
+                "indptr must ascend from 0 to at most the entries, indices must be columns"
+            )
+
+    shape = (rows if columns is None else columns,)
+    return arrays.deliver(compute, shape, dtype, out, data, indices, indptr, vector, computed=computed)
 
 
 def sparse_ready(w: np.ndarray) -> np.ndarray:

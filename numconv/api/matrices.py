@@ -169,6 +169,81 @@ def kernel2row(
     return matrices.kernel2row(w, geometry)
 
 
+def csr_matvec(data: Any, indices: Any, indptr: Any, x: Any, out: Any = None) -> Any:
+    """Multiply a CSR matrix, given as SciPy stores it, by a vector: ``y = A @ x`` on all cores.
+
+    Parameters
+    ----------
+    data, indices, indptr : array (nnz,), int array (nnz,), int array (rows + 1,)
+        ``A.data``, ``A.indices`` and ``A.indptr``; row ``i`` holds the entries ``indptr[i]`` to ``indptr[i + 1] - 1``.
+        Taken without a copy if ``data`` has the dtype of the result. Entries need not be sorted, and add up where
+        they repeat.
+    x : array (columns,)
+    out : array (rows,), optional
+
+    Returns
+    -------
+    array (rows,)
+        Of the dtype ``numpy.result_type(data, x)``, or ``out``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the arrays do not make a matrix whose columns ``x`` has, or do not fit together.
+
+    Examples
+    --------
+    >>> import numconv, numpy as np
+    >>> A = numconv.kernel2row(np.array([1, 2]), 4)
+    >>> A.toarray()
+    array([[2, 1, 0, 0],
+           [0, 2, 1, 0],
+           [0, 0, 2, 1]])
+    >>> numconv.csr_matvec(A.data, A.indices, A.indptr, np.array([1, 10, 100, 1000]))
+    array([  12,  120, 1200])
+    """
+    (data, indices, indptr, x, out), give = dispatch.read(data=data, indices=indices, indptr=indptr, x=x, out=out)
+    return give(matrices.csr_product(data, indices, indptr, x, "x", None, out))
+
+
+def csr_rmatvec(data: Any, indices: Any, indptr: Any, y: Any, columns: int, out: Any = None) -> Any:
+    """Multiply the transpose of a CSR matrix by a vector: ``x = A.T @ y`` on all cores, without a conjugate.
+
+    Parameters
+    ----------
+    data, indices, indptr : array (nnz,), int array (nnz,), int array (rows + 1,)
+        As for ``csr_matvec``.
+    y : array (rows,)
+    columns : int
+        How many columns ``A`` has, which the triple does not say.
+    out : array (columns,), optional
+
+    Returns
+    -------
+    array (columns,)
+        Of the dtype ``numpy.result_type(data, y)``, or ``out``. The same bit for bit for any number of threads.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the arrays do not make a matrix of that many columns, or do not fit together.
+
+    Notes
+    -----
+    Takes memory for partial sums: at most ``max(columns, nnz / 2)`` items.
+
+    Examples
+    --------
+    >>> import numconv, numpy as np
+    >>> A = numconv.kernel2row(np.array([1, 2]), 4)
+    >>> numconv.csr_rmatvec(A.data, A.indices, A.indptr, np.array([1, 10, 100]), 4)
+    array([  2,  21, 210, 100])
+    """
+    columns = as_int("columns", columns, 0)
+    (data, indices, indptr, y, out), give = dispatch.read(data=data, indices=indices, indptr=indptr, y=y, out=out)
+    return give(matrices.csr_product(data, indices, indptr, y, "y", columns, out))
+
+
 def unfold(x: Any, kernel_size: Ints, dilation: Ints = 1, padding: Padding = 0, stride: Ints = 1) -> Any:
     """Lay windows out as columns, as ``torch.nn.functional.unfold`` does, for any number of axes and any dtype.
 

@@ -11,26 +11,78 @@ from numba import prange
 from .. import _memory
 from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..geometry import ConvGeometry
-from ._jit import Kernel, first_output, flat, row_output, row_source
-from .rows import gather
+from ._jit import Kernel, first_output, flat, helper, row_output, row_source, source
+
+#: A task handles about this many bytes of its image, so that they stay in the first caches while the taps go by …
+TASK_BYTES = 1 << 15
+#: … and there are at least about this many tasks to share among threads.
+TASKS = 64
 
 WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
 
 
+# Unsigned indices cannot wrap around, so the loops of these two become vector code.
+
+
+@helper
+def copy_run(source, s, s_step, target, t, t_step, n):
+    """``target[t + j * t_step] = source[s + j * s_step]`` for ``j < n``."""
+    s, s_step, t, t_step = np.uint64(s), np.uint64(s_step), np.uint64(t), np.uint64(t_step)
+    for j in range(np.uint64(n)):
+        target[t + j * t_step] = source[s + j * s_step]
+
+
+@helper
+def add_run(source, s, target, t, n):
+    """``target[t + j] += source[s + j]`` for ``j < n``."""
+    s, t = np.uint64(s), np.uint64(t)
+    for j in range(np.uint64(n)):
+        target[t + j] += source[s + j]
+
+
 @Kernel
-def _im2col(x, axes, boundary, fill, parts, X_conv):
-    # x (M, rows in, last in), X_conv (M, rows k, last k, rows out, last out); a task is a part of one row of X_conv.
-    M, R_k, L_k, R_out, _ = X_conv.shape
+def _im2col(x, axes, boundary, fill, planes, block, piece, X_conv):
+    # x (M, prod in), X_conv (M, rows k, last k, prod out). A task lays out a block of output rows of some planes, or a
+    # piece of one row, for every tap, so that the pixels come from memory once.
+    M, R_k, L_k, P = X_conv.shape
     last = axes.shape[0] - 1
-    start, stride, step = axes[last, START], axes[last, STRIDE], axes[last, STEP]
-    for task in prange(M * R_k * L_k * parts):
-        part, t, T, m = task % parts, task // parts % L_k, task // parts // L_k % R_k, task // parts // L_k // R_k
-        for O in range(R_out * part // parts, R_out * (part + 1) // parts):
-            row = row_source(T, O, axes, boundary)
-            if row >= 0:
-                gather(x[m, row], start + t * step, stride, boundary, fill, 0, X_conv[m, T, t, O])
-            else:
-                X_conv[m, T, t, O] = fill
+    size, start, stride, step = axes[last, SIZE], axes[last, START], axes[last, STRIDE], axes[last, STEP]
+    L_out = axes[last, OUT]
+    R_out = P // L_out
+    blocks, pieces = (R_out + block - 1) // block, (L_out + piece - 1) // piece
+    aligned = stride == 1 and size == L_out == piece  # rows lie as in the input, so shifted ones are copied together
+    for task in prange((M + planes - 1) // planes * blocks * pieces):
+        m0, O0, o0 = task // pieces // blocks * planes, task // pieces % blocks * block, task % pieces * piece
+        m1, n = min(m0 + planes, M), min(piece, L_out - o0)
+        rows = np.empty(min(block, R_out - O0), np.int64)
+        for T in range(R_k):
+            for i in range(rows.size):
+                rows[i] = row_source(T, O0 + i, axes, boundary)
+            for t in range(L_k):
+                first = start + t * step + o0 * stride
+                a = min(first_output(first, stride, 0), n)
+                b = min(max(first_output(first, stride, size), a), n)
+                i = 0
+                while i < rows.size:
+                    row, line, together = rows[i], (O0 + i) * L_out + o0, 1
+                    if row < 0:
+                        for m in range(m0, m1):
+                            X_conv[m, T, t, line : line + n] = fill
+                    elif a < b:
+                        while aligned and i + together < rows.size and rows[i + together] == row + together:
+                            together += 1
+                        at, length = row * size + first + a * stride, (together - 1) * L_out + b - a
+                        for m in range(m0, m1):
+                            copy_run(x[m], at, stride, X_conv[m, T, t], line + a, 1, length)
+                    i += together
+                for e in range(a + n - b):
+                    o = e if e < a else b + e - a
+                    edge = source(first + o * stride, size, boundary)
+                    for m in range(m0, m1):
+                        pixels, lines = x[m], X_conv[m, T, t]
+                        for i in range(rows.size):
+                            if rows[i] >= 0:
+                                lines[(O0 + i) * L_out + o0 + o] = pixels[rows[i] * size + edge] if edge >= 0 else fill
 
 
 def im2col(x: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, X_conv: np.ndarray) -> None:
@@ -43,37 +95,54 @@ def im2col(x: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, X_c
     x, X_conv = x.view(word), X_conv.view(word)
     size, kernel, out = (tuple(axes[:, column].tolist()) for column in (SIZE, KERNEL, OUT))
     M = x.shape[0] * x.shape[1]
-    tasks = M * prod(kernel)
-    parts = 1 if tasks >= 64 else min(64, prod(out[:-1]))
     _im2col(
-        flat(x, M, prod(size[:-1]), size[-1]), axes, boundary, constant, parts,
-        X_conv.reshape(M, prod(kernel[:-1]), kernel[-1], prod(out[:-1]), out[-1]), work=X_conv.size,
+        flat(x, M, prod(size)), axes, boundary, constant, *share(M, out, x.itemsize),
+        X_conv.reshape(M, prod(kernel[:-1]), kernel[-1], prod(out)), work=X_conv.size,
     )
 
 
 @Kernel
-def _col2im(X_conv, axes, block, x):
-    # A task owns a block of one input row and gathers into it every column entry that came from there.
-    _, R_k, L_k, _, L_out = X_conv.shape
-    M, R_in, L_in = x.shape
+def _col2im(X_conv, axes, planes, block, piece, x):
+    # X_conv (M, rows k, last k, prod out), x flat. A task owns a block of input rows of some planes, or a piece of one
+    # row, and gathers into it every column entry that came from there.
+    M, R_k, L_k, _ = X_conv.shape
     last = axes.shape[0] - 1
     start, stride, step = axes[last, START], axes[last, STRIDE], axes[last, STEP]
-    blocks = (L_in + block - 1) // block
-    for task in prange(M * R_in * blocks):
-        i0 = task % blocks * block
-        row, m = task // blocks % R_in, task // blocks // R_in
-        i1 = min(i0 + block, L_in)
-        x[m, row, i0:i1] = 0
+    L_in, L_out = axes[last, SIZE], axes[last, OUT]
+    R_in = x.size // (M * L_in)
+    blocks, pieces = (R_in + block - 1) // block, (L_in + piece - 1) // piece
+    for task in prange((M + planes - 1) // planes * blocks * pieces):
+        m0, row0, i0 = task // pieces // blocks * planes, task // pieces % blocks * block, task % pieces * piece
+        m1, n = min(m0 + planes, M), min(piece, L_in - i0)
+        rows = np.empty(min(block, R_in - row0), np.int64)
+        lines = (m1 - m0) * rows.size
+        begin = (m0 * R_in + row0) * L_in + i0
+        target = x[begin : begin + lines * n]
+        # With a stride, pixels that lie whole strides apart are added up side by side, so that runs stay runs.
+        phases = min(stride, n)
+        width = (n + phases - 1) // phases
+        sums = target if phases == 1 else np.empty(lines * phases * width, x.dtype)
+        sums[:] = 0
         for T in range(R_k):
-            O = row_output(T, row, axes)
-            if O >= 0:
-                for t in range(L_k):
-                    first = start + t * step
-                    a = min(first_output(first, stride, i0), L_out)
-                    b = min(first_output(first, stride, i1), L_out)
-                    source_row, target = X_conv[m, T, t, O], x[m, row]
-                    for o in range(a, b):
-                        target[first + o * stride] += source_row[o]
+            for i in range(rows.size):
+                rows[i] = row_output(T, row0 + i, axes)
+            for t in range(L_k):
+                first = start + t * step - i0
+                a = min(first_output(first, stride, 0), L_out)
+                b = min(max(first_output(first, stride, n), a), L_out)
+                i = first + a * stride
+                place = i % stride * lines * width + i // stride
+                for m in range(m0, m1 if a < b else m0):
+                    columns = X_conv[m, T, t]
+                    line = (m - m0) * rows.size
+                    for i in range(rows.size):
+                        if rows[i] >= 0:
+                            add_run(columns, rows[i] * L_out + a, sums, place + (line + i) * width, b - a)
+        whole = n % phases == 0  # then the pixels of all lines are whole strides apart
+        for phase in range(phases if phases > 1 else 0):
+            for line in range(1 if whole else lines):
+                pixels = lines * width if whole else (n - phase + phases - 1) // phases
+                copy_run(sums, (phase * lines + line) * width, 1, target, line * n + phase, phases, pixels)
 
 
 def col2im(X_conv: np.ndarray, axes: np.ndarray, x: np.ndarray) -> None:
@@ -81,9 +150,19 @@ def col2im(X_conv: np.ndarray, axes: np.ndarray, x: np.ndarray) -> None:
     size, kernel, out = (tuple(axes[:, column].tolist()) for column in (SIZE, KERNEL, OUT))
     M = x.shape[0] * x.shape[1]
     _col2im(
-        flat(X_conv, M, prod(kernel[:-1]), kernel[-1], prod(out[:-1]), out[-1]), axes, block_length(M, size),
-        x.reshape(M, prod(size[:-1]), size[-1]), work=X_conv.size,
+        flat(X_conv, M, prod(kernel[:-1]), kernel[-1], prod(out)), axes, *share(M, size, x.itemsize), x.reshape(-1),
+        work=X_conv.size,
     )
+
+
+def share(images: int, shape: tuple[int, ...], itemsize: int) -> tuple[int, int, int]:
+    """What a task takes of images of this shape: how many of them, how many rows, and how much of a row."""
+    rows, length = prod(shape[:-1]), max(shape[-1], 1)
+    row = length * itemsize
+    block = max(1, min(rows, TASK_BYTES // row, images * rows // TASKS))
+    planes = max(1, min(TASK_BYTES // (rows * row), images // TASKS)) if block == rows else 1
+    pieces = max(1, -(-row // TASK_BYTES), min(TASKS // max(images * rows, 1), length // 256))
+    return planes, block, -(-length // pieces)
 
 
 def forward(

@@ -11,11 +11,17 @@ from numba import prange
 from .. import _indexing, _memory
 from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..geometry import ConvGeometry
-from ._jit import Kernel, flat, helper, position, source
-from .im2col import groups_of
+from . import csr
+from ._jit import Kernel, first_output, flat, helper, position, row_source, source
+from .im2col import copy_run, groups_of, unturned
 
-#: Pixels of one task: enough to pay for its buffers, few enough to share among threads.
-CHUNK = 256
+#: Most output pixels of one task; there are at least 64 tasks to share among threads.
+CHUNK = 4096
+
+#: How many entries are written at once where windows lie inside: the rows of several pixels if they are short.
+TOGETHER = 512
+
+Before = tuple[np.ndarray, np.ndarray]
 
 
 @Kernel
@@ -55,44 +61,59 @@ def count_entries(axes: np.ndarray, boundary: int) -> int:
     return total
 
 
-def pixel_starts(axes: np.ndarray, boundary: int) -> np.ndarray:
-    """Entries of one channel pair before each output pixel, ``prod out + 1`` of them."""
-    per_pixel = np.ones(1, dtype=np.int64)
+def entries_before(axes: np.ndarray, boundary: int) -> Before:
+    """Entries of one channel pair along the rows of the output and along a row: what lies before each, and the total.
+
+    The entries of a pixel are a product over the axes, so these two say where each pixel's begin (``begin``).
+    """
+    rows = line = np.ones(1, dtype=np.int64)
     for axis in axes:
         before, inside, after = edge_counts(axis, boundary)
-        along = np.concatenate([before, np.full(inside, axis[KERNEL]), after])
-        per_pixel = np.multiply.outer(per_pixel, along).reshape(-1)
-    starts = np.zeros(per_pixel.size + 1, dtype=np.int64)
-    np.cumsum(per_pixel, out=starts[1:])
-    return starts
+        rows = np.multiply.outer(rows, line).reshape(-1)
+        line = np.concatenate([before, np.full(inside, axis[KERNEL]), after])
+    return _running_sum(rows), _running_sum(line)
+
+
+def _running_sum(counts: np.ndarray) -> np.ndarray:
+    total = np.zeros(counts.size + 1, dtype=np.int64)
+    np.cumsum(counts, out=total[1:])
+    return total
 
 
 @helper
-def pixel_taps(p, axes, boundary, pixels, taps, first):
+def begin(p, rows, line):
+    """Where the entries of output pixel ``p`` begin, counted for one channel pair."""
+    O, o = p // (line.size - 1), p % (line.size - 1)
+    return rows[O] * line[-1] + (rows[O + 1] - rows[O]) * line[o]
+
+
+@helper
+def pixel_taps(p, axes, boundary, input_rows, pixels, taps, first):
     """What output pixel ``p`` reads: ascending input ``pixels``, and the kernel values that meet each.
 
     Entry ``e`` of the row is pixel ``pixels[e]`` and holds the sum of the taps ``taps[first[e]:first[e + 1]]``: one
-    tap, unless the boundary folds several onto one pixel. Returns the number of entries.
+    tap, unless the boundary folds several onto one pixel. Taps count in the order of the pixels they meet inside the
+    input. ``input_rows`` keeps what the output row reads from one of its pixels to the next. Returns the number of
+    entries.
     """
-    d, count = axes.shape[0], taps.size
-    turned = axes[0, STEP] < 0
+    last = axes.shape[0] - 1
+    L_in, L_k, L_out = axes[last, SIZE], axes[last, KERNEL], axes[last, OUT]
+    R_k = input_rows.size - 1
+    turned = axes[last, STEP] < 0
+    if input_rows[R_k] != p // L_out:
+        input_rows[R_k] = p // L_out
+        for T in range(R_k):
+            input_rows[T] = row_source(R_k - 1 - T if turned else T, p // L_out, axes, boundary)
     n = 0
-    for j in range(count):
-        tap = count - 1 - j if turned else j  # so that pixels ascend
-        pixel, size, t, o = 0, 1, tap, p
-        for a in range(d - 1, -1, -1):
-            i = position(o % axes[a, OUT], t % axes[a, KERNEL], axes[a, START], axes[a, STRIDE], axes[a, STEP])
-            i = source(i, axes[a, SIZE], boundary)
-            if i < 0:
-                pixel = -1
-                break
-            pixel += i * size
-            size *= axes[a, SIZE]
-            t //= axes[a, KERNEL]
-            o //= axes[a, OUT]
-        if pixel >= 0:
-            pixels[n], taps[n], first[n] = pixel, tap, n
-            n += 1
+    for T in range(R_k):
+        row = input_rows[T]
+        for t in range(L_k if row >= 0 else 0):
+            tap = L_k - 1 - t if turned else t
+            i = position(p % L_out, tap, axes[last, START], axes[last, STRIDE], axes[last, STEP])
+            i = source(i, L_in, boundary)
+            if i >= 0:
+                pixels[n], taps[n], first[n] = row * L_in + i, T * L_k + t, n
+                n += 1
     first[n] = n
     if boundary == CONSTANT:
         return n
@@ -111,106 +132,195 @@ def pixel_taps(p, axes, boundary, pixels, taps, first):
 
 @helper
 def inside(p, axes):
-    """The flat input pixel where the window of output ``p`` begins if all of it lies in the input, else -1."""
-    corner, size = 0, 1
-    for a in range(axes.shape[0] - 1, -1, -1):
+    """How many outputs from ``p`` on in its row have their window in the input, and where that of ``p`` begins."""
+    corner, size, run = 0, 1, 0
+    last = axes.shape[0] - 1
+    for a in range(last, -1, -1):
         o = p % axes[a, OUT]
         p //= axes[a, OUT]
         near = position(o, 0, axes[a, START], axes[a, STRIDE], axes[a, STEP])
         far = position(o, axes[a, KERNEL] - 1, axes[a, START], axes[a, STRIDE], axes[a, STEP])
         if min(near, far) < 0 or max(near, far) >= axes[a, SIZE]:
-            return -1
+            return 0, 0
+        if a == last:
+            run = min(first_output(max(near, far), axes[a, STRIDE], axes[a, SIZE]), axes[a, OUT] - o)
         corner += min(near, far) * size
         size *= axes[a, SIZE]
-    return corner
+    return run, corner
 
 
 @helper
-def window(axes, count):
-    """What a window inside the input reads, ascending and counted from its first pixel."""
-    offsets = np.zeros(count, np.int64)
-    for j in range(count):
-        size, t = 1, j
-        for a in range(axes.shape[0] - 1, -1, -1):
-            offsets[j] += t % axes[a, KERNEL] * abs(axes[a, STEP]) * size
+def window(axes, channels, count, columns):
+    """What the windows of neighbouring outputs inside the input read, counted from the first pixel of the first."""
+    last = axes.shape[0] - 1
+    for e in range(columns.size):
+        size, t, column = 1, e % count, e // (channels * count) * axes[last, STRIDE]
+        for a in range(last, -1, -1):
+            column += t % axes[a, KERNEL] * abs(axes[a, STEP]) * size
             size *= axes[a, SIZE]
             t //= axes[a, KERNEL]
-    return offsets
+        columns[e] = column + e // count % channels * size
+
+
+# Unsigned indices cannot wrap around, so these loops become vector code.
+
+
+@helper
+def write(columns, base, indices, at, n):
+    """``indices[at + e] = base + columns[e]`` for ``e < n``."""
+    at = np.uint64(at)
+    for e in range(np.uint64(n)):
+        indices[at + e] = base + columns[e]
+
+
+@helper
+def differ(columns, base, indices, at, n):
+    """Whether any ``indices[at + e]`` is something else."""
+    at, found = np.uint64(at), np.int64(0)
+    for e in range(np.uint64(n)):
+        found |= indices[at + e] ^ (base + columns[e])
+    return found != 0
 
 
 @Kernel
-def _structure(K, Cg, count, axes, boundary, groups, inputs, starts, indices):
-    # starts[p] counts the entries of one channel before output pixel p; count is prod k, inputs is prod in.
-    P = starts.size - 1
-    Kg = K // groups
-    for chunk in prange((P + CHUNK - 1) // CHUNK):
+def _structure(K, Cg, count, axes, boundary, groups, rows, line, chunk, together, indices, indptr):
+    # count is prod k; a task writes the rows of a chunk of output pixels for every kernel.
+    P, Kg, inputs = (indptr.size - 1) // K, K // groups, 1
+    for a in range(axes.shape[0]):
+        inputs *= axes[a, SIZE]
+    for task in prange((P + chunk - 1) // chunk):
         pixels, taps, first = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count + 1, np.int64)
-        offsets = window(axes, count)
-        for p in range(chunk * CHUNK, min((chunk + 1) * CHUNK, P)):
-            corner = inside(p, axes)
-            n = count if corner >= 0 else pixel_taps(p, axes, boundary, pixels, taps, first)
+        input_rows = np.full(count // axes[-1, KERNEL] + 1, -1, np.int64)
+        columns = np.empty(together * Cg * count, indices.dtype)
+        window(axes, Cg, count, columns)
+        p, end = task * chunk, min((task + 1) * chunk, P)
+        while p < end:
+            run, corner = inside(p, axes)
+            run = min(run, together, end - p)
+            n = count if run > 0 else pixel_taps(p, axes, boundary, input_rows, pixels, taps, first)
             for k in range(K):
-                for c in range(Cg):
-                    at = Cg * (k * starts[P] + starts[p]) + c * n
-                    column = (k // Kg * Cg + c) * inputs
-                    if corner >= 0:
-                        for e in range(count):
-                            indices[at + e] = column + corner + offsets[e]
-                    else:
-                        for e in range(n):
-                            indices[at + e] = column + pixels[e]
+                at, base = Cg * (k * rows[-1] * line[-1] + begin(p, rows, line)), k // Kg * Cg * inputs
+                if run > 0:
+                    write(columns, base + corner, indices, at, run * Cg * count)
+                else:
+                    for c in range(Cg):
+                        write(pixels, base + c * inputs, indices, at + c * n, n)
+                for i in range(max(run, 1)):
+                    indptr[k * P + p + i] = at + i * Cg * n
+            p += max(run, 1)
 
 
 @Kernel
-def _values(w, axes, boundary, starts, data):
-    # The same loop over the values; new weights go into an old structure through here.
-    K, Cg, count = w.shape
-    P = starts.size - 1
-    turned = axes[0, STEP] < 0
-    for chunk in prange((P + CHUNK - 1) // CHUNK):
+def _differs(K, Cg, count, axes, boundary, groups, rows, line, chunk, together, indices, indptr, found):
+    # The same loop, which reads where that writes.
+    P, Kg, inputs = (indptr.size - 1) // K, K // groups, 1
+    for a in range(axes.shape[0]):
+        inputs *= axes[a, SIZE]
+    for task in prange((P + chunk - 1) // chunk):
         pixels, taps, first = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count + 1, np.int64)
-        for p in range(chunk * CHUNK, min((chunk + 1) * CHUNK, P)):
-            whole = inside(p, axes) >= 0
-            n = count if whole else pixel_taps(p, axes, boundary, pixels, taps, first)
+        input_rows = np.full(count // axes[-1, KERNEL] + 1, -1, np.int64)
+        columns = np.empty(together * Cg * count, indices.dtype)
+        window(axes, Cg, count, columns)
+        p, end = task * chunk, min((task + 1) * chunk, P)
+        while p < end:
+            run, corner = inside(p, axes)
+            run = min(run, together, end - p)
+            n = count if run > 0 else pixel_taps(p, axes, boundary, input_rows, pixels, taps, first)
             for k in range(K):
+                at, base = Cg * (k * rows[-1] * line[-1] + begin(p, rows, line)), k // Kg * Cg * inputs
+                if run > 0:
+                    found[task] |= differ(columns, base + corner, indices, at, run * Cg * count)
+                else:
+                    for c in range(Cg):
+                        found[task] |= differ(pixels, base + c * inputs, indices, at + c * n, n)
+                for i in range(max(run, 1)):
+                    found[task] |= indptr[k * P + p + i] != at + i * Cg * n
+            p += max(run, 1)
+
+
+@Kernel
+def _values(w, Cg, count, axes, boundary, rows, line, chunk, data):
+    # The same loop over the values; new weights go into an old structure through here. w (K, together * Cg * count)
+    # holds the rows of a run of outputs inside the input.
+    K, P, together = w.shape[0], (rows.size - 1) * (line.size - 1), w.shape[1] // (Cg * count)
+    for task in prange((P + chunk - 1) // chunk):
+        pixels, taps, first = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count + 1, np.int64)
+        input_rows = np.full(count // axes[-1, KERNEL] + 1, -1, np.int64)
+        p, end = task * chunk, min((task + 1) * chunk, P)
+        while p < end:
+            run = min(inside(p, axes)[0], together, end - p)
+            n = count if run > 0 else pixel_taps(p, axes, boundary, input_rows, pixels, taps, first)
+            for k in range(K):
+                at = Cg * (k * rows[-1] * line[-1] + begin(p, rows, line))
+                if run > 0:
+                    copy_run(w[k], 0, 1, data, at, 1, run * Cg * count)
+                    continue
                 for c in range(Cg):
-                    at = Cg * (k * starts[P] + starts[p]) + c * n
-                    if whole:
-                        for e in range(count):
-                            data[at + e] = w[k, c, count - 1 - e if turned else e]
-                    else:
+                    weights, row = w[k, c * count : (c + 1) * count], data[at + c * n : at + (c + 1) * n]
+                    if first[n] == n:
                         for e in range(n):
-                            value = w[k, c, taps[first[e]]]
-                            for m in range(first[e] + 1, first[e + 1]):
-                                value += w[k, c, taps[m]]
-                            data[at + e] = value
+                            row[e] = weights[taps[e]]
+                        continue
+                    for e in range(n):
+                        row[e] = weights[taps[first[e]]]
+                        for m in range(first[e] + 1, first[e + 1]):
+                            row[e] += weights[taps[m]]
+            p += max(run, 1)
 
 
 def structure(
-    w: np.ndarray, axes: np.ndarray, boundary: int, groups: int, starts: np.ndarray, index_dtype: np.dtype
+    shape: tuple[int, ...], axes: np.ndarray, boundary: int, groups: int, before: Before, index_dtype: np.dtype
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``indices`` and ``indptr`` of W_conv for ``w (K, C/G, *k)``; they depend on the geometry alone."""
-    K, Cg = w.shape[:2]
-    per_kernel = Cg * starts[-1]
-    indptr = np.empty(K * (starts.size - 1) + 1, dtype=index_dtype)
-    rows = indptr[:-1].reshape(K, starts.size - 1)
-    np.add.outer(np.arange(K) * per_kernel, Cg * starts[:-1], out=rows, casting="same_kind")
-    indptr[-1] = K * per_kernel
+    """``indices`` and ``indptr`` of W_conv for a kernel ``(K, C/G, *k)``; they depend on the geometry alone."""
+    (K, Cg), count, P = shape[:2], prod(shape[2:]), prod(axes[:, OUT].tolist())
+    rows, line = before
+    indptr = np.empty(K * P + 1, dtype=index_dtype)
+    indptr[-1] = K * Cg * rows[-1] * line[-1]
     indices = np.empty(int(indptr[-1]), dtype=index_dtype)
-    inputs = prod(axes[:, SIZE].tolist())
     _structure(
-        K, Cg, prod(w.shape[2:]), axes, boundary, groups, inputs, flat(starts, -1), indices, work=indices.size
+        K, Cg, count, axes, boundary, groups, flat(rows, -1), flat(line, -1), *share(P, Cg * count), indices, indptr,
+        work=indices.size,
     )
     return indices, indptr
 
 
-def values(w: np.ndarray, axes: np.ndarray, boundary: int, starts: np.ndarray, data: np.ndarray) -> None:
+def has_structure(
+    indices: np.ndarray, indptr: np.ndarray, shape: tuple[int, ...], axes: np.ndarray, boundary: int, groups: int,
+    before: Before,
+) -> bool:
+    """Whether these are what ``structure`` gives; nothing of that size is made to find out."""
+    (K, Cg), count, P = shape[:2], prod(shape[2:]), prod(axes[:, OUT].tolist())
+    rows, line = before
+    entries = K * Cg * int(rows[-1] * line[-1])
+    if indptr.shape != (K * P + 1,) or indices.shape != (entries,) or indptr[-1] != entries:
+        return False
+    chunk, together = share(P, Cg * count)
+    found = np.zeros(-(-P // chunk), dtype=np.bool_)
+    _differs(
+        K, Cg, count, axes, boundary, groups, flat(rows, -1), flat(line, -1), chunk, together, flat(indices, -1),
+        flat(indptr, -1), found, work=indices.size,
+    )
+    return not found.any()
+
+
+def values(w: np.ndarray, axes: np.ndarray, boundary: int, before: Before, data: np.ndarray) -> None:
     """Write the weights of ``w (K, C/G, *k)`` into the ``data`` of W_conv."""
-    K, Cg = w.shape[:2]
-    _values(flat(w, K, Cg, prod(w.shape[2:])), axes, boundary, flat(starts, -1), data, work=data.size)
+    (K, Cg), count, P = w.shape[:2], prod(w.shape[2:]), prod(axes[:, OUT].tolist())
+    rows, line = before
+    chunk, together = share(P, Cg * count)
+    weights = np.tile(unturned(w, axes).reshape(K, Cg * count), together)
+    _values(
+        flat(weights, K, -1), Cg, count, axes, boundary, flat(rows, -1), flat(line, -1), chunk, data, work=data.size
+    )
 
 
-def csr(
+def share(pixels: int, entries: int) -> tuple[int, int]:
+    """How many output pixels a task takes, and the rows of how many, of so many entries, are written together."""
+    chunk = max(1, min(CHUNK, pixels // 64))
+    return chunk, max(1, min(TOGETHER // max(entries, 1), chunk // 8))
+
+
+def triple(
     w: np.ndarray, axes: np.ndarray, boundary: int, groups: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``data, indices, indptr`` of W_conv ``(K * prod out, C * prod in)``."""
@@ -222,10 +332,10 @@ def csr(
         stored_bytes(entries, rows, w.dtype, index_dtype) + 16 * P, f"W_conv with {entries:,} entries",
         "use linear_operator(w) of a plan, or algorithm='implicit', which store no matrix",
     )
-    starts = pixel_starts(axes, boundary)
-    indices, indptr = structure(w, axes, boundary, groups, starts, index_dtype)
+    before = entries_before(axes, boundary)
+    indices, indptr = structure(w.shape, axes, boundary, groups, before, index_dtype)
     data = np.empty(indices.size, dtype=w.dtype)
-    values(w, axes, boundary, starts, data)
+    values(w, axes, boundary, before, data)
     return data, indices, indptr
 
 
@@ -236,7 +346,7 @@ def index_dtype_for(largest: int) -> np.dtype:
 
 def matrix(w: np.ndarray, axes: np.ndarray, boundary: int, groups: int) -> scipy.sparse.csr_array:
     """W_conv as SciPy's CSR array; canonical by construction, so nothing is sorted or searched again."""
-    data, indices, indptr = csr(w, axes, boundary, groups)
+    data, indices, indptr = triple(w, axes, boundary, groups)
     shape = (w.shape[0] * prod(axes[:, OUT].tolist()), groups * w.shape[1] * prod(axes[:, SIZE].tolist()))
     W_conv = scipy.sparse.csr_array((data, indices, indptr), shape=shape, copy=False)
     W_conv.has_canonical_format = True
@@ -247,15 +357,15 @@ def forward(
     x: np.ndarray, w: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, y: np.ndarray
 ) -> None:
     """``Y_flat = W_conv @ X_flat + bias``, one column for each image. The constant must be 0: the map is linear."""
-    W_conv = matrix(w, axes, boundary, groups_of(x, w))
-    y[...] = (W_conv @ x.reshape(x.shape[0], W_conv.shape[1]).T).T.reshape(y.shape)
+    N = x.shape[0]
+    csr.matvec(*triple(w, axes, boundary, groups_of(x, w)), x.reshape(N, -1), y.reshape(N, -1))
     y += bias.reshape(-1, *(1,) * (y.ndim - 2))
 
 
 def grad_input(dY: np.ndarray, w: np.ndarray, axes: np.ndarray, boundary: int, dX: np.ndarray) -> None:
     """``dX_flat = W_conv.T @ dY_flat``."""
-    W_conv = matrix(w, axes, boundary, groups_of(dX, w))
-    dX[...] = (W_conv.T @ dY.reshape(dY.shape[0], W_conv.shape[0]).T).T.reshape(dX.shape)
+    N = dY.shape[0]
+    csr.rmatvec(*triple(w, axes, boundary, groups_of(dX, w)), dY.reshape(N, -1), dX.reshape(N, -1))
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
