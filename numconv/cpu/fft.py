@@ -39,6 +39,9 @@ WORTH = 1 << 15
 #: Bytes for all of it: with more threads than these feed, the others stay idle.
 WORKSPACE = 56 << 20
 
+#: Into how many sums the blocks of a weight gradient are split; more would need more memory.
+SUMS = 4
+
 #: Pieces of an output row that are summed directly, in outputs.
 PIECE = 2048
 
@@ -53,8 +56,12 @@ class Tiling(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def tiling(rows: tuple[tuple[int, ...], ...], images: int, real: bool) -> Tiling:
-    """The cheapest blocks for a table of axes, by ``n log n``; kernels too large for a block are cut as well."""
+def tiling(rows: tuple[tuple[int, ...], ...], images: int, dtype: np.dtype) -> Tiling:
+    """The cheapest blocks for a table of axes; kernels too large for a block are cut as well.
+
+    The cost is ``n log n`` and, as measured, a pass for each axis more than the first, and what leaves the L2 cache.
+    """
+    d, itemsize, together = len(rows), _spectrum(dtype).itemsize, _blocks_in_one(dtype)
     taps = [row[KERNEL] for row in rows]
     reach = [(k - 1) * abs(row[STEP]) + 1 for k, row in zip(taps, rows, strict=True)]
     while prod(2 * r for r in reach) > BLOCK:
@@ -68,8 +75,9 @@ def tiling(rows: tuple[tuple[int, ...], ...], images: int, real: bool) -> Tiling
         length, tile, tiles = (tuple(column) for column in zip(*cut, strict=True))
         if best and prod(length) > BLOCK:
             return best
-        blocks = -(-images * prod(tiles) // 2) if real else images * prod(tiles)
-        cost = blocks * prod(length) * (log2(prod(length)) + 12 * len(rows))  # measured: each axis costs a pass
+        F = prod(length)
+        passes = log2(F) + 18 * d - 12
+        cost = -(-images * prod(tiles) // together) * F * passes * (1 + (F * itemsize / 2**20) ** 2 / 2)
         if best is None or cost < least:
             best, least = Tiling(length, tile, tiles, tuple(taps)), cost
         if prod(tiles) == 1:
@@ -86,20 +94,80 @@ def _cut_axis(out: int, stride: int, reach: int, room: float) -> tuple[int, int,
 
 
 class Portion(NamedTuple):
-    """Images, input and output channels of a group, that are transformed at once."""
+    """How many blocks (or pairs), input channels and output channels of a group are transformed at once."""
 
     blocks: int
     C: int
     K: int
 
 
-def portion(t: Tiling, channels: int, kernels: int, blocks: int) -> Portion:
-    """As many of a group's channels and kernels as their spectra may take, both alike, so that both are used again."""
-    F = prod(t.length)
-    most, wide = max(1, KERNELS // F), max(1, TASK // F)
+def portion(F: int, blocks: int, channels: int, kernels: int, most: int = KERNELS) -> Portion:
+    """As many channels and kernels of a group as ``most`` numbers in spectra allow, both alike: both are used again."""
+    most, wide = max(1, most // F), max(1, TASK // F)
     K = min(kernels, wide, max(isqrt(most), most // channels))
     C = min(channels, wide, max(1, most // K))
     return Portion(max(1, min(blocks, WORTH // (F * max(C, K)))), C, K)
+
+
+class Blocks:
+    """The blocks of one convolution, and arrays for their spectra."""
+
+    def __init__(
+        self, axes: np.ndarray, N: int, Cg: int, Kg: int, dtype: np.dtype, work: int, most: int = KERNELS
+    ) -> None:
+        self.dtype, self.numbers, self.together = dtype, _spectrum(dtype), _blocks_in_one(dtype)
+        self.length, tile, tiles, self.taps = tiling(tuple(map(tuple, axes.tolist())), N, dtype)
+        self.count, self.F = N * prod(tiles), prod(self.length)
+        self.some = portion(self.F, -(-self.count // self.together), Cg, Kg, most)
+        self.batches = -(-self.count // (self.together * self.some.blocks))
+        self.sizes = tuple(np.array(column, np.int64) for column in (self.length, tile, tiles))
+        self.spatial = tuple(range(2, 2 + len(axes)))
+        spare = (WORKSPACE - self.kernel_bytes) // self.thread_bytes
+        self.workers = 1 if work < SERIAL_BELOW else max(1, min(numba.get_num_threads(), spare))
+
+    @property
+    def kernel_bytes(self) -> int:
+        """Bytes of the kernels' spectra."""
+        return self.some.C * self.some.K * self.F * self.numbers.itemsize
+
+    @property
+    def thread_bytes(self) -> int:
+        """Bytes for each thread: its blocks, and SciPy's copies of some lines."""
+        numbers = self.some.blocks * (self.some.C + self.some.K) * self.F + 8 * max(self.length)
+        return numbers * self.numbers.itemsize
+
+    def empty(self, channels: int) -> np.ndarray:
+        """For a batch of blocks (or pairs), ``(blocks, channels, *length)``."""
+        return np.empty((self.some.blocks, channels, *self.length), self.numbers)
+
+    def batch(self, i: int) -> tuple[int, slice]:
+        """The first block (or pair) of a batch, and the part of ``empty`` that it fills."""
+        first = i * self.some.blocks
+        return first, slice(0, min(self.some.blocks, -(-self.count // self.together) - first))
+
+    def rows(self, X: np.ndarray) -> np.ndarray:
+        """Spectra as the kernels see blocks: ``(blocks, channels, rows, last, 1 or 2 blocks)``."""
+        return X.view(self.dtype).reshape(*X.shape[:2], -1, self.length[-1], self.together)
+
+    def flat(self, X: np.ndarray) -> np.ndarray:
+        """Spectra with one axis of frequencies."""
+        return X.reshape(*X.shape[:2], self.F)
+
+    def fft(self, X: np.ndarray) -> np.ndarray:
+        """Spectra of blocks, in their place."""
+        return scipy.fft.fftn(X, axes=self.spatial, overwrite_x=True, workers=1)
+
+    def ifft(self, X: np.ndarray) -> np.ndarray:
+        """Back, without the factor ``1/n``."""
+        return scipy.fft.ifftn(X, axes=self.spatial, norm="forward", overwrite_x=True, workers=1)
+
+
+def _spectrum(dtype: np.dtype) -> np.dtype:
+    return np.result_type(dtype, np.complex64)
+
+
+def _blocks_in_one(dtype: np.dtype) -> int:
+    return 2 if dtype.kind == "f" else 1
 
 
 # what a block reads and writes --------------------------------------------------------------------------------------
@@ -200,7 +268,7 @@ def _cut(x, axes, boundary, fill, length, tile, tiles, c0, first, X):
 
 @Kernel
 def _multiply(X, W, Y):
-    # X (blocks, C, F), W (K, C, F), Y (blocks, K, F): a sum over channels at each frequency, some frequencies at a time.
+    # X (blocks, C, F), W (K, C, F), Y (blocks, K, F): sums over channels, for some frequencies at a time.
     B, C, F = X.shape
     K, some = W.shape[0], 128
     for task in prange((F + some - 1) // some):
@@ -221,7 +289,7 @@ def _multiply(X, W, Y):
 @Kernel
 def _join(Y, axes, length, tile, tiles, bias, k0, first, begins, finite, y):
     # Y (blocks or pairs, kernels, rows, last, 1 or 2 blocks) joins y (N, K, rows out, last out)
-    B, K, _, L, parts = Y.shape
+    B, K, _, _, parts = Y.shape
     last = axes.shape[0] - 1
     stride = axes[last, STRIDE]
     for task in prange(B * K * parts):
@@ -239,7 +307,7 @@ def _join(Y, axes, length, tile, tiles, bias, k0, first, begins, finite, y):
                     sums[j] = values[j * stride, part]
                     nothing += sums[j] * 0
                 add_up(y[n, k0 + k, O, o0 : o0 + count], sums[:count], begins, bias[k0 + k])
-            if not nothing == 0:
+            if nothing != 0:
                 finite[block, k0 + k] = False
 
 
@@ -264,7 +332,7 @@ def _sum_directly(x, w, bias, axes, boundary, fill, tile, tiles, finite, y):
 
 @Kernel
 def _scatter(dY, axes, length, tile, tiles, k0, first, D):
-    # dY (N, K, rows out, last out) in blocks D (blocks or pairs, kernels, rows, last, 1 or 2), at the strides, else zeros.
+    # dY (N, K, rows out, last out) as D (blocks or pairs, kernels, rows, last, 1 or 2 blocks), zeros between strides.
     B, K, _, _, parts = D.shape
     last = axes.shape[0] - 1
     for task in prange(B * K):
@@ -299,100 +367,137 @@ def _correlate(X, D, S):
 # the products -------------------------------------------------------------------------------------------------------
 
 
-class Pass(NamedTuple):
-    """A part of the sum for a part of the output: kernels ``k0 … k1``, their channels from ``c0``, some of the taps."""
+class Part(NamedTuple):
+    """A part of the sum, for a part of the output: some kernels from ``k0``, channels from ``c0``, some taps."""
 
     k0: int
-    k1: int
     c0: int
     weights: tuple[slice, ...]
     axes: np.ndarray
     begins: bool
 
 
-def passes(K: int, Cg: int, groups: int, some: Portion, axes: np.ndarray, taps: tuple[int, ...]) -> Iterator[Pass]:
-    """One pass in most cases; more for many channels and for kernels larger than a block."""
-    Kg = K // groups
-    for k0, k1 in ((g * Kg + a, g * Kg + b) for g in range(groups) for a, b in _pieces(Kg, some.K)):
-        terms = product(_pieces(Cg, some.C), *(_pieces(k, n) for k, n in zip(axes[:, KERNEL].tolist(), taps, strict=True)))
+def parts_of(blocks: Blocks, K: int, Cg: int, groups: int, axes: np.ndarray) -> Iterator[Part]:
+    """One part in most cases; more for groups, for many channels and for kernels larger than a block."""
+    Kg, kernel = K // groups, axes[:, KERNEL].tolist()
+    for k0, k1 in ((g * Kg + a, g * Kg + b) for g in range(groups) for a, b in pieces(Kg, blocks.some.K)):
+        terms = product(pieces(Cg, blocks.some.C), *map(pieces, kernel, blocks.taps))
         for i, ((c0, c1), *spans) in enumerate(terms):
             table = axes.copy()
             for row, (t0, t1) in zip(table, spans, strict=True):
                 row[START] += t0 * row[STEP]
                 row[KERNEL] = t1 - t0
-            weights = slice(k0, k1), slice(c0, c1), *(slice(*span) for span in spans)
-            yield Pass(k0, k1, k0 // Kg * Cg + c0, weights, axes_table(table.tolist()), i == 0)
+            weights = (slice(k0, k1), slice(c0, c1), *(slice(*span) for span in spans))
+            yield Part(k0, k0 // Kg * Cg + c0, weights, axes_table(table.tolist()), i == 0)
 
 
-def _pieces(n: int, most: int) -> list[tuple[int, int]]:
+def pieces(n: int, most: int) -> list[tuple[int, int]]:
     """``0 … n`` in as few equal pieces as possible."""
     count = -(-n // most)
     return [(n * i // count, n * (i + 1) // count) for i in range(count)]
 
 
-def tap_places(axes: np.ndarray) -> list[np.ndarray]:
-    """How far each tap lies from the first position that a window reads, on each axis."""
-    return [
-        np.arange(k) * step - min(0, (k - 1) * step) for k, step in zip(axes[:, KERNEL], axes[:, STEP], strict=True)
-    ]
+def tap_places(axes: np.ndarray, length: tuple[int, ...], sign: int) -> tuple[Any, ...]:
+    """Where in a transform the taps lie: ``sign`` times their distance from the first position a window reads."""
+    distances = [np.arange(k) * s - min(0, (k - 1) * s) for k, s in axes[:, [KERNEL, STEP]].tolist()]
+    return (slice(None), slice(None), *np.ix_(*(sign * u % n for u, n in zip(distances, length, strict=True))))
 
 
 def forward(
     x: np.ndarray, w: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, y: np.ndarray
 ) -> None:
     """``y = ifft(fft(x) * W)``, block by block."""
-    (N, C), (K, Cg), G, d = x.shape[:2], w.shape[:2], groups_of(x, w), len(axes)
-    t, some, workers = _layout(axes, N, Cg, K // G, x.dtype, y.size * prod(w.shape[1:]))
-    length, tile, tiles = (np.array(column, np.int64) for column in t[:3])
-    numbers, parts = _spectrum(x.dtype), _blocks_in_one(x.dtype)
-    blocks = N * prod(t.tiles)
-    finite = np.ones((blocks, K), np.bool_)
-    rows, spatial = (prod(t.length[:-1]), t.length[-1], parts), tuple(range(2, 2 + d))
+    (N, C), (K, Cg), G = x.shape[:2], w.shape[:2], groups_of(x, w)
+    work = y.size * prod(w.shape[1:])
+    blocks = Blocks(axes, N, Cg, K // G, x.dtype, work)
+    finite = np.ones((blocks.count, K), np.bool_)
     x, bias = flat(x, N, C, prod(x.shape[2:-1]), x.shape[-1]), flat(bias, K)
     out = y.reshape(N, K, prod(y.shape[2:-1]), y.shape[-1])
-    for part in passes(K, Cg, G, some, axes, t.taps):
+    for part in parts_of(blocks, K, Cg, G, axes):
         weights = w[part.weights]
-        (kernels, channels), begins = weights.shape[:2], part.begins
-        W = np.zeros((kernels, channels, *t.length), numbers)
-        places = [-u % n for u, n in zip(tap_places(part.axes), t.length, strict=True)]
-        W[(slice(None), slice(None), *np.ix_(*places))] = weights
-
-        def transform(k: int, W: np.ndarray = W) -> None:
-            W[k] = scipy.fft.fftn(W[k], axes=range(1, 1 + d), norm="forward", overwrite_x=True, workers=1)
-
-        def blockwise(part: Pass = part, W: np.ndarray = W) -> Callable[[int], None]:
-            X = np.empty((some.blocks, W.shape[1], *t.length), numbers)
-            Y = np.empty((some.blocks, W.shape[0], *t.length), numbers)
-
-            def task(i: int) -> None:
-                first = i * some.blocks
-                B = min(some.blocks, -(-blocks // parts) - first)
-                X_rows = X[:B].view(x.dtype).reshape(B, X.shape[1], *rows)
-                _cut.serial(x, part.axes, boundary, fill, length, tile, tiles, part.c0, first, X_rows)
-                Xf = scipy.fft.fftn(X[:B], axes=spatial, overwrite_x=True, workers=1)
-                _multiply.serial(Xf.reshape(B, X.shape[1], -1), W.reshape(*W.shape[:2], -1), Y[:B].reshape(B, Y.shape[1], -1))
-                y_rows = scipy.fft.ifftn(Y[:B], axes=spatial, norm="forward", overwrite_x=True, workers=1)
-                y_rows = y_rows.view(x.dtype).reshape(B, Y.shape[1], *rows)
-                _join.serial(y_rows, axes, length, tile, tiles, bias, part.k0, first, part.begins, finite, out)
-
-            return task
-
-        share(workers, kernels, lambda transform=transform: transform)
-        share(workers, -(-blocks // (parts * some.blocks)), blockwise)
+        W = np.zeros((*weights.shape[:2], *blocks.length), blocks.numbers)
+        W[tap_places(part.axes, blocks.length, -1)] = weights
+        one_part(blocks, part, x, W, bias, axes, boundary, fill, finite, out)
     if not finite.all():
         w = flat(w, K, Cg, prod(w.shape[2:-1]), w.shape[-1])
-        _sum_directly(x, w, bias, axes, boundary, fill, tile, tiles, finite, out, work=y.size * w.size // K)
+        _sum_directly(x, w, bias, axes, boundary, fill, *blocks.sizes[1:], finite, out, work=work)
+
+
+def one_part(
+    blocks: Blocks, part: Part, x: np.ndarray, W: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int,
+    fill: np.generic, finite: np.ndarray, y: np.ndarray,
+) -> None:
+    """Add a part of the sum to ``y``; ``W`` holds the kernels, and then their spectra."""
+
+    def transform() -> Callable[[int], None]:
+        def task(k: int) -> None:
+            W[k : k + 1] = blocks.fft(W[k : k + 1]) / blocks.F
+
+        return task
+
+    def convolve() -> Callable[[int], None]:
+        X, Y = blocks.empty(W.shape[1]), blocks.empty(W.shape[0])
+
+        def task(i: int) -> None:
+            first, filled = blocks.batch(i)
+            x_blocks, y_blocks = X[filled], Y[filled]
+            _cut.serial(x, part.axes, boundary, fill, *blocks.sizes, part.c0, first, blocks.rows(x_blocks))
+            _multiply.serial(blocks.flat(blocks.fft(x_blocks)), blocks.flat(W), blocks.flat(y_blocks))
+            y_blocks = blocks.rows(blocks.ifft(y_blocks))
+            _join.serial(y_blocks, axes, *blocks.sizes, bias, part.k0, first, part.begins, finite, y)
+
+        return task
+
+    share(blocks.workers, len(W), transform)
+    share(blocks.workers, blocks.batches, convolve)
 
 
 def grad_weight(
     x: np.ndarray, dY: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, dW: np.ndarray
 ) -> None:
-    """``dW = conj(ifft(sum over blocks of fft(x) * conj(fft(dY))))`` where the taps are, a fixed number of sums."""
-    implicit.grad_weight(x, dY, axes, boundary, fill, dW)
+    """``dW = conj(ifft(sum over blocks of fft(x) * conj(fft(dY))))`` where the taps are.
+
+    Of two real blocks in one, the real part is the sum of both. The blocks are split into a fixed number of sums.
+    """
+    N, (K, Cg), G = x.shape[0], dW.shape[:2], groups_of(x, dW)
+    blocks = Blocks(axes, N, Cg, K // G, x.dtype, dY.size * prod(dW.shape[1:]), KERNELS // 8)
+    rows_x, rows_dY = (flat(a, *a.shape[:2], prod(a.shape[2:-1]), a.shape[-1]) for a in (x, dY))
+    for part in parts_of(blocks, K, Cg, G, axes):
+        target = dW[part.weights]
+        S = np.zeros((min(SUMS, blocks.batches), *target.shape[:2], blocks.F), np.complex128)
+        correlate(blocks, part, rows_x, rows_dY, boundary, fill, S)
+        spectrum = S.sum(axis=0).reshape(*target.shape[:2], *blocks.length)
+        sums = blocks.ifft(spectrum)[tap_places(part.axes, blocks.length, 1)] / blocks.F
+        target[...] = sums.conj() if dW.dtype.kind == "c" else sums.real
+    if not np.isfinite(dW).all():  # a sum over all pixels, of which some are not finite
+        implicit.grad_weight(x, dY, axes, boundary, fill, dW)
 
 
-def share(workers: int, tasks: int, begin: Callable[[], Callable[[int], Any]]) -> None:
-    """Run ``begin()(i)`` for all ``i < tasks``; each of the threads begins once, with memory of its own."""
+def correlate(
+    blocks: Blocks, part: Part, x: np.ndarray, dY: np.ndarray, boundary: int, fill: np.generic, S: np.ndarray
+) -> None:
+    """``S (sums, kernels, channels, F)`` becomes sums of ``fft(x) * conj(fft(dY))``, each over its share of blocks."""
+    sums, K, C, _ = S.shape
+
+    def begin() -> Callable[[int], None]:
+        X, D = blocks.empty(C), blocks.empty(K)
+
+        def task(share: int) -> None:
+            for i in range(blocks.batches * share // sums, blocks.batches * (share + 1) // sums):
+                first, filled = blocks.batch(i)
+                x_blocks, dy_blocks = X[filled], D[filled]
+                _cut.serial(x, part.axes, boundary, fill, *blocks.sizes, part.c0, first, blocks.rows(x_blocks))
+                _scatter.serial(dY, part.axes, *blocks.sizes, part.k0, first, blocks.rows(dy_blocks))
+                x_blocks, dy_blocks = blocks.fft(x_blocks), blocks.fft(dy_blocks)
+                _correlate.serial(blocks.flat(x_blocks), blocks.flat(dy_blocks), S[share])
+
+        return task
+
+    share(blocks.workers, sums, begin)
+
+
+def share(workers: int, tasks: int, begin: Callable[[], Callable[[int], None]]) -> None:
+    """Run ``begin()(i)`` for all ``i < tasks``; each thread begins once, with memory of its own."""
     turn, waiting = threading.Lock(), iter(range(tasks))
 
     def work() -> None:
@@ -415,37 +520,10 @@ def share(workers: int, tasks: int, begin: Callable[[], Callable[[int], Any]]) -
             other.result()
 
 
-# sizes --------------------------------------------------------------------------------------------------------------
-
-
-def _spectrum(dtype: np.dtype) -> np.dtype:
-    return np.result_type(dtype, np.complex64)
-
-
-def _blocks_in_one(dtype: np.dtype) -> int:
-    return 2 if dtype.kind == "f" else 1
-
-
-def _layout(axes: Any, N: int, Cg: int, Kg: int, dtype: np.dtype, work: int) -> tuple[Tiling, Portion, int]:
-    """The blocks, what is transformed at once, and for how many threads there is memory and work."""
-    t = tiling(tuple(map(tuple, np.asarray(axes).tolist())), N, dtype.kind == "f")
-    some = portion(t, Cg, Kg, -(-N * prod(t.tiles) // _blocks_in_one(dtype)))
-    kernels, thread = _nbytes(t, some, dtype)
-    most = max(1, (WORKSPACE - kernels) // thread)
-    return t, some, min(numba.get_num_threads(), most) if work >= SERIAL_BELOW else 1
-
-
-def _nbytes(t: Tiling, some: Portion, dtype: np.dtype) -> tuple[int, int]:
-    """Bytes of the kernels' spectra, and of what a thread needs: its blocks, and SciPy's copies of some lines."""
-    numbers = some.blocks * (some.C + some.K) * prod(t.length) + 8 * max(t.length)
-    return some.K * some.C * prod(t.length) * _spectrum(dtype).itemsize, numbers * _spectrum(dtype).itemsize
-
-
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes that ``forward`` takes beside its arguments: spectra of kernels, and of some blocks for each thread."""
     g = geometry
-    if not (g.C and g.K and g.N):
+    if not (g.N and g.C and g.K):
         return 0
-    t, some, workers = _layout(g.axes, g.N, g.C // g.groups, g.K // g.groups, dtype, SERIAL_BELOW)
-    kernels, thread = _nbytes(t, some, dtype)
-    return kernels + workers * thread + g.N * g.K * prod(t.tiles)
+    blocks = Blocks(g.axes, g.N, g.C // g.groups, g.K // g.groups, dtype, SERIAL_BELOW)
+    return blocks.kernel_bytes + blocks.workers * blocks.thread_bytes + blocks.count * g.K
