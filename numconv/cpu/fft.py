@@ -1,71 +1,529 @@
-"""The convolution theorem: a product of spectra, through SciPy's FFT. For kernels large enough that it pays."""
+"""The convolution theorem block by block (overlap-save), by SciPy's FFT. For kernels large enough that it pays.
+
+The output is cut into blocks. What a block reads is cut from the input, padding included, and
+
+    block of y = what of ifft(fft(block of x) * W) no end of the block meets,    W = fft(kernel, turned round 0).
+
+Real data travel two blocks at a time, one as the real and one as the imaginary part: a real kernel does not mix them.
+FFT spreads NaN and infinity over the whole block, so a block whose result is not finite is summed directly.
+"""
 
 from __future__ import annotations
 
-from math import prod
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import product
+from math import isqrt, log2, prod
+from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 import scipy.fft
+from numba import prange
 
 from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
-from ..geometry import ConvGeometry
-from .im2col import im2col, unturned
+from ..geometry import ConvGeometry, axes_table
+from . import implicit
+from ._jit import SERIAL_BELOW, Kernel, flat, helper, source
+from .im2col import groups_of
+from .rows import add_up, gather, row_sum
+
+#: Numbers in a block at most, in the spectra of a task's blocks, and in the spectra of the kernels that are kept.
+BLOCK, TASK, KERNELS = 1 << 18, 1 << 19, 1 << 20
+
+#: Numbers a task should have, so that calls cost little beside the transforms.
+WORTH = 1 << 15
+
+#: Bytes for all of it: with more threads than these feed, the others stay idle.
+WORKSPACE = 56 << 20
+
+#: Into how many sums the blocks of a weight gradient are split; more would need more memory.
+SUMS = 4
+
+#: Pieces of an output row that are summed directly, in outputs.
+PIECE = 2048
+
+
+class Tiling(NamedTuple):
+    """How a convolution is cut: for each axis the length of the transform, outputs of a block, blocks, taps at once."""
+
+    length: tuple[int, ...]
+    tile: tuple[int, ...]
+    tiles: tuple[int, ...]
+    taps: tuple[int, ...]
+
+
+@lru_cache(maxsize=256)
+def tiling(rows: tuple[tuple[int, ...], ...], images: int, dtype: np.dtype) -> Tiling:
+    """The cheapest blocks for a table of axes; kernels too large for a block are cut as well.
+
+    The cost is ``n log n`` and, as measured, a pass for each axis more than the first, and what leaves the L2 cache.
+    """
+    d, itemsize, together = len(rows), _spectrum(dtype).itemsize, _blocks_in_one(dtype)
+    taps = [row[KERNEL] for row in rows]
+    reach = [(k - 1) * abs(row[STEP]) + 1 for k, row in zip(taps, rows, strict=True)]
+    while prod(2 * r for r in reach) > BLOCK:
+        a = reach.index(max(reach))
+        taps[a] = -(-taps[a] // 2)
+        reach[a] = (taps[a] - 1) * abs(rows[a][STEP]) + 1
+    best, least, half_octaves = None, 0.0, 0
+    while True:
+        room = 2 ** (half_octaves / 2)
+        cut = [_cut_axis(row[OUT], row[STRIDE], r, room) for row, r in zip(rows, reach, strict=True)]
+        length, tile, tiles = (tuple(column) for column in zip(*cut, strict=True))
+        if best and prod(length) > BLOCK:
+            return best
+        F = prod(length)
+        passes = log2(F) + 18 * d - 12
+        cost = -(-images * prod(tiles) // together) * F * passes * (1 + (F * itemsize / 2**20) ** 2 / 2)
+        if best is None or cost < least:
+            best, least = Tiling(length, tile, tiles, tuple(taps)), cost
+        if prod(tiles) == 1:
+            return best
+        half_octaves += 1
+
+
+def _cut_axis(out: int, stride: int, reach: int, room: float) -> tuple[int, int, int]:
+    """Length, outputs and number of blocks along an axis that has ``room`` pixels for windows to begin at."""
+    length = scipy.fft.next_fast_len(int(room) - 1 + reach, real=True)  # factors 2, 3, 5
+    tiles = -(-out // ((length - reach) // stride + 1))
+    tile = -(-out // tiles)
+    return scipy.fft.next_fast_len((tile - 1) * stride + reach, real=True), tile, tiles
+
+
+class Portion(NamedTuple):
+    """How many blocks (or pairs), input channels and output channels of a group are transformed at once."""
+
+    blocks: int
+    C: int
+    K: int
+
+
+def portion(F: int, blocks: int, channels: int, kernels: int, most: int = KERNELS) -> Portion:
+    """As many channels and kernels of a group as ``most`` numbers in spectra allow, both alike: both are used again."""
+    most, wide = max(1, most // F), max(1, TASK // F)
+    K = min(kernels, wide, max(isqrt(most), most // channels))
+    C = min(channels, wide, max(1, most // K))
+    return Portion(max(1, min(blocks, WORTH // (F * max(C, K)))), C, K)
+
+
+class Blocks:
+    """The blocks of one convolution, and arrays for their spectra."""
+
+    def __init__(
+        self, axes: np.ndarray, N: int, Cg: int, Kg: int, dtype: np.dtype, work: int, most: int = KERNELS
+    ) -> None:
+        self.dtype, self.numbers, self.together = dtype, _spectrum(dtype), _blocks_in_one(dtype)
+        self.length, tile, tiles, self.taps = tiling(tuple(map(tuple, axes.tolist())), N, dtype)
+        self.count, self.F = N * prod(tiles), prod(self.length)
+        self.some = portion(self.F, -(-self.count // self.together), Cg, Kg, most)
+        self.batches = -(-self.count // (self.together * self.some.blocks))
+        self.sizes = tuple(np.array(column, np.int64) for column in (self.length, tile, tiles))
+        self.spatial = tuple(range(2, 2 + len(axes)))
+        spare = (WORKSPACE - self.kernel_bytes) // self.thread_bytes
+        self.workers = 1 if work < SERIAL_BELOW else max(1, min(numba.get_num_threads(), spare))
+
+    @property
+    def kernel_bytes(self) -> int:
+        """Bytes of the kernels' spectra."""
+        return self.some.C * self.some.K * self.F * self.numbers.itemsize
+
+    @property
+    def thread_bytes(self) -> int:
+        """Bytes for each thread: its blocks, and SciPy's copies of some lines."""
+        numbers = self.some.blocks * (self.some.C + self.some.K) * self.F + 8 * max(self.length)
+        return numbers * self.numbers.itemsize
+
+    def empty(self, channels: int) -> np.ndarray:
+        """For a batch of blocks (or pairs), ``(blocks, channels, *length)``."""
+        return np.empty((self.some.blocks, channels, *self.length), self.numbers)
+
+    def batch(self, i: int) -> tuple[int, slice]:
+        """The first block (or pair) of a batch, and the part of ``empty`` that it fills."""
+        first = i * self.some.blocks
+        return first, slice(0, min(self.some.blocks, -(-self.count // self.together) - first))
+
+    def rows(self, X: np.ndarray) -> np.ndarray:
+        """Spectra as the kernels see blocks: ``(blocks, channels, rows, last, 1 or 2 blocks)``."""
+        return X.view(self.dtype).reshape(*X.shape[:2], -1, self.length[-1], self.together)
+
+    def flat(self, X: np.ndarray) -> np.ndarray:
+        """Spectra with one axis of frequencies."""
+        return X.reshape(*X.shape[:2], self.F)
+
+    def fft(self, X: np.ndarray) -> np.ndarray:
+        """Spectra of blocks, in their place."""
+        return scipy.fft.fftn(X, axes=self.spatial, overwrite_x=True, workers=1)
+
+    def ifft(self, X: np.ndarray) -> np.ndarray:
+        """Back, without the factor ``1/n``."""
+        return scipy.fft.ifftn(X, axes=self.spatial, norm="forward", overwrite_x=True, workers=1)
+
+
+def _spectrum(dtype: np.dtype) -> np.dtype:
+    return np.result_type(dtype, np.complex64)
+
+
+def _blocks_in_one(dtype: np.dtype) -> int:
+    return 2 if dtype.kind == "f" else 1
+
+
+# what a block reads and writes --------------------------------------------------------------------------------------
+
+
+@helper
+def place_block(b, tile, tiles, axes, place):
+    """The first output of block ``b`` and how many it has, on each axis; returns its image."""
+    for a in range(axes.shape[0] - 1, -1, -1):
+        place[a, 0] = b % tiles[a] * tile[a]
+        place[a, 1] = min(tile[a], axes[a, OUT] - place[a, 0])
+        b //= tiles[a]
+    return b
+
+
+@helper
+def input_row(r, place, length, axes, boundary):
+    """The input row that row ``r`` of a block holds, -1 for the constant, -2 for none: no output reads it."""
+    row, rows, constant, unread = 0, 1, False, False
+    for a in range(axes.shape[0] - 2, -1, -1):
+        i = r % length[a]
+        r //= length[a]
+        unread = unread or i >= reads(a, place, axes)
+        pixel = source(first_read(a, place, axes) + i, axes[a, SIZE], boundary)
+        constant = constant or pixel < 0
+        row += pixel * rows
+        rows *= axes[a, SIZE]
+    return -2 if unread else -1 if constant else row
+
+
+@helper
+def first_read(a, place, axes):
+    """The first position on axis ``a`` that a block reads."""
+    return axes[a, START] + place[a, 0] * axes[a, STRIDE] + min(0, (axes[a, KERNEL] - 1) * axes[a, STEP])
+
+
+@helper
+def reads(a, place, axes):
+    """How many positions on axis ``a`` a block reads."""
+    return (place[a, 1] - 1) * axes[a, STRIDE] + (axes[a, KERNEL] - 1) * abs(axes[a, STEP]) + 1
+
+
+@helper
+def rows_of(place):
+    """How many output rows a block has."""
+    rows = 1
+    for a in range(place.shape[0] - 1):
+        rows *= place[a, 1]
+    return rows
+
+
+@helper
+def block_rows(r, place, length, axes):
+    """For row ``r`` of a block's outputs: its row in the output, and in the transform."""
+    O, row, outs, rows = 0, 0, 1, 1
+    for a in range(place.shape[0] - 2, -1, -1):
+        i = r % place[a, 1]
+        r //= place[a, 1]
+        O += (place[a, 0] + i) * outs
+        row += i * axes[a, STRIDE] * rows
+        outs *= axes[a, OUT]
+        rows *= length[a]
+    return O, row
+
+
+@Kernel
+def _cut(x, axes, boundary, fill, length, tile, tiles, c0, first, X):
+    # x (N, C, rows in, last in), X (blocks or pairs of them, channels, rows, last, 1 or 2 blocks)
+    B, C, R, L, parts = X.shape
+    last = axes.shape[0] - 1
+    for task in prange(B * C):
+        c, b = task % C, task // C
+        place, lines = np.empty((parts, last + 1, 2), np.int64), np.zeros((2, L), x.dtype)
+        images = np.empty(parts, np.int64)
+        for part in range(parts):
+            images[part] = place_block((first + b) * parts + part, tile, tiles, axes, place[part])
+        for r in range(R):
+            for part in range(parts):
+                n, line = images[part], lines[part]
+                row = input_row(r, place[part], length, axes, boundary) if n < x.shape[0] else -2
+                needed = line[: reads(last, place[part], axes)]
+                if row >= 0:
+                    begin = first_read(last, place[part], axes)
+                    gather(x[n, c0 + c, row], begin, 1, boundary, fill, 0, needed)
+                else:
+                    line[:] = 0
+                    if row == -1:
+                        needed[:] = fill
+            target = X[b, c, r]
+            if parts == 2:
+                for j in range(L):
+                    target[j, 0] = lines[0, j]
+                    target[j, 1] = lines[1, j]
+            else:
+                for j in range(L):
+                    target[j, 0] = lines[0, j]
+
+
+@Kernel
+def _multiply(X, W, Y):
+    # X (blocks, C, F), W (K, C, F), Y (blocks, K, F): sums over channels, for some frequencies at a time.
+    B, C, F = X.shape
+    K, some = W.shape[0], 128
+    for task in prange((F + some - 1) // some):
+        f0, f1 = task * some, min((task + 1) * some, F)
+        for k in range(K):
+            for b in range(B):
+                y = Y[b, k, f0:f1]
+                for c in range(C):
+                    x, w = X[b, c, f0:f1], W[k, c, f0:f1]
+                    if c == 0:
+                        for f in range(y.size):
+                            y[f] = x[f] * w[f]
+                    else:
+                        for f in range(y.size):
+                            y[f] += x[f] * w[f]
+
+
+@Kernel
+def _join(Y, axes, length, tile, tiles, bias, k0, first, begins, finite, y):
+    # Y (blocks or pairs, kernels, rows, last, 1 or 2 blocks) joins y (N, K, rows out, last out)
+    B, K, _, _, parts = Y.shape
+    last = axes.shape[0] - 1
+    stride = axes[last, STRIDE]
+    for task in prange(B * K * parts):
+        part, k, b = task % parts, task // parts % K, task // parts // K
+        place, sums = np.empty((last + 1, 2), np.int64), np.empty(tile[last], y.dtype)
+        block = (first + b) * parts + part
+        n = place_block(block, tile, tiles, axes, place)
+        if n < y.shape[0]:
+            o0, count = place[last, 0], place[last, 1]
+            nothing = y.dtype.type(0)
+            for r in range(rows_of(place)):
+                O, row = block_rows(r, place, length, axes)
+                values = Y[b, k, row]
+                for j in range(count):
+                    sums[j] = values[j * stride, part]
+                    nothing += sums[j] * 0
+                add_up(y[n, k0 + k, O, o0 : o0 + count], sums[:count], begins, bias[k0 + k])
+            if nothing != 0:
+                finite[block, k0 + k] = False
+
+
+@Kernel
+def _sum_directly(x, w, bias, axes, boundary, fill, tile, tiles, finite, y):
+    # The blocks that are not finite, tap by tap; a task is a part of their rows.
+    blocks, K = finite.shape
+    last, parts = axes.shape[0] - 1, 16
+    for task in prange(blocks * K * parts):
+        part, k, block = task % parts, task // parts % K, task // parts // K
+        if not finite[block, k]:
+            place = np.empty((last + 1, 2), np.int64)
+            n = place_block(block, tile, tiles, axes, place)
+            pieces = (place[last, 1] + PIECE - 1) // PIECE
+            units = rows_of(place) * pieces
+            for unit in range(units * part // parts, units * (part + 1) // parts):
+                O, _ = block_rows(unit // pieces, place, tile, axes)
+                o0 = place[last, 0] + unit % pieces * PIECE
+                o1 = min(o0 + PIECE, place[last, 0] + place[last, 1])
+                row_sum(x, w, bias, axes, boundary, fill, n, k, O, o0, y[n, k, O, o0:o1])
+
+
+@Kernel
+def _scatter(dY, axes, length, tile, tiles, k0, first, D):
+    # dY (N, K, rows out, last out) as D (blocks or pairs, kernels, rows, last, 1 or 2 blocks), zeros between strides.
+    B, K, _, _, parts = D.shape
+    last = axes.shape[0] - 1
+    for task in prange(B * K):
+        k, b = task % K, task // K
+        D[b, k] = 0
+        place = np.empty((last + 1, 2), np.int64)
+        for part in range(parts):
+            n = place_block((first + b) * parts + part, tile, tiles, axes, place)
+            if n < dY.shape[0]:
+                o0, count = place[last, 0], place[last, 1]
+                for r in range(rows_of(place)):
+                    O, row = block_rows(r, place, length, axes)
+                    dy, values = dY[n, k0 + k, O, o0 : o0 + count], D[b, k, row]
+                    for j in range(count):
+                        values[j * axes[last, STRIDE], part] = dy[j]
+
+
+@Kernel
+def _correlate(X, D, S):
+    # X (blocks, C, F), D (blocks, K, F): S (K, C, F) += X * conj(D)
+    B, C, F = X.shape
+    K = D.shape[1]
+    for task in prange(K * C):
+        c, k = task % C, task // C
+        s = S[k, c]
+        for b in range(B):
+            x, d = X[b, c], D[b, k]
+            for f in range(F):
+                s[f] += x[f] * np.conj(d[f])
+
+
+# the products -------------------------------------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    """A part of the sum, for a part of the output: some kernels from ``k0``, channels from ``c0``, some taps."""
+
+    k0: int
+    c0: int
+    weights: tuple[slice, ...]
+    axes: np.ndarray
+    begins: bool
+
+
+def parts_of(blocks: Blocks, K: int, Cg: int, groups: int, axes: np.ndarray) -> Iterator[Part]:
+    """One part in most cases; more for groups, for many channels and for kernels larger than a block."""
+    Kg, kernel = K // groups, axes[:, KERNEL].tolist()
+    for k0, k1 in ((g * Kg + a, g * Kg + b) for g in range(groups) for a, b in pieces(Kg, blocks.some.K)):
+        terms = product(pieces(Cg, blocks.some.C), *map(pieces, kernel, blocks.taps))
+        for i, ((c0, c1), *spans) in enumerate(terms):
+            table = axes.copy()
+            for row, (t0, t1) in zip(table, spans, strict=True):
+                row[START] += t0 * row[STEP]
+                row[KERNEL] = t1 - t0
+            weights = (slice(k0, k1), slice(c0, c1), *(slice(*span) for span in spans))
+            yield Part(k0, k0 // Kg * Cg + c0, weights, axes_table(table.tolist()), i == 0)
+
+
+def pieces(n: int, most: int) -> list[tuple[int, int]]:
+    """``0 … n`` in as few equal pieces as possible."""
+    count = -(-n // most)
+    return [(n * i // count, n * (i + 1) // count) for i in range(count)]
+
+
+def tap_places(axes: np.ndarray, length: tuple[int, ...], sign: int) -> tuple[Any, ...]:
+    """Where in a transform the taps lie: ``sign`` times their distance from the first position a window reads."""
+    distances = [np.arange(k) * s - min(0, (k - 1) * s) for k, s in axes[:, [KERNEL, STEP]].tolist()]
+    return (slice(None), slice(None), *np.ix_(*(sign * u % n for u, n in zip(distances, length, strict=True))))
 
 
 def forward(
     x: np.ndarray, w: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, y: np.ndarray
 ) -> None:
-    """``y = crop(ifft(fft(x padded) * fft(w turned and spread by the dilation)))``, every stride-th value."""
-    x = padded(x, axes, boundary, fill)
-    spread, axis_numbers = spread_kernel(w, axes), tuple(range(2, w.ndim))
-    # Position i of the circular product holds the window that ends at i, so the lengths need not grow by the kernel.
-    lengths = [scipy.fft.next_fast_len(n, real=x.dtype.kind == "f") for n in x.shape[2:]]
-    if x.dtype.kind == "f":
-        forward_fft, inverse_fft = scipy.fft.rfftn, scipy.fft.irfftn
-    else:
-        forward_fft, inverse_fft = scipy.fft.fftn, scipy.fft.ifftn
-    X = forward_fft(x, lengths, axis_numbers, workers=-1)
-    W = forward_fft(np.flip(spread, axis_numbers), lengths, axis_numbers, workers=-1)
-    (N, C), (K, Cg) = x.shape[:2], w.shape[:2]
-    G = C // Cg if Cg else 1
-    products = np.einsum(
-        "ngc...,gkc...->ngk...", X.reshape(N, G, Cg, *X.shape[2:]), W.reshape(G, K // G, Cg, *W.shape[2:])
-    ).reshape(N, K, *X.shape[2:])
-    full = inverse_fft(products, lengths, axis_numbers, workers=-1)
-    ends = tuple(
-        slice(k - 1, k - 1 + (out - 1) * stride + 1, stride)
-        for k, out, stride in zip(spread.shape[2:], axes[:, OUT], axes[:, STRIDE], strict=True)
-    )
-    y[...] = full[(slice(None), slice(None), *ends)]
-    y += bias.reshape(-1, *(1,) * (y.ndim - 2))
+    """``y = ifft(fft(x) * W)``, block by block."""
+    (N, C), (K, Cg), G = x.shape[:2], w.shape[:2], groups_of(x, w)
+    work = y.size * prod(w.shape[1:])
+    blocks = Blocks(axes, N, Cg, K // G, x.dtype, work)
+    finite = np.ones((blocks.count, K), np.bool_)
+    x, bias = flat(x, N, C, prod(x.shape[2:-1]), x.shape[-1]), flat(bias, K)
+    out = y.reshape(N, K, prod(y.shape[2:-1]), y.shape[-1])
+    for part in parts_of(blocks, K, Cg, G, axes):
+        weights = w[part.weights]
+        W = np.zeros((*weights.shape[:2], *blocks.length), blocks.numbers)
+        W[tap_places(part.axes, blocks.length, -1)] = weights
+        one_part(blocks, part, x, W, bias, axes, boundary, fill, finite, out)
+    if not finite.all():
+        w = flat(w, K, Cg, prod(w.shape[2:-1]), w.shape[-1])
+        _sum_directly(x, w, bias, axes, boundary, fill, *blocks.sizes[1:], finite, out, work=work)
 
 
-def padded(x: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic) -> np.ndarray:
-    """Everything the windows read, in one array: ``im2col`` with a kernel of one value and a window a pixel."""
-    reach = (axes[:, OUT] - 1) * axes[:, STRIDE] + (axes[:, KERNEL] - 1) * np.abs(axes[:, STEP]) + 1
-    table = axes.copy()
-    table[:, KERNEL], table[:, OUT], table[:, STRIDE], table[:, STEP] = 1, reach, 1, 1
-    table[:, START] = axes[:, START] + np.minimum(axes[:, STEP], 0) * (axes[:, KERNEL] - 1)
-    if np.array_equal(reach, axes[:, SIZE]) and not table[:, START].any():
-        return x
-    out = np.empty((*x.shape[:2], *reach), dtype=x.dtype)
-    table.flags.writeable = False
-    im2col(x, table, boundary, fill, out)
-    return out
+def one_part(
+    blocks: Blocks, part: Part, x: np.ndarray, W: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int,
+    fill: np.generic, finite: np.ndarray, y: np.ndarray,
+) -> None:
+    """Add a part of the sum to ``y``; ``W`` holds the kernels, and then their spectra."""
+
+    def transform() -> Callable[[int], None]:
+        def task(k: int) -> None:
+            W[k : k + 1] = blocks.fft(W[k : k + 1]) / blocks.F
+
+        return task
+
+    def convolve() -> Callable[[int], None]:
+        X, Y = blocks.empty(W.shape[1]), blocks.empty(W.shape[0])
+
+        def task(i: int) -> None:
+            first, filled = blocks.batch(i)
+            x_blocks, y_blocks = X[filled], Y[filled]
+            _cut.serial(x, part.axes, boundary, fill, *blocks.sizes, part.c0, first, blocks.rows(x_blocks))
+            _multiply.serial(blocks.flat(blocks.fft(x_blocks)), blocks.flat(W), blocks.flat(y_blocks))
+            y_blocks = blocks.rows(blocks.ifft(y_blocks))
+            _join.serial(y_blocks, axes, *blocks.sizes, bias, part.k0, first, part.begins, finite, y)
+
+        return task
+
+    share(blocks.workers, len(W), transform)
+    share(blocks.workers, blocks.batches, convolve)
 
 
-def spread_kernel(w: np.ndarray, axes: np.ndarray) -> np.ndarray:
-    """The kernel as it slides, unturned: dilation filled with zeros, and a turned kernel turned."""
-    steps = np.abs(axes[:, STEP]).tolist()
-    spread = np.zeros((*w.shape[:2], *((k - 1) * s + 1 for k, s in zip(w.shape[2:], steps, strict=True))), w.dtype)
-    spread[(slice(None), slice(None), *(slice(None, None, s) for s in steps))] = unturned(w, axes)
-    return spread
+def grad_weight(
+    x: np.ndarray, dY: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, dW: np.ndarray
+) -> None:
+    """``dW = conj(ifft(sum over blocks of fft(x) * conj(fft(dY))))`` where the taps are.
+
+    Of two real blocks in one, the real part is the sum of both. The blocks are split into a fixed number of sums.
+    """
+    N, (K, Cg), G = x.shape[0], dW.shape[:2], groups_of(x, dW)
+    blocks = Blocks(axes, N, Cg, K // G, x.dtype, dY.size * prod(dW.shape[1:]), KERNELS // 8)
+    rows_x, rows_dY = (flat(a, *a.shape[:2], prod(a.shape[2:-1]), a.shape[-1]) for a in (x, dY))
+    for part in parts_of(blocks, K, Cg, G, axes):
+        target = dW[part.weights]
+        S = np.zeros((min(SUMS, blocks.batches), *target.shape[:2], blocks.F), np.complex128)
+        correlate(blocks, part, rows_x, rows_dY, boundary, fill, S)
+        spectrum = S.sum(axis=0).reshape(*target.shape[:2], *blocks.length)
+        sums = blocks.ifft(spectrum)[tap_places(part.axes, blocks.length, 1)] / blocks.F
+        target[...] = sums.conj() if dW.dtype.kind == "c" else sums.real
+    if not np.isfinite(dW).all():  # a sum over all pixels, of which some are not finite
+        implicit.grad_weight(x, dY, axes, boundary, fill, dW)
+
+
+def correlate(
+    blocks: Blocks, part: Part, x: np.ndarray, dY: np.ndarray, boundary: int, fill: np.generic, S: np.ndarray
+) -> None:
+    """``S (sums, kernels, channels, F)`` becomes sums of ``fft(x) * conj(fft(dY))``, each over its share of blocks."""
+    sums, K, C, _ = S.shape
+
+    def begin() -> Callable[[int], None]:
+        X, D = blocks.empty(C), blocks.empty(K)
+
+        def task(share: int) -> None:
+            for i in range(blocks.batches * share // sums, blocks.batches * (share + 1) // sums):
+                first, filled = blocks.batch(i)
+                x_blocks, dy_blocks = X[filled], D[filled]
+                _cut.serial(x, part.axes, boundary, fill, *blocks.sizes, part.c0, first, blocks.rows(x_blocks))
+                _scatter.serial(dY, part.axes, *blocks.sizes, part.k0, first, blocks.rows(dy_blocks))
+                x_blocks, dy_blocks = blocks.fft(x_blocks), blocks.fft(dy_blocks)
+                _correlate.serial(blocks.flat(x_blocks), blocks.flat(dy_blocks), S[share])
+
+        return task
+
+    share(blocks.workers, sums, begin)
+
+
+def share(workers: int, tasks: int, begin: Callable[[], Callable[[int], None]]) -> None:
+    """Run ``begin()(i)`` for all ``i < tasks``; each thread begins once, with memory of its own."""
+    turn, waiting = threading.Lock(), iter(range(tasks))
+
+    def work() -> None:
+        task = begin()
+        while True:
+            with turn:
+                i = next(waiting, None)
+            if i is None:
+                return
+            task(i)
+
+    workers = min(workers, tasks)
+    if workers < 2:
+        work()
+        return
+    with ThreadPoolExecutor(workers - 1) as pool:
+        others = [pool.submit(work) for _ in range(workers - 1)]
+        work()
+        for other in others:
+            other.result()
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
-    """Bytes that ``forward`` takes beside its arguments: padded arrays, their spectra, the products, their inverse."""
+    """Bytes that ``forward`` takes beside its arguments: spectra of kernels, and of some blocks for each thread."""
     g = geometry
-    padded = [n + lo + hi for n, (lo, hi) in zip(g.size, g.padding, strict=True)]
-    items = prod(scipy.fft.next_fast_len(n, real=dtype.kind == "f") + 2 for n in padded)
-    weights = g.K * (g.C // g.groups)
-    return (3 * g.N * g.C + 3 * weights + 2 * g.N * g.K) * items * dtype.itemsize
+    if not (g.N and g.C and g.K):
+        return 0
+    blocks = Blocks(g.axes, g.N, g.C // g.groups, g.K // g.groups, dtype, SERIAL_BELOW)
+    return blocks.kernel_bytes + blocks.workers * blocks.thread_bytes + blocks.count * g.K
