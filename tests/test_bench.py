@@ -32,6 +32,8 @@ SMALL = [
     layer("g", 2, 2, 8, 3, stride=2, N=2, kind="col2im"),
     layer("g", 2, 3, 7, 3, stride=2, kind="kernel2row"),
     layer("g", 2, 3, 7, 5, kind="refill"),
+    layer("g", 2, 3, 7, 3, stride=2, kind="csr_matvec"),
+    layer("g", 2, 3, 7, 3, stride=2, kind="csr_rmatvec"),
     Case("full", "g", "kernel2row", (1, 1, 6, 7), (1, 1, 3, 3), padding=2),
 ]
 
@@ -120,6 +122,8 @@ def test_triples_and_bytes_are_those_of_the_matrix(stride, dilation, k):
     np.testing.assert_array_equal(rows, np.repeat(np.arange(shape[0]), np.diff(matrix.indptr)))
     np.testing.assert_array_equal(w.ravel()[places], matrix.data)
     assert case.nbytes("float32") == matrix.data.nbytes + 4 * (matrix.nnz + shape[0])
+    assert replace(case, kind="refill").nbytes("float32") == matrix.data.nbytes
+    assert replace(case, kind="csr_rmatvec").nbytes("float32") == case.nbytes("float32") + 4 * sum(shape)
 
 
 # the peers ----------------------------------------------------------------------------------------------------------
@@ -138,7 +142,7 @@ def opencv_here():
 
 
 SERVED = {
-    "scipy": {"convolve", "kernel2row", "refill"},
+    "scipy": {"convolve", "kernel2row", "refill", "csr_matvec", "csr_rmatvec"},
     "torch": {"conv", "grad_input", "grad_weight", "convolve", "im2col", "col2im"},
     "opencv": {"convolve"},
     "sparse_convolution": {"kernel2row"},

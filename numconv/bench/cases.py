@@ -14,7 +14,10 @@ from ..geometry import conv_geometry
 Layers = Literal["resnet50", "grad", "image", "1d", "3d", "matrices"]
 LAYERS: tuple[str, ...] = get_args(Layers)
 
-Kind = Literal["conv", "grad_input", "grad_weight", "convolve", "im2col", "col2im", "kernel2row", "refill"]
+Kind = Literal[
+    "conv", "grad_input", "grad_weight", "convolve", "im2col", "col2im", "kernel2row", "refill", "csr_matvec",
+    "csr_rmatvec",
+]
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Case:
         inputs = {
             "conv": ("x", "w"), "convolve": ("x", "w"), "grad_input": ("dy", "w"), "grad_weight": ("x", "dy"),
             "im2col": ("x",), "col2im": ("cols",), "kernel2row": ("w",), "refill": ("w",),
+            "csr_matvec": ("x", "w"), "csr_rmatvec": ("w", "dy"),
         }[self.kind]
         shapes = {"x": self.x, "w": self.w}
         shapes |= {"dy": self.y} if "dy" in inputs else {"cols": self.cols} if "cols" in inputs else {}
@@ -83,10 +87,11 @@ class Case:
     def nbytes(self, dtype: str) -> int:
         """Bytes that have to be read once and written once."""
         item = np.dtype(dtype).itemsize
-        if self.kind in ("kernel2row", "refill"):
+        if self.kind in ("kernel2row", "refill", "csr_matvec", "csr_rmatvec"):
             values = prod(self.w[:2]) * prod(self._pairs(axis) for axis in range(len(self.out)))
-            index = 4 * (prod(self.y) + values) if self.kind == "kernel2row" else 0
-            return item * values + index
+            index = 0 if self.kind == "refill" else 4 * (prod(self.y) + values)
+            vectors = prod(self.x) + prod(self.y) if self.kind.startswith("csr") else 0
+            return item * (values + vectors) + index
         shapes = {
             "im2col": (self.x, self.cols), "col2im": (self.x, self.cols),
         }.get(self.kind) or (self.x, self.w, self.y)
@@ -123,6 +128,8 @@ GOALS = {
     ("col2im", "torch"): Goal(1.2, 2),
     ("kernel2row", "scipy"): Goal(10),
     ("kernel2row", "sparse_convolution"): Goal(10),
+    ("csr_matvec", "scipy"): Goal(1.3),
+    ("csr_rmatvec", "scipy"): Goal(4),
 }
 
 
@@ -218,7 +225,7 @@ def _matrices() -> Iterable[Case]:
             (64, 56, 3, 1, 1), (256, 14, 3, 1, 1), (3, 224, 7, 2, 1), (1, 1024, 5, 1, 1), (128, 28, 3, 2, 8),
         ):
             yield layer(kind, C, C, size, k, stride, N=N, kind=kind)
-    sparse: tuple[Kind, ...] = ("kernel2row", "refill")
+    sparse: tuple[Kind, ...] = ("kernel2row", "refill", "csr_matvec", "csr_rmatvec")
     for kind in sparse:
         for C, K, size, k, stride in ((1, 1, 512, 3, 1), (1, 1, 256, 9, 1), (8, 16, 32, 3, 1), (3, 16, 64, 7, 2)):
             yield layer(kind, C, K, size, k, stride, kind=kind)

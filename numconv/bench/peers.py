@@ -101,6 +101,16 @@ class Numconv(Peer):
         plan = self._plan(case, w.dtype)
         return {"numconv": {"": partial(plan.refill, plan.matrix(np.zeros_like(w)), w)}}
 
+    def csr_matvec(self, case: Case, x: Array, w: Array) -> Rivals:
+        """``csr_matvec`` of a matrix from a plan."""
+        A = self._plan(case, w.dtype).matrix(w)
+        return {"numconv": {"": partial(self.nc.csr_matvec, A.data, A.indices, A.indptr, x.ravel())}}
+
+    def csr_rmatvec(self, case: Case, w: Array, dy: Array) -> Rivals:
+        """``csr_rmatvec`` of a matrix from a plan."""
+        A = self._plan(case, w.dtype).matrix(w)
+        return {"numconv": {"": partial(self.nc.csr_rmatvec, A.data, A.indices, A.indptr, dy.ravel(), A.shape[1])}}
+
 
 class Torch(Peer):
     """PyTorch: a way for each memory format, gradients by ``torch.nn.grad``, ``unfold`` and ``fold``."""
@@ -204,14 +214,27 @@ class Scipy(Peer):
 
     def refill(self, case: Case, w: Array) -> Rivals:
         """``take`` by the place in the kernel of every entry, which is given."""
-        rows, columns, places, shape = triples(case)
-        matrix = self.scipy.sparse.coo_array((np.zeros(len(rows), w.dtype), (rows, columns)), shape).tocsr()
+        matrix, places = self._matrix(case, np.zeros_like(w)), triples(case)[2]
 
         def refill() -> Any:
             np.take(w.ravel(), places, out=matrix.data, mode="clip")  # "raise" would go through a buffer
             return matrix
 
         return {"scipy": {"take": refill}}
+
+    def csr_matvec(self, case: Case, x: Array, w: Array) -> Rivals:
+        """``A @ x``."""
+        matrix, x = self._matrix(case, w), x.ravel()
+        return {"scipy": {"": lambda: matrix @ x}}
+
+    def csr_rmatvec(self, case: Case, w: Array, dy: Array) -> Rivals:
+        """``A.T @ y``."""
+        matrix, dy = self._matrix(case, w), dy.ravel()
+        return {"scipy": {"": lambda: matrix.T @ dy}}
+
+    def _matrix(self, case: Case, w: Array) -> Any:
+        rows, columns, places, shape = triples(case)
+        return self.scipy.sparse.coo_array((w.ravel()[places], (rows, columns)), shape).tocsr()
 
 
 class OpenCV(Peer):
