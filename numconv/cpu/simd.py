@@ -255,3 +255,279 @@ def _copy_run(source, s0, n, target, t0):
         code((source.ctypes.data + s0 * size, n, target.ctypes.data + t0 * size))
 
     return vectors
+
+
+# the window tile: direct convolution --------------------------------------------------------------------------------
+#
+# A plan names the lines of pixels that are read: its rows are ``first item, kernel rows, taps, first weight``. A tile
+# has ``WINDOW`` rows; line ``s`` of an entry, ``pitch`` items after the one before it, meets kernel row ``b`` in row
+# ``s - b`` of the tile, so a vector is loaded once for all rows that need it. Weights lie tap by tap, ``b`` innermost.
+
+#: Rows of a window tile (the layers of networks have multiples of 7), its most vectors side by side, and the most
+#: kernel rows of an entry.
+WINDOW, ABREAST, STACKED = 7, 2 if REGISTERS == 32 else 1, 5
+
+
+def window_tile(x, x0, plan, entries, shift, pitch, w, w0, y, y0, y_pitch, rows, columns, lost, first, bias, k):
+    """``y[i, j] = bias[k] + sum over entries, taps t, kernel rows b of w[t, b] * x[i + b, j + t * shift]``.
+
+    Row ``i`` of the tile stands at ``y0 + i * y_pitch``; of ``rows`` and of ``columns - i * lost`` in row ``i`` what
+    exceeds the tile is left. Where it is not the ``first`` part of a sum, it is added to ``y`` instead of to the bias.
+    Pixels are read, though never used, for the whole of a tile.
+    """
+    for i in range(min(rows, WINDOW)):
+        for j in range(min(columns - i * lost, ABREAST * VECTOR_BYTES // y.itemsize)):
+            total = bias[k] if first else y[y0 + i * y_pitch + j]
+            for e in range(entries):
+                start, stacked, taps, weight = plan[e]
+                for t in range(taps):
+                    for b in range(stacked):
+                        pixel = x[x0 + start + (i + b) * pitch + j + t * shift]
+                        total += w[w0 + weight + t * stacked + b] * pixel
+            y[y0 + i * y_pitch + j] = total
+
+
+def weight_tile(x, x0, plan, entries, shift, pitch, dy, dy0, dy_pitch, rows, columns, sums):
+    """The adjoint of ``window_tile`` in ``w``: ``sums[t, b, j] += sum over i of dy[i, j] * x[i + b, j + t * shift]``.
+
+    ``rows`` is ``WINDOW`` or 1, ``columns`` at most a vector; every weight has a vector of sums.
+    """
+    vector = VECTOR_BYTES // dy.itemsize
+    for e in range(entries):
+        start, stacked, taps, weight = plan[e]
+        for t in range(taps):
+            for b in range(stacked):
+                for i in range(rows):
+                    for j in range(columns):
+                        pixel = x[x0 + start + (i + b) * pitch + j + t * shift]
+                        sums[(weight + t * stacked + b) * vector + j] += dy[dy0 + i * dy_pitch + j] * pixel
+
+
+def copy_line(source, s0, stride, n, target, t0):
+    """``target[t0 + j] = source[s0 + j * stride]`` for ``j < n``, and nothing else is touched."""
+    for j in range(n):
+        target[t0 + j] = source[s0 + j * stride]
+
+
+class _Masked(_Vectors):
+    """Vectors of which the first ``n`` items count."""
+
+    def __init__(self, builder: ir.IRBuilder, bits: int) -> None:
+        super().__init__(builder, bits)
+        self.word, self.mask = ir.IntType(64), ir.VectorType(ir.IntType(1), self.lanes)
+        self._places = ir.Constant(ir.VectorType(self.word, self.lanes), list(range(self.lanes)))
+        pointer, align, module = self.vector.as_pointer(), ir.IntType(32), builder.module
+        name = f"v{self.lanes}f{bits}.p0v{self.lanes}f{bits}"
+        load = ir.FunctionType(self.vector, [pointer, align, self.mask, self.vector])
+        store = ir.FunctionType(ir.VoidType(), [self.vector, pointer, align, self.mask])
+        self._load = cgutils.get_or_insert_function(module, load, f"llvm.masked.load.{name}")
+        self._store = cgutils.get_or_insert_function(module, store, f"llvm.masked.store.{name}")
+
+    def up_to(self, n: ir.Value) -> ir.Value:
+        """The mask of the first ``n`` lanes."""
+        undefined = ir.Constant(ir.VectorType(self.word, self.lanes), ir.Undefined)
+        first = self.builder.insert_element(undefined, n, ir.IntType(32)(0))
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
+        return self.builder.icmp_signed("<", self._places, self.builder.shuffle_vector(first, undefined, zeros))
+
+    def load_some(self, pointer: ir.Value, mask: ir.Value) -> ir.Value:
+        """A vector whose other lanes are zero; their memory is not touched."""
+        pointer = self.builder.bitcast(pointer, self.vector.as_pointer())
+        return self.builder.call(self._load, [pointer, ir.IntType(32)(self.align), mask, self.zero])
+
+    def store_some(self, value: ir.Value, pointer: ir.Value, mask: ir.Value) -> None:
+        """The lanes of the mask to memory."""
+        pointer = self.builder.bitcast(pointer, self.vector.as_pointer())
+        self.builder.call(self._store, [value, pointer, ir.IntType(32)(self.align), mask])
+
+    def entry(self, plan: ir.Value, e: ir.Value) -> list[ir.Value]:
+        """An entry of a plan."""
+        b = self.builder
+        row = b.gep(b.inttoptr(plan, self.word.as_pointer()), [b.mul(e, self.word(4))])
+        return [b.load(b.gep(row, [self.word(column)])) for column in range(4)]
+
+    def choose(self, n: ir.Value, most: int, starts: list[ir.Value], case: Any) -> list[ir.Value]:
+        """``case(1, starts)`` to ``case(most, starts)``, whichever ``n`` says."""
+        b = self.builder
+        here, after = b.block, b.append_basic_block("chosen")
+        switch, ends = b.switch(n, after), []
+        for value in range(1, most + 1):
+            block = b.append_basic_block(f"case{value}")
+            switch.add_case(self.word(value), block)
+            b.position_at_end(block)
+            ends.append((case(value, starts), b.block))
+            b.branch(after)
+        b.position_at_end(after)
+        finals = [b.phi(self.vector) for _ in starts]
+        for place, (start, final) in enumerate(zip(starts, finals, strict=True)):
+            final.add_incoming(start, here)
+            for results, end in ends:
+                final.add_incoming(results[place], end)
+        return finals
+
+
+def _masked_code(bits: int, words: int, generate: Any) -> Any:
+    """``_vector_code`` with masks."""
+    return _vector_code(bits, words, lambda v, *arguments: generate(_Masked(v.builder, bits), *arguments))
+
+
+def _window(vectors: int) -> Any:
+    def code(
+        v: _Masked, x: Any, plan: Any, entries: Any, shift: Any, pitch: Any, w: Any, y: Any, y_pitch: Any, rows: Any,
+        columns: Any, lost: Any, first: Any, bias: Any,
+    ) -> None:
+        word, build = v.word, v.builder
+        start = v.spread(v.at(bias, word(0)))
+        places, masks = [], []
+        for i in range(WINDOW):
+            there = build.icmp_signed("<", word(i), rows)
+            n = build.select(there, build.sub(columns, build.mul(word(i), lost)), word(0))
+            for j in range(vectors):
+                places.append(v.at(y, build.add(build.mul(word(i), y_pitch), word(j * v.lanes))))
+                masks.append(v.up_to(build.sub(n, word(j * v.lanes))))
+        begin = build.icmp_signed("!=", first, word(0))
+        sums = [build.select(begin, start, v.load_some(*there)) for there in zip(places, masks, strict=True)]
+
+        def add_entry(e: Any, sums: list[Any]) -> list[Any]:
+            item, stacked, taps, weight = v.entry(plan, e)
+
+            def add_rows(high: int, sums: list[Any]) -> list[Any]:
+                def add(t: Any, sums: list[Any]) -> list[Any]:
+                    sums, at = list(sums), build.add(item, build.mul(t, shift))
+                    term = build.add(weight, build.mul(t, word(high)))
+                    weights = [v.spread(v.at(w, build.add(term, word(b)))) for b in range(high)]
+                    for s in range(WINDOW + high - 1):
+                        line = build.add(at, build.mul(word(s), pitch))
+                        for j in range(vectors):
+                            pixels = v.load(v.at(x, build.add(line, word(j * v.lanes))))
+                            for b in range(max(0, s - WINDOW + 1), min(s + 1, high)):
+                                place = (s - b) * vectors + j
+                                sums[place] = v.fma(weights[b], pixels, sums[place])
+                    return sums
+
+                return v.loop(taps, 1, sums, add)
+
+            return v.choose(stacked, STACKED, sums, add_rows)
+
+        for total, place, mask in zip(v.loop(entries, 1, sums, add_entry), places, masks, strict=True):
+            v.store_some(total, place, mask)
+
+    return code
+
+
+def _weight(rows: int) -> Any:
+    def code(
+        v: _Masked, x: Any, plan: Any, entries: Any, shift: Any, pitch: Any, dy: Any, dy_pitch: Any, columns: Any,
+        sums: Any,
+    ) -> None:
+        word, build = v.word, v.builder
+        mask = v.up_to(columns)
+        dys = [v.load_some(v.at(dy, build.mul(word(i), dy_pitch)), mask) for i in range(rows)]
+
+        def add_entry(e: Any, _: list[Any]) -> list[Any]:
+            item, stacked, taps, weight = v.entry(plan, e)
+
+            def add_rows(high: int, _: list[Any]) -> list[Any]:
+                def add(t: Any, _: list[Any]) -> list[Any]:
+                    at, term = build.add(item, build.mul(t, shift)), build.add(weight, build.mul(t, word(high)))
+                    places = [v.at(sums, build.mul(build.add(term, word(b)), word(v.lanes))) for b in range(high)]
+                    totals = [v.load(place) for place in places]
+                    for s in range(rows + high - 1):
+                        pixels = v.load(v.at(x, build.add(at, build.mul(word(s), pitch))))
+                        pixels = build.select(mask, pixels, v.zero)  # what is no pixel may be infinite
+                        for b in range(max(0, s - rows + 1), min(s + 1, high)):
+                            totals[b] = v.fma(dys[s - b], pixels, totals[b])
+                    for total, place in zip(totals, places, strict=True):
+                        v.store(total, place)
+                    return []
+
+                return v.loop(taps, 1, [], add)
+
+            return v.choose(stacked, STACKED, [], add_rows)
+
+        v.loop(entries, 1, [], add_entry)
+
+    return code
+
+
+def _line(stride: int) -> Any:
+    def code(v: _Masked, source: Any, n: Any, target: Any) -> None:
+        word, build = v.word, v.builder
+        every = ir.Constant(ir.VectorType(ir.IntType(32), v.lanes), [j * stride for j in range(v.lanes)])
+
+        def body(p: Any, _: list[Any]) -> list[Any]:
+            at = build.mul(p, word(stride))
+            last = build.sub(build.mul(build.sub(n, p), word(stride)), word(stride - 1))  # items that are there
+            parts = [
+                v.load_some(v.at(source, build.add(at, word(i * v.lanes))), v.up_to(build.sub(last, word(i * v.lanes))))
+                for i in range(stride)
+            ]
+            pixels = parts[0] if stride == 1 else build.shuffle_vector(parts[0], parts[1], every)
+            v.store_some(pixels, v.at(target, p), v.up_to(build.sub(n, p)))
+            return []
+
+        v.loop(n, v.lanes, [], body)
+
+    return code
+
+
+def _both(words: int, generate: Any) -> dict[Any, Any]:
+    return {types.float32: _masked_code(32, words, generate), types.float64: _masked_code(64, words, generate)}
+
+
+_WINDOW_CODE, _NARROW_CODE = _both(13, _window(ABREAST)), _both(13, _window(1))
+_WEIGHT_CODE, _ROW_WEIGHT_CODE = _both(9, _weight(WINDOW)), _both(9, _weight(1))
+_LINE_CODE, _OTHER_LINE_CODE = _both(3, _line(1)), _both(3, _line(2))
+
+
+@overload(window_tile)
+def _window_tile(x, x0, plan, entries, shift, pitch, w, w0, y, y0, y_pitch, rows, columns, lost, first, bias, k):
+    code, narrow, size = _WINDOW_CODE.get(y.dtype), _NARROW_CODE.get(y.dtype), y.dtype.bitwidth // 8
+    if code is None:
+        return window_tile
+    lanes = VECTOR_BYTES // size
+
+    def vectors(x, x0, plan, entries, shift, pitch, w, w0, y, y0, y_pitch, rows, columns, lost, first, bias, k):
+        x_at, y_at = x.ctypes.data + x0 * size, y.ctypes.data + y0 * size
+        w_at, bias_at, plan_at = w.ctypes.data + w0 * size, bias.ctypes.data + k * size, plan.ctypes.data
+        if columns <= lanes or lost > 0:
+            narrow((x_at, plan_at, entries, shift, pitch, w_at, y_at, y_pitch, rows, columns, lost, first, bias_at))
+        else:
+            code((x_at, plan_at, entries, shift, pitch, w_at, y_at, y_pitch, rows, columns, lost, first, bias_at))
+
+    return vectors
+
+
+@overload(weight_tile)
+def _weight_tile(x, x0, plan, entries, shift, pitch, dy, dy0, dy_pitch, rows, columns, sums):
+    code, single, size = _WEIGHT_CODE.get(dy.dtype), _ROW_WEIGHT_CODE.get(dy.dtype), dy.dtype.bitwidth // 8
+    if code is None:
+        return weight_tile
+
+    def vectors(x, x0, plan, entries, shift, pitch, dy, dy0, dy_pitch, rows, columns, sums):
+        x_at, dy_at = x.ctypes.data + x0 * size, dy.ctypes.data + dy0 * size
+        plan_at, sums_at = plan.ctypes.data, sums.ctypes.data
+        if rows == 1:
+            single((x_at, plan_at, entries, shift, pitch, dy_at, dy_pitch, columns, sums_at))
+        else:
+            code((x_at, plan_at, entries, shift, pitch, dy_at, dy_pitch, columns, sums_at))
+
+    return vectors
+
+
+@overload(copy_line)
+def _copy_line(source, s0, stride, n, target, t0):
+    code, other, size = _LINE_CODE.get(target.dtype), _OTHER_LINE_CODE.get(target.dtype), target.dtype.bitwidth // 8
+    if code is None:
+        return copy_line
+
+    def vectors(source, s0, stride, n, target, t0):
+        if stride == 1:
+            code((source.ctypes.data + s0 * size, n, target.ctypes.data + t0 * size))
+        elif stride == 2:
+            other((source.ctypes.data + s0 * size, n, target.ctypes.data + t0 * size))
+        else:
+            for j in range(n):
+                target[t0 + j] = source[s0 + j * stride]
+
+    return vectors
