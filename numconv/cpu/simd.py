@@ -268,15 +268,24 @@ def _copy_run(source, s0, n, target, t0):
 WINDOW, ABREAST, STACKED = 7, 2 if REGISTERS == 32 else 1, 5
 
 
-def window_tile(x, x0, plan, entries, shift, pitch, w, w0, y, y0, y_pitch, rows, columns, lost, first, bias, k):
+def address(array):
+    """An array as the functions below take it: where it begins. A Python function takes the array itself.
+
+    In compiled code an array that is handed on is counted, and threads that count one array wait for each other. An
+    address keeps no array alive; its name has to be used after it.
+    """
+    return array
+
+
+def window_tile(x, x0, plan, entries, shift, pitch, w, w0, y, y0, y_pitch, rows, columns, lost, first, bias, k, zero):
     """``y[i, j] = bias[k] + sum over entries, taps t, kernel rows b of w[t, b] * x[i + b, j + t * shift]``.
 
     Row ``i`` of the tile stands at ``y0 + i * y_pitch``; of ``rows`` and of ``columns - i * lost`` in row ``i`` what
     exceeds the tile is left. Where it is not the ``first`` part of a sum, it is added to ``y`` instead of to the bias.
-    Pixels are read, though never used, for the whole of a tile.
+    Pixels are read, though never used, for the whole of a tile. ``zero`` says by its type of what ``x w y bias`` are.
     """
     for i in range(min(rows, WINDOW)):
-        for j in range(min(columns - i * lost, ABREAST * VECTOR_BYTES // y.itemsize)):
+        for j in range(min(columns - i * lost, (1 if lost else ABREAST) * VECTOR_BYTES // y.itemsize)):
             total = bias[k] if first else y[y0 + i * y_pitch + j]
             for e in range(entries):
                 start, stacked, taps, weight = plan[e]
@@ -287,7 +296,7 @@ def window_tile(x, x0, plan, entries, shift, pitch, w, w0, y, y0, y_pitch, rows,
             y[y0 + i * y_pitch + j] = total
 
 
-def weight_tile(x, x0, plan, entries, shift, pitch, dy, dy0, dy_pitch, rows, columns, sums):
+def weight_tile(x, x0, plan, entries, shift, pitch, dy, dy0, dy_pitch, rows, columns, sums, zero):
     """The adjoint of ``window_tile`` in ``w``: ``sums[t, b, j] += sum over i of dy[i, j] * x[i + b, j + t * shift]``.
 
     ``rows`` is ``WINDOW`` or 1, ``columns`` at most a vector; every weight has a vector of sums.
@@ -303,7 +312,7 @@ def weight_tile(x, x0, plan, entries, shift, pitch, dy, dy0, dy_pitch, rows, col
                         sums[(weight + t * stacked + b) * vector + j] += dy[dy0 + i * dy_pitch + j] * pixel
 
 
-def copy_line(source, s0, stride, n, target, t0):
+def copy_line(source, s0, stride, n, target, t0, zero):
     """``target[t0 + j] = source[s0 + j * stride]`` for ``j < n``, and nothing else is touched."""
     for j in range(n):
         target[t0 + j] = source[s0 + j * stride]
@@ -480,54 +489,52 @@ _WEIGHT_CODE, _ROW_WEIGHT_CODE = _both(9, _weight(WINDOW)), _both(9, _weight(1))
 _LINE_CODE, _OTHER_LINE_CODE = _both(3, _line(1)), _both(3, _line(2))
 
 
+@overload(address)
+def _address(array):
+    return lambda array: array.ctypes.data
+
+
 @overload(window_tile)
-def _window_tile(x, x0, plan, entries, shift, pitch, w, w0, y, y0, y_pitch, rows, columns, lost, first, bias, k):
-    code, narrow, size = _WINDOW_CODE.get(y.dtype), _NARROW_CODE.get(y.dtype), y.dtype.bitwidth // 8
-    if code is None:
-        return window_tile
+def _window_tile(x, x0, plan, entries, shift, pitch, w, w0, y, y0, y_pitch, rows, columns, lost, first, bias, k, zero):
+    code, narrow, size = _WINDOW_CODE[zero], _NARROW_CODE[zero], zero.bitwidth // 8
     lanes = VECTOR_BYTES // size
 
-    def vectors(x, x0, plan, entries, shift, pitch, w, w0, y, y0, y_pitch, rows, columns, lost, first, bias, k):
-        x_at, y_at = x.ctypes.data + x0 * size, y.ctypes.data + y0 * size
-        w_at, bias_at, plan_at = w.ctypes.data + w0 * size, bias.ctypes.data + k * size, plan.ctypes.data
+    def vectors(x, x0, plan, entries, shift, pitch, w, w0, y, y0, y_pitch, rows, columns, lost, first, bias, k, zero):
+        x, w, y, bias = x + x0 * size, w + w0 * size, y + y0 * size, bias + k * size
         if columns <= lanes or lost > 0:
-            narrow((x_at, plan_at, entries, shift, pitch, w_at, y_at, y_pitch, rows, columns, lost, first, bias_at))
+            narrow((x, plan, entries, shift, pitch, w, y, y_pitch, rows, columns, lost, first, bias))
         else:
-            code((x_at, plan_at, entries, shift, pitch, w_at, y_at, y_pitch, rows, columns, lost, first, bias_at))
+            code((x, plan, entries, shift, pitch, w, y, y_pitch, rows, columns, lost, first, bias))
 
     return vectors
 
 
 @overload(weight_tile)
-def _weight_tile(x, x0, plan, entries, shift, pitch, dy, dy0, dy_pitch, rows, columns, sums):
-    code, single, size = _WEIGHT_CODE.get(dy.dtype), _ROW_WEIGHT_CODE.get(dy.dtype), dy.dtype.bitwidth // 8
-    if code is None:
-        return weight_tile
+def _weight_tile(x, x0, plan, entries, shift, pitch, dy, dy0, dy_pitch, rows, columns, sums, zero):
+    code, single, size = _WEIGHT_CODE[zero], _ROW_WEIGHT_CODE[zero], zero.bitwidth // 8
 
-    def vectors(x, x0, plan, entries, shift, pitch, dy, dy0, dy_pitch, rows, columns, sums):
-        x_at, dy_at = x.ctypes.data + x0 * size, dy.ctypes.data + dy0 * size
-        plan_at, sums_at = plan.ctypes.data, sums.ctypes.data
+    def vectors(x, x0, plan, entries, shift, pitch, dy, dy0, dy_pitch, rows, columns, sums, zero):
+        x, dy = x + x0 * size, dy + dy0 * size
         if rows == 1:
-            single((x_at, plan_at, entries, shift, pitch, dy_at, dy_pitch, columns, sums_at))
+            single((x, plan, entries, shift, pitch, dy, dy_pitch, columns, sums))
         else:
-            code((x_at, plan_at, entries, shift, pitch, dy_at, dy_pitch, columns, sums_at))
+            code((x, plan, entries, shift, pitch, dy, dy_pitch, columns, sums))
 
     return vectors
 
 
 @overload(copy_line)
-def _copy_line(source, s0, stride, n, target, t0):
-    code, other, size = _LINE_CODE.get(target.dtype), _OTHER_LINE_CODE.get(target.dtype), target.dtype.bitwidth // 8
-    if code is None:
-        return copy_line
+def _copy_line(source, s0, stride, n, target, t0, zero):
+    code, other, size = _LINE_CODE[zero], _OTHER_LINE_CODE[zero], zero.bitwidth // 8
 
-    def vectors(source, s0, stride, n, target, t0):
+    def vectors(source, s0, stride, n, target, t0, zero):
+        source, target = source + s0 * size, target + t0 * size
         if stride == 1:
-            code((source.ctypes.data + s0 * size, n, target.ctypes.data + t0 * size))
+            code((source, n, target))
         elif stride == 2:
-            other((source.ctypes.data + s0 * size, n, target.ctypes.data + t0 * size))
+            other((source, n, target))
         else:
             for j in range(n):
-                target[t0 + j] = source[s0 + j * stride]
+                code((source + j * stride * size, 1, target + j * size))
 
     return vectors

@@ -27,7 +27,7 @@ from numba import prange
 from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ._jit import Kernel, flat, helper, row_source, source
 from .rows import shared_lines
-from .simd import ABREAST, STACKED, VECTOR_BYTES, WINDOW, copy_line, lanes, weight_tile, window_tile
+from .simd import ABREAST, STACKED, WINDOW, address, copy_line, lanes, window_tile
 
 #: Output columns of a block in vectors, and its rows in tiles.
 ACROSS, DOWN = 16, 4
@@ -126,7 +126,7 @@ def serves(axes: np.ndarray, dtype: np.dtype) -> bool:
 
 
 @helper
-def fill_patch(x, begin, row, rows, o0, columns, axes, boundary, fill, lines, line, patch, p0):
+def fill_patch(x, begin, row, rows, o0, columns, axes, boundary, fill, lines, line, patch, patch_at, p0):
     """Lines of pixels, from input row ``row`` on, of the image that begins at item ``begin`` (-1: it is padding)."""
     a = axes.shape[0] - 1
     size, stride, kernel, out = axes[a, SIZE], axes[a, STRIDE], axes[a, KERNEL], axes[a - 1, SIZE]
@@ -145,19 +145,21 @@ def fill_patch(x, begin, row, rows, o0, columns, axes, boundary, fill, lines, li
                     patch[at + j] = fill
                 continue
             place = begin + i * size
-            copy_line(x, place + start + left * stride, stride, right - left, patch, at + left)
+            copy_line(x, place + start + left * stride, stride, right - left, patch_at, at + left, fill)
             for j in range(left):
                 pixel = source(start + j * stride, size, boundary)
-                patch[at + j] = x[place + pixel] if pixel >= 0 else fill
+                patch[at + j] = fill
+                copy_line(x, place + pixel, 1, min(pixel + 1, 1), patch_at, at + j, fill)
             for j in range(right, n):
                 pixel = source(start + j * stride, size, boundary)
-                patch[at + j] = x[place + pixel] if pixel >= 0 else fill
+                patch[at + j] = fill
+                copy_line(x, place + pixel, 1, min(pixel + 1, 1), patch_at, at + j, fill)
 
 
 @helper
 def survey(
-    x, image, C, c0, u0, u1, O, O_row, high, o0, columns, read, axes, boundary, fill, entries, lines, line, height, patch,
-    plan,
+    x, items, image, C, c0, u0, u1, O, O_row, high, o0, columns, read, axes, boundary, fill, entries, lines, line, height,
+    patch, patch_at, plan,
 ):
     """Where the tiles of a block read: ``plan`` for the units (channel, leading taps) ``u0 … u1``.
 
@@ -177,29 +179,30 @@ def survey(
     inside = axes[a, STRIDE] == 1 and row >= 0 and row + rows <= size and near >= 0 and near + columns + reach <= width
     last = row * width + near + ((read[0] - 1) * stride + height - 1) * width + read[1] + reach
     for u in range(u0, u1):
-        lead = row_source(u % lead_k, O, axes[:a], boundary)
+        lead = row_source(u % lead_k, O, axes[:a], boundary) if a > 1 else 0
         begin = ((image * C + c0 + u // lead_k) * lead_in + lead) * size * width
-        inside = inside and lead >= 0 and begin + last <= x.size
+        inside = inside and lead >= 0 and begin + last <= items
     patch_rows = (read[0] - 1) * stride + height
     for u in range(u0, u1):
-        lead = row_source(u % lead_k, O, axes[:a], boundary)
+        lead = row_source(u % lead_k, O, axes[:a], boundary) if a > 1 else 0
         begin = ((image * C + c0 + u // lead_k) * lead_in + lead) * size * width
         if inside:
             begin += row * width + near
         else:
             p0 = (u - u0) * patch_rows * lines * line
             fill_patch(
-                x, begin if lead >= 0 else -1, row, rows, o0, columns, axes, boundary, fill, lines, line, patch, p0
+                x, begin if lead >= 0 else -1, row, rows, o0, columns, axes, boundary, fill, lines, line, patch,
+                patch_at, p0,
             )
             begin = p0
         for e in range(entries.shape[0]):
-            entry = plan[(u - u0) * entries.shape[0] + e]
+            q = (u - u0) * entries.shape[0] + e
             if inside:
-                entry[0] = begin + entries[e, 0] * width + entries[e, 1] * step + entries[e, 2]
+                plan[q, 0] = begin + entries[e, 0] * width + entries[e, 1] * step + entries[e, 2]
             else:
-                entry[0] = begin + (entries[e, 0] * lines + entries[e, 1]) * line + entries[e, 2]
-            entry[1], entry[2] = entries[e, 3], entries[e, 4]
-            entry[3] = u * axes[a - 1, KERNEL] * axes[a, KERNEL] + entries[e, 5]
+                plan[q, 0] = begin + (entries[e, 0] * lines + entries[e, 1]) * line + entries[e, 2]
+            plan[q, 1], plan[q, 2] = entries[e, 3], entries[e, 4]
+            plan[q, 3] = u * axes[a - 1, KERNEL] * axes[a, KERNEL] + entries[e, 5]
     return width if inside else 0
 
 
@@ -210,15 +213,18 @@ def _forward(x, w, bias, axes, boundary, fill, entries, lines, line, shift, apar
     # leading axes; a task is a block of rows and columns for all output channels of a group.
     N, K, lead_out, R_out, L_out = y.shape
     U, C = w.shape[1], x.shape[1]
-    pixels, weights, result = x.reshape(x.size), w.reshape(w.size), y.reshape(y.size)
+    pixels, weights, result, start = address(x), address(w), address(y), address(bias)
     rows, columns = read
+    E, stride, taps, items = entries.shape[0], axes[axes.shape[0] - 2, STRIDE], w.shape[2], x.size
     down, across = (R_out + rows - 1) // rows, (L_out + columns - 1) // columns
     tasks = N * G * lead_out * down * across
-    unit = ((rows - 1) * axes[axes.shape[0] - 2, STRIDE] + height) * lines * line
+    unit = ((rows - 1) * stride + height) * lines * line
     tile = WINDOW * vector if between == 0 else ABREAST * vector
     for share in prange(shares):
         patch = np.empty(min(units, U) * unit + tile, x.dtype)
         plan = np.empty((min(units, U) * entries.shape[0], 4), np.int64)
+        patch_at, plan_at = address(patch), address(plan)
+        axes_here, entries_here = axes.copy(), entries.copy()
         for task in range(tasks * share // shares, tasks * (share + 1) // shares):
             o0, O_row = task % across * columns, task // across % down * rows
             outer = task // across // down
@@ -227,10 +233,10 @@ def _forward(x, w, bias, axes, boundary, fill, entries, lines, line, shift, apar
             for u0 in range(0, U, units):
                 u1 = min(u0 + units, U)
                 pitch = survey(
-                    pixels, n, C, g * (C // G), u0, u1, O, O_row, high, o0, wide, read, axes, boundary, fill, entries,
-                    lines, line, height, patch, plan,
+                    pixels, items, n, C, g * (C // G), u0, u1, O, O_row, high, o0, wide, read, axes_here, boundary, fill,
+                    entries_here, lines, line, height, patch, patch_at, plan,
                 )
-                source = patch if pitch == 0 else pixels
+                source = patch_at if pitch == 0 else pixels
                 pitch = lines * line if pitch == 0 else pitch
                 for k in range(g * (K // G), (g + 1) * (K // G)):
                     y0 = (((n * K + k) * lead_out + O) * R_out + O_row) * L_out + o0
@@ -239,13 +245,13 @@ def _forward(x, w, bias, axes, boundary, fill, entries, lines, line, shift, apar
                         for i in range(0, count, WINDOW):
                             row = first + i * apart
                             for j in range(0, wide, tile):
-                                at = row * axes[axes.shape[0] - 2, STRIDE] * pitch + j
+                                at = row * stride * pitch + j
                                 window_tile(
-                                    source, at, plan, (u1 - u0) * entries.shape[0], shift,
-                                    between * pitch if between else vector, weights, k * w.shape[1] * w.shape[2],
+                                    source, at, plan_at, (u1 - u0) * E, shift,
+                                    between * pitch if between else vector, weights, k * U * taps,
                                     result, y0 + row * L_out + j, apart * L_out if between else vector,
                                     count - i if between else WINDOW, wide - j, 0 if between else vector,
-                                    u0 == 0, bias, k,
+                                    u0 == 0, start, k, fill,
                                 )
 
 
