@@ -221,7 +221,7 @@ def _forward(x, w, bias, axes, boundary, fill, entries, lines, line, shift, apar
     unit = ((rows - 1) * stride + height) * lines * line
     tile = WINDOW * vector if between == 0 else ABREAST * vector
     for share in prange(shares):
-        patch = np.empty(min(units, U) * unit + tile, x.dtype)
+        patch = np.zeros(min(units, U) * unit + tile, x.dtype)  # what lies between is read too; as garbage it is slow
         plan = np.empty((min(units, U) * entries.shape[0], 4), np.int64)
         patch_at, plan_at = address(patch), address(plan)
         axes_here, entries_here = axes.copy(), entries.copy()
