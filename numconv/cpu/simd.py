@@ -324,7 +324,7 @@ class _Masked(_Vectors):
     def __init__(self, builder: ir.IRBuilder, bits: int) -> None:
         super().__init__(builder, bits)
         self.word, self.mask = ir.IntType(64), ir.VectorType(ir.IntType(1), self.lanes)
-        self._places = ir.Constant(ir.VectorType(self.word, self.lanes), list(range(self.lanes)))
+        self._places = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), list(range(self.lanes)))
         pointer, align, module = self.vector.as_pointer(), ir.IntType(32), builder.module
         name = f"v{self.lanes}f{bits}.p0v{self.lanes}f{bits}"
         load = ir.FunctionType(self.vector, [pointer, align, self.mask, self.vector])
@@ -334,10 +334,13 @@ class _Masked(_Vectors):
 
     def up_to(self, n: ir.Value) -> ir.Value:
         """The mask of the first ``n`` lanes."""
-        undefined = ir.Constant(ir.VectorType(self.word, self.lanes), ir.Undefined)
-        first = self.builder.insert_element(undefined, n, ir.IntType(32)(0))
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
-        return self.builder.icmp_signed("<", self._places, self.builder.shuffle_vector(first, undefined, zeros))
+        b, short = self.builder, ir.IntType(32)
+        most = b.select(b.icmp_signed("<", n, self.word(self.lanes)), n, self.word(self.lanes))
+        least = b.select(b.icmp_signed(">", most, self.word(0)), most, self.word(0))
+        undefined = ir.Constant(ir.VectorType(short, self.lanes), ir.Undefined)
+        first = b.insert_element(undefined, b.trunc(least, short), short(0))
+        zeros = ir.Constant(ir.VectorType(short, self.lanes), [0] * self.lanes)
+        return b.icmp_signed("<", self._places, b.shuffle_vector(first, undefined, zeros))
 
     def load_some(self, pointer: ir.Value, mask: ir.Value) -> ir.Value:
         """A vector whose other lanes are zero; their memory is not touched."""
@@ -387,15 +390,19 @@ def _window(vectors: int) -> Any:
     ) -> None:
         word, build = v.word, v.builder
         start = v.spread(v.at(bias, word(0)))
-        places, masks = [], []
-        for i in range(WINDOW):
-            there = build.icmp_signed("<", word(i), rows)
-            n = build.select(there, build.sub(columns, build.mul(word(i), lost)), word(0))
-            for j in range(vectors):
-                places.append(v.at(y, build.add(build.mul(word(i), y_pitch), word(j * v.lanes))))
-                masks.append(v.up_to(build.sub(n, word(j * v.lanes))))
-        begin = build.icmp_signed("!=", first, word(0))
-        sums = [build.select(begin, start, v.load_some(*there)) for there in zip(places, masks, strict=True)]
+        places = [(i, j) for i in range(WINDOW) for j in range(vectors)]
+
+        def at(i: int, j: int) -> Any:
+            return v.at(y, build.add(build.mul(word(i), y_pitch), word(j * v.lanes)))
+
+        def there(i: int, j: int) -> Any:
+            n = build.select(build.icmp_signed("<", word(i), rows), columns, word(0))
+            return v.up_to(build.sub(n, build.add(build.mul(word(i), lost), word(j * v.lanes))))
+
+        def load(_: int, __: list[Any]) -> list[Any]:
+            return [v.load_some(at(*place), there(*place)) for place in places]
+
+        sums = v.choose(build.sub(word(1), first), 1, [start] * len(places), load)
 
         def add_entry(e: Any, sums: list[Any]) -> list[Any]:
             item, stacked, taps, weight = v.entry(plan, e)
@@ -418,8 +425,20 @@ def _window(vectors: int) -> Any:
 
             return v.choose(stacked, STACKED, sums, add_rows)
 
-        for total, place, mask in zip(v.loop(entries, 1, sums, add_entry), places, masks, strict=True):
-            v.store_some(total, place, mask)
+        totals = v.loop(entries, 1, sums, add_entry)
+
+        def store(whole: int, _: list[Any]) -> list[Any]:
+            for total, place in zip(totals, places, strict=True):
+                if whole == 2:
+                    v.store(total, at(*place))
+                else:
+                    v.store_some(total, at(*place), there(*place))
+            return []
+
+        last = build.sub(columns, build.mul(word(WINDOW - 1), lost))
+        whole = build.icmp_signed(">=", last, word(vectors * v.lanes))
+        whole = build.and_(whole, build.icmp_signed(">=", rows, word(WINDOW)))
+        v.choose(build.add(word(1), build.zext(whole, word)), 2, [], store)
 
     return code
 
@@ -463,19 +482,23 @@ def _line(stride: int) -> Any:
     def code(v: _Masked, source: Any, n: Any, target: Any) -> None:
         word, build = v.word, v.builder
         every = ir.Constant(ir.VectorType(ir.IntType(32), v.lanes), [j * stride for j in range(v.lanes)])
+        rest = build.and_(build.sub(n, word(1)), word(-v.lanes))  # the last vector may be whole too
+        rest = build.select(build.icmp_signed(">", n, word(0)), rest, word(0))
+
+        def taken(p: Any, load: Any) -> Any:
+            at = build.mul(p, word(stride))
+            parts = [load(v.at(source, build.add(at, word(i * v.lanes))), i * v.lanes) for i in range(stride)]
+            return parts[0] if stride == 1 else build.shuffle_vector(parts[0], parts[1], every)
 
         def body(p: Any, _: list[Any]) -> list[Any]:
-            at = build.mul(p, word(stride))
-            last = build.sub(build.mul(build.sub(n, p), word(stride)), word(stride - 1))  # items that are there
-            parts = [
-                v.load_some(v.at(source, build.add(at, word(i * v.lanes))), v.up_to(build.sub(last, word(i * v.lanes))))
-                for i in range(stride)
-            ]
-            pixels = parts[0] if stride == 1 else build.shuffle_vector(parts[0], parts[1], every)
-            v.store_some(pixels, v.at(target, p), v.up_to(build.sub(n, p)))
+            v.store(taken(p, lambda pointer, _: v.load(pointer)), v.at(target, p))
             return []
 
-        v.loop(n, v.lanes, [], body)
+        v.loop(rest, v.lanes, [], body)
+        left = build.sub(n, rest)
+        items = build.sub(build.mul(left, word(stride)), word(stride - 1))
+        pixels = taken(rest, lambda pointer, i: v.load_some(pointer, v.up_to(build.sub(items, word(i)))))
+        v.store_some(pixels, v.at(target, rest), v.up_to(left))
 
     return code
 

@@ -24,7 +24,7 @@ import numba
 import numpy as np
 from numba import prange
 
-from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
+from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ._jit import Kernel, flat, helper, row_source, source
 from .rows import shared_lines
 from .simd import ABREAST, STACKED, WINDOW, address, copy_line, lanes, window_tile
@@ -139,21 +139,23 @@ def fill_patch(x, begin, row, rows, o0, columns, axes, boundary, fill, lines, li
         right = min(max(left, (size - start + stride - 1) // stride), n)
         for r in range(rows):
             at = p0 + (r * lines + first) * line
-            i = source(row + r, out, boundary) if begin >= 0 else -1
+            i = row + r
+            if begin < 0:
+                i = -1
+            elif i < 0 or i >= out:
+                i = source(i, out, boundary)
             if i < 0:
                 for j in range(n):
                     patch[at + j] = fill
                 continue
             place = begin + i * size
             copy_line(x, place + start + left * stride, stride, right - left, patch_at, at + left, fill)
-            for j in range(left):
-                pixel = source(start + j * stride, size, boundary)
-                patch[at + j] = fill
-                copy_line(x, place + pixel, 1, min(pixel + 1, 1), patch_at, at + j, fill)
-            for j in range(right, n):
-                pixel = source(start + j * stride, size, boundary)
-                patch[at + j] = fill
-                copy_line(x, place + pixel, 1, min(pixel + 1, 1), patch_at, at + j, fill)
+            for part in range(2):
+                for j in range(0 if part == 0 else right, left if part == 0 else n):
+                    patch[at + j] = fill
+                    if boundary != CONSTANT:
+                        pixel = place + source(start + j * stride, size, boundary)
+                        copy_line(x, pixel, 1, 1, patch_at, at + j, fill)
 
 
 @helper
