@@ -25,9 +25,10 @@ import numpy as np
 from numba import prange
 
 from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
+from ..geometry import ConvGeometry
 from ._jit import Kernel, flat, helper, row_source, source
 from .rows import shared_lines
-from .simd import ABREAST, STACKED, WINDOW, address, copy_line, lanes, window_tile
+from .simd import ABREAST, STACKED, WINDOW, address, copy_line, lanes, weight_tile, window_tile
 
 #: Output columns of a block in vectors, and its rows in tiles.
 ACROSS, DOWN = 16, 4
@@ -160,8 +161,8 @@ def fill_patch(x, begin, row, rows, o0, columns, axes, boundary, fill, lines, li
 
 @helper
 def survey(
-    x, items, image, C, c0, u0, u1, O, O_row, high, o0, columns, read, axes, boundary, fill, entries, lines, line, height,
-    patch, patch_at, plan,
+    x, items, image, C, c0, u0, u1, O, O_row, high, o0, columns, read, axes, boundary, fill, entries, lines, line,
+    height, patch, patch_at, plan,
 ):
     """Where the tiles of a block read: ``plan`` for the units (channel, leading taps) ``u0 … u1``.
 
@@ -235,8 +236,8 @@ def _forward(x, w, bias, axes, boundary, fill, entries, lines, line, shift, apar
             for u0 in range(0, U, units):
                 u1 = min(u0 + units, U)
                 pitch = survey(
-                    pixels, items, n, C, g * (C // G), u0, u1, O, O_row, high, o0, wide, read, axes_here, boundary, fill,
-                    entries_here, lines, line, height, patch, patch_at, plan,
+                    pixels, items, n, C, g * (C // G), u0, u1, O, O_row, high, o0, wide, read, axes_here, boundary,
+                    fill, entries_here, lines, line, height, patch, patch_at, plan,
                 )
                 source = patch_at if pitch == 0 else pixels
                 pitch = lines * line if pitch == 0 else pitch
@@ -276,3 +277,121 @@ def forward(
         max(1, PATCH // plan.patch), lanes(y.dtype), min(tasks, 16 * numba.get_num_threads()), G,
         y.reshape(N, K, lead_out, rows, columns), work=y.size * units * taps,
     )
+
+
+@Kernel
+def _grad_weight(x, dY, axes, boundary, fill, entries, lines, line, shift, apart, between, height, read, units, vector,
+                 G, partial):
+    # partial (parts, K, units, taps): the blocks are split into a fixed number of parts; a task sums one for one k.
+    N, K, lead_out, R_out, L_out = dY.shape
+    parts, _, U, taps = partial.shape
+    C = x.shape[1]
+    pixels, gradient = address(x), address(dY)
+    rows, columns = read
+    E, stride, items = entries.shape[0], axes[axes.shape[0] - 2, STRIDE], x.size
+    down, across = (R_out + rows - 1) // rows, (L_out + columns - 1) // columns
+    blocks = N * lead_out * down * across
+    unit = ((rows - 1) * stride + height) * lines * line
+    tile = WINDOW * vector if between == 0 else vector
+    for task in prange(parts * K):
+        part, k = task % parts, task // parts
+        patch = np.zeros(min(units, U) * unit + WINDOW * vector, x.dtype)
+        plan = np.empty((min(units, U) * E, 4), np.int64)
+        sums = np.zeros((U * taps, vector), x.dtype)
+        patch_at, plan_at, sums_at = address(patch), address(plan), address(sums)
+        axes_here, entries_here = axes.copy(), entries.copy()
+        total = partial[part, k].reshape(U * taps)
+        total[:] = 0
+        added = 0
+        for b in range(blocks * part // parts, blocks * (part + 1) // parts):
+            o0, O_row = b % across * columns, b // across % down * rows
+            O, n = b // across // down % lead_out, b // across // down // lead_out
+            high, wide = min(rows, R_out - O_row), min(columns, L_out - o0)
+            dy0 = (((n * K + k) * lead_out + O) * R_out + O_row) * L_out + o0
+            for u0 in range(0, U, units):
+                u1 = min(u0 + units, U)
+                pitch = survey(
+                    pixels, items, n, C, k // (K // G) * (C // G), u0, u1, O, O_row, high, o0, wide, read, axes_here,
+                    boundary, fill, entries_here, lines, line, height, patch, patch_at, plan,
+                )
+                source = patch_at if pitch == 0 else pixels
+                pitch = lines * line if pitch == 0 else pitch
+                for first in range(min(apart, high)):
+                    count = (high - first + apart - 1) // apart
+                    i = 0
+                    while i < count:
+                        row = first + i * apart
+                        done = 1
+                        if between and count - i >= WINDOW:
+                            done = WINDOW
+                        j = 0
+                        while j < wide:  # a tile, or what is left of one row by row
+                            tall = done if between else WINDOW if wide - j >= tile else 1
+                            weight_tile(
+                                source, row * stride * pitch + j, plan_at, (u1 - u0) * E, shift,
+                                between * pitch if between else vector, gradient, dy0 + row * L_out + j,
+                                apart * L_out if between else vector, tall, min(wide - j, vector), sums_at, fill,
+                            )
+                            j += vector if between else tall * vector
+                        i += done
+            added += high * ((wide + vector - 1) // vector)
+            if added >= LONG:
+                add_lanes(sums, total)
+                added = 0
+        add_lanes(sums, total)
+
+
+@helper
+def add_lanes(sums, total):
+    """The lanes of all sums go to their totals, and the sums begin anew."""
+    for q in range(total.size):
+        lane = sums[q]
+        for j in range(lane.size):
+            total[q] += lane[j]
+        lane[:] = 0
+
+
+def grad_weight(
+    x: np.ndarray, dY: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, dW: np.ndarray
+) -> None:
+    """``direct.grad_weight`` for dtypes with vector code."""
+    plan = layout_of(axes, dY.dtype)
+    if len(axes) == 1:
+        axes = np.array([ONE_ROW, *axes.tolist()])
+    (N, K), Cg, kernel, out = dY.shape[:2], dW.shape[1], dW.shape[2:], dY.shape[2:]
+    taps = len(plan.order)
+    units = Cg * (prod(kernel) // taps)
+    lead_out, rows, columns = prod(out[:-2]), (1, *out)[-2], out[-1]
+    blocks = N * lead_out * -(-rows // plan.block[0]) * -(-columns // plan.block[1])
+    partial = np.empty((parts_of(blocks, tasks=K), K, units, taps), wide(dW.dtype))
+    _grad_weight(
+        flat(x, N, x.shape[1], prod(x.shape[2:])), flat(dY, N, K, lead_out, rows, columns), axes, boundary, fill,
+        plan.entries, plan.lines, plan.line, plan.shift, plan.apart, plan.between, plan.height, plan.block,
+        max(1, PATCH // plan.patch), lanes(dY.dtype), x.shape[1] // Cg, partial, work=dY.size * units * taps,
+    )
+    ordered = np.empty((K, units, taps), partial.dtype)
+    ordered[:, :, plan.order] = partial.sum(axis=0)
+    dW[...] = ordered.reshape(dW.shape)
+
+
+def parts_of(units: int, tasks: int) -> int:
+    """Into how many parts a sum over ``units`` is split, next to ``tasks`` that are independent anyway.
+
+    It follows from the shapes alone, never from the number of threads, so the bits of the result do too.
+    """
+    return max(1, min(units, -(-32 // max(tasks, 1))))
+
+
+def wide(dtype: np.dtype) -> np.dtype:
+    """The type in which long sums are kept: float64 for float32, so that an error does not grow with the image."""
+    return {"f": np.dtype(np.float64), "c": np.dtype(np.complex128)}.get(dtype.kind, dtype)
+
+
+def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
+    """Bytes that ``forward`` takes beside its arguments: the weights in another order, and a patch for each thread."""
+    if not serves(geometry.axes, dtype):
+        return 0
+    plan = layout_of(geometry.axes, dtype)
+    weights = geometry.K * (geometry.C // geometry.groups) * prod(geometry.kernel)
+    patch = min(max(PATCH, plan.patch), geometry.C // geometry.groups * prod(geometry.kernel[:-2]) * plan.patch)
+    return (weights + numba.get_num_threads() * (patch + WINDOW * lanes(dtype))) * dtype.itemsize
