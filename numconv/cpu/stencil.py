@@ -103,13 +103,13 @@ def layout(row: tuple[int, ...], last: tuple[int, ...], vector: int) -> Layout:
             else:
                 rows = [[r * last[KERNEL] + t for t in on_line] for r in range(first_row, row[KERNEL], classes)]
                 stack(rows, first_row * step, first, 0, apart * stride)
-    taps = np.arange(row[KERNEL] * last[KERNEL]).reshape(row[KERNEL], last[KERNEL])  # ascending in the input
-    taps = taps[:: -1 if row[STEP] < 0 else 1, :: -1 if last[STEP] < 0 else 1].ravel()
+    taps = np.arange(row[KERNEL] * last[KERNEL]).reshape(row[KERNEL], last[KERNEL])
+    ascending = taps[:: -1 if row[STEP] < 0 else 1, :: -1 if last[STEP] < 0 else 1].ravel()  # in the input
     tile = (WINDOW if folded else ABREAST) * vector
     columns = min(ACROSS * WINDOW * vector if folded else ACROSS * vector, -(-last[OUT] // tile) * tile)
     rows_of_tiles = 1 if apart > 1 else min(DOWN, -(-row[OUT] // WINDOW))
     return Layout(
-        np.array(entries, np.int64), taps[order], lines, shift, apart, 0 if folded else apart * stride,
+        np.array(entries, np.int64), ascending[order], lines, shift, apart, 0 if folded else apart * stride,
         (row[KERNEL] - 1) * step + 1, (-(-last[KERNEL] // lines) - 1) * shift,
         (1 if folded else rows_of_tiles * WINDOW * apart, columns),
     )
