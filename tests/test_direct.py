@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import naive
 import numpy as np
 import pytest
@@ -115,3 +119,18 @@ def test_a_long_weight_gradient_rounds_as_one_in_float64():
     taps, _ = by_numpy(x, w)
     want = summed(taps, dy).reshape(w.shape)
     assert np.abs(plan.grad_weight(x, dy) - want).max() < 2e-6 * np.sqrt(dy.size)
+
+
+def test_without_compilation_the_same_sums_are_plain_loops():
+    code = """if True:
+        import numpy as np, numconv
+        x, w = np.arange(600.0).reshape(1, 2, 12, 25) % 7, np.arange(12.0).reshape(2, 1, 3, 2)
+        direct, stored = (
+            numconv.plan_conv(x.shape, w.shape, dtype=x.dtype, algorithm=a, groups=2, stride=2, padding=1)
+            for a in ("direct", "im2col")
+        )
+        y = stored.forward(x, w)
+        assert np.array_equal(direct.forward(x, w), y)
+        assert np.array_equal(direct.grad_weight(x, y), stored.grad_weight(x, y))
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "NUMBA_DISABLE_JIT": "1"})

@@ -269,12 +269,12 @@ WINDOW, ABREAST, STACKED = 7, 2 if REGISTERS == 32 else 1, 5
 
 
 def address(array):
-    """An array as the functions below take it: where it begins. A Python function takes the array itself.
+    """A contiguous array as the functions below take it: where it begins. Without compilation it is a flat view.
 
     In compiled code an array that is handed on is counted, and threads that count one array wait for each other. An
     address keeps no array alive; its name has to be used after it.
     """
-    return array
+    return array.reshape(-1)
 
 
 def window_tile(x, x0, plan, entries, shift, pitch, w, w0, y, y0, y_pitch, rows, columns, lost, first, bias, k, zero):
@@ -288,7 +288,7 @@ def window_tile(x, x0, plan, entries, shift, pitch, w, w0, y, y0, y_pitch, rows,
         for j in range(min(columns - i * lost, (1 if lost else ABREAST) * VECTOR_BYTES // y.itemsize)):
             total = bias[k] if first else y[y0 + i * y_pitch + j]
             for e in range(entries):
-                start, stacked, taps, weight = plan[e]
+                start, stacked, taps, weight = plan[4 * e : 4 * e + 4]
                 for t in range(taps):
                     for b in range(stacked):
                         pixel = x[x0 + start + (i + b) * pitch + j + t * shift]
@@ -303,10 +303,10 @@ def weight_tile(x, x0, plan, entries, shift, pitch, dy, dy0, dy_pitch, rows, col
     """
     vector = VECTOR_BYTES // dy.itemsize
     for e in range(entries):
-        start, stacked, taps, weight = plan[e]
+        start, stacked, taps, weight = plan[4 * e : 4 * e + 4]
         for t in range(taps):
             for b in range(stacked):
-                for i in range(rows):
+                for i in range(min(rows, WINDOW)):
                     for j in range(columns):
                         pixel = x[x0 + start + (i + b) * pitch + j + t * shift]
                         sums[(weight + t * stacked + b) * vector + j] += dy[dy0 + i * dy_pitch + j] * pixel
