@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numba
 import numpy as np
 from numba import prange
 
 from ..cpu._jit import Kernel
-from ..cpu.simd import outer_shape, outer_tile
+from ..cpu.simd import HIGHEST, SUMS, WIDEST, address, keep, outer_sum, sum_lanes
 
 #: Two panels of this many rows stay in the nearest cache (30 KB).
 DEPTH = 128
@@ -20,12 +21,18 @@ PIECES = 64
 
 
 @Kernel
-def multiply_add(weights, pixels, tiles, depth, repeats):
+def multiply_add(weights, pixels, tiles, height, vectors, terms, repeats, zero):
     """The register tile again and again over two panels for each thread."""
     for thread in prange(tiles.shape[0]):
         a, b, tile = weights[thread], pixels[thread], tiles[thread]
+        rows, a_terms, b_terms = terms[0].copy(), terms[1].copy(), terms[2].copy()
+        a_at, b_at, tile_at = address(a, zero), address(b, zero), address(tile, zero)
+        rows_at, a_terms_at, b_terms_at = address(rows, zero), address(a_terms, zero), address(b_terms, zero)
         for _ in range(repeats):
-            outer_tile(a, 0, b, 0, 1, 0, depth, tile.shape[1], tile)
+            outer_sum(
+                a_at, 0, rows_at, 0, a_terms_at, b_at, 0, b_terms_at, terms.shape[1], height, vectors, tile_at, zero
+            )
+        keep(a, b, tile, rows, a_terms, b_terms)
 
 
 @Kernel
@@ -49,10 +56,14 @@ def copy(a, b):
 def flops(dtype: str, seconds: float = 0.03) -> float:
     """Operations a second, two for a multiply-add. Clocks change: it takes so little time that every case can ask."""
     kind, threads = np.dtype(dtype), numba.get_num_threads()
-    MR, NR = outer_shape(kind)
-    weights, pixels = np.ones((threads, DEPTH * MR), kind), np.ones((threads, DEPTH * NR), kind)
-    tiles, work = np.empty((threads, MR, NR), kind), threads * MR * NR * DEPTH * REPEATS
-    return 2 * work / best(lambda: multiply_add(weights, pixels, tiles, DEPTH, REPEATS, work=work), seconds)
+    height, vectors = HIGHEST, SUMS // HIGHEST
+    width = vectors * sum_lanes(kind)
+    weights, pixels = np.ones((threads, DEPTH * height), kind), np.ones((threads, DEPTH * width), kind)
+    tiles = np.empty((threads, HIGHEST, WIDEST * sum_lanes(kind)), kind)
+    work = threads * height * width * DEPTH * REPEATS
+    terms = np.arange(DEPTH) * np.array([[DEPTH], [1], [width]])
+    run = partial(multiply_add, weights, pixels, tiles, height, vectors, terms, REPEATS, kind.type(0), work=work)
+    return 2 * work / best(run, seconds)
 
 
 def memory(seconds: float = 0.3) -> dict[str, float]:

@@ -13,6 +13,7 @@ from . import stencil
 from ._jit import Kernel, flat, helper, row_source
 from .im2col import block_length
 from .rows import gather, row_sum
+from .stencil import parts_of, wide
 
 
 @Kernel
@@ -86,6 +87,9 @@ def grad_weight(
     x: np.ndarray, dY: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, dW: np.ndarray
 ) -> None:
     """``dW[k,c,t] = sum over n, o of dY[n,k,o] conj(x[n,c,o*stride+t*step])``."""
+    if stencil.serves(axes, dW.dtype):
+        stencil.grad_weight(x, dY, axes, boundary, fill, dW)
+        return
     size, kernel, out = x.shape[2:], dW.shape[2:], dY.shape[2:]
     (N, K), Cg = dY.shape[:2], dW.shape[1]
     block = block_length(N, out)
@@ -99,19 +103,6 @@ def grad_weight(
     dW[...] = partial.sum(axis=0, dtype=partial.dtype).reshape(dW.shape)
 
 
-def parts_of(units: int, tasks: int) -> int:
-    """Into how many parts a sum over ``units`` is split, next to ``tasks`` that are independent anyway.
-
-    It follows from the shapes alone, never from the number of threads, so the bits of the result do too.
-    """
-    return max(1, min(units, -(-32 // max(tasks, 1))))
-
-
-def wide(dtype: np.dtype) -> np.dtype:
-    """The type in which long sums are kept: float64 for float32, so that an error does not grow with the image."""
-    return {"f": np.dtype(np.float64), "c": np.dtype(np.complex128)}.get(dtype.kind, dtype)
-
-
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
-    """Bytes that ``forward`` takes beside its arguments: none."""
-    return 0
+    """Bytes that ``forward`` takes beside its arguments: little, and none without vector code."""
+    return stencil.workspace(geometry, dtype)

@@ -42,7 +42,21 @@ from .lines import (
     table,
 )
 from .rows import lines_of
-from .simd import ALIGNED, HIGHEST, SUMS, WIDEST, aligned, outer_sum, pack, put, sum_lanes, transpose
+from .simd import (
+    ALIGNED,
+    HIGHEST,
+    SUMS,
+    WIDEST,
+    address,
+    aligned,
+    keep,
+    outer_sum,
+    pack,
+    put,
+    put_apart,
+    sum_lanes,
+    transpose,
+)
 
 #: Most rows of X_conv that are multiplied at a time: a panel of them stays in the L2 cache.
 TERMS = 1152
@@ -73,13 +87,12 @@ def _forward(x, w, w_terms, w_steps, bias, axes, boundary, fill, block, lanes, g
         for t in range(T):
             weights[c * T + t] = c * w_steps[2] + w_terms[t]
     w_rows = np.arange(HIGHEST) * w_steps[1]
-    panel_rows = np.empty((WIDEST + 1, terms.size), np.int64)  # by the width of the panel
-    for vectors in range(WIDEST + 1):
-        for q in range(terms.size):
-            panel_rows[vectors, q] = q * vectors * lanes
     size = block_size(axes, block) + WIDEST * lanes  # the last tile may look beyond the last pixel
     packed, together = block[PACKED] > 0, max(block[PACKED], 1)
     panel_size = block[PACKED] * terms.size * WIDEST * lanes
+    zero = fill
+    w_at, y_at, bias_at, terms_at = address(w, zero), address(y, zero), address(bias, zero), address(terms, zero)
+    weights_at, w_rows_at = address(weights, zero), address(w_rows, zero)
     for task in prange(N * lead_out * groups * down * across * block[SHARES]):
         share, rest = task % block[SHARES], task // block[SHARES]
         o0, rest = rest % across * block[COLUMNS], rest // across
@@ -94,8 +107,9 @@ def _forward(x, w, w_terms, w_steps, bias, axes, boundary, fill, block, lanes, g
             base += left % axes[a, OUT] * places[3 + a]
             left //= axes[a, OUT]
         lines, panel = np.empty(size + ALIGNED, x.dtype), np.empty(panel_size + ALIGNED, x.dtype)
-        l0, panel0 = aligned(lines), aligned(panel)
         tile = np.empty((HIGHEST, WIDEST * lanes), x.dtype)
+        l0, panel0 = aligned(lines), aligned(panel)
+        lines_at, panel_at, tile_at = address(lines, zero), address(panel, zero), address(tile, zero)
         length = (high - 1) * columns + wide
         vectors = (length + lanes - 1) // lanes
         tiles = (vectors + WIDEST - 1) // WIDEST
@@ -103,43 +117,50 @@ def _forward(x, w, w_terms, w_steps, bias, axes, boundary, fill, block, lanes, g
         strips = (k1 - k0 + MR - 1) // MR
         first_run, runs = np.empty(tiles + 1, np.int64), np.empty((tiles + high, 3), np.int64)
         cut(length, columns, wide, row_step, step, vectors, lanes, first_run, runs)
+        narrow = vectors // tiles  # tiles are so wide, or by one vector wider
+        panel_rows = np.empty((2, terms.size if packed else 0), np.int64)
+        for q in range(panel_rows.shape[1]):
+            panel_rows[0, q], panel_rows[1, q] = q * narrow * lanes, q * (narrow + 1) * lanes
+        narrow_at, wider_at = address(panel_rows[0], zero), address(panel_rows[1], zero)
         for c in range(0, Cg, block[CHANNELS]):
             channels = min(block[CHANNELS], Cg - c)
             n_terms = channels * T
             w0 = g * w_steps[0] + c * w_steps[2]
-            gather_lines(x, g * Cg + c, channels, n, outer, O0, o0, axes, boundary, fill, block, lines[l0:])
+            gather_lines(x, g * Cg + c, channels, n, outer, O0, o0, axes, boundary, fill, block, lines, l0)
             for part0 in range(0, tiles, together):  # tiles that are packed together, then multiplied strip by strip
                 part1 = min(part0 + together, tiles)
                 if packed:
                     for part in range(part0, part1):
                         v0, v1 = vectors * part // tiles, vectors * (part + 1) // tiles
                         p0 = panel0 + (part - part0) * terms.size * WIDEST * lanes
-                        pack(lines, l0 + v0 * lanes, terms, n_terms, v1 - v0, panel, p0)
+                        pack(lines_at, l0 + v0 * lanes, terms_at, n_terms, (v1 - v0) * lanes, panel_at, p0, zero)
                 for strip in range(strips):
                     k, k_end = k0 + (k1 - k0) * strip // strips, k0 + (k1 - k0) * (strip + 1) // strips
                     w_strip, y_strip, height = w0 + k * w_steps[1], base + k * places[2], k_end - k
                     for part in range(part0, part1):
                         v0, v1 = vectors * part // tiles, vectors * (part + 1) // tiles
+                        b_at, b0, b_terms_at = lines_at, l0 + v0 * lanes, terms_at
                         if packed:
-                            p0 = panel0 + (part - part0) * terms.size * WIDEST * lanes
-                            outer_sum(
-                                w, w_strip, w_rows, 0, weights, panel, p0, panel_rows[v1 - v0], n_terms, height,
-                                v1 - v0, tile,
-                            )  # fmt: skip
-                        else:
-                            outer_sum(
-                                w, w_strip, w_rows, 0, weights, lines, l0 + v0 * lanes, terms, n_terms, height,
-                                v1 - v0, tile,
-                            )  # fmt: skip
+                            b_at, b0 = panel_at, panel0 + (part - part0) * terms.size * WIDEST * lanes
+                            b_terms_at = narrow_at if v1 - v0 == narrow else wider_at
+                        outer_sum(
+                            w_at, w_strip, w_rows_at, 0, weights_at, b_at, b0, b_terms_at, n_terms, height, v1 - v0,
+                            tile_at, zero,
+                        )  # fmt: skip
                         for r in range(first_run[part], first_run[part + 1]):
                             column, run, to = runs[r]
                             if step == 1:
-                                put(tile, column, run, height, y, y_strip + to, places[2], bias, g * Kg + k, c == 0)
-                            else:
-                                scatter(
-                                    tile, column, run, height, y, y_strip + to, places[2], step, bias, g * Kg + k,
-                                    c == 0,
+                                put(
+                                    tile_at, column, run, height, y_at, y_strip + to, places[2], bias_at, g * Kg + k,
+                                    c == 0, zero,
                                 )  # fmt: skip
+                            else:
+                                put_apart(
+                                    tile_at, column, run, height, y_at, y_strip + to, places[2], step, bias_at,
+                                    g * Kg + k, c == 0, zero,
+                                )  # fmt: skip
+        keep(lines, panel, tile, panel_rows)
+    keep(w, y, bias, terms, weights, w_rows)
 
 
 @helper
@@ -162,16 +183,6 @@ def cut(length, columns, wide, row_step, step, vectors, width, first_run, runs):
                 count += 1
             p += run if seamless else columns - o
     first_run[tiles] = count
-
-
-@helper
-def scatter(tile, column, n, height, y, start, k_step, step, bias, k0, first):
-    """``put`` for outputs that are ``step`` apart."""
-    for i in range(height):
-        at = start + i * k_step
-        for j in range(n):
-            before = bias[k0 + i] if first else y[at + j * step]
-            y[at + j * step] = before + tile[i, column + j]
 
 
 def forward(
@@ -245,6 +256,11 @@ def _grad_weight(x, dY, axes, boundary, fill, block, lanes, conjugate, partial):
     MR = min(HIGHEST, SUMS // ((vectors + tiles - 1) // tiles))
     turned_rows = np.arange(most) * wide
     none = np.zeros(HIGHEST, x.dtype)
+    zero, partials = fill, partial.reshape(partial.size)
+    dY_at, terms_at, rows_at, none_at, partial_at = (
+        address(dY.reshape(dY.size), zero), address(terms, zero), address(turned_rows, zero), address(none, zero),
+        address(partials, zero),
+    )  # fmt: skip
     for task in prange(parts * G * pieces):
         piece, g, part = task % pieces, task // pieces % G, task // pieces // G
         c, channels = piece * block[CHANNELS], min(block[CHANNELS], Cg - piece * block[CHANNELS])
@@ -254,17 +270,20 @@ def _grad_weight(x, dY, axes, boundary, fill, block, lanes, conjugate, partial):
         sums = np.zeros(channels * T * wide, x.dtype)
         pixels = np.empty(most, np.int64)
         tile = np.empty((HIGHEST, WIDEST * lanes), x.dtype)
-        dy = dY.reshape(dY.size)
+        lines_at, turned_at, sums_at = address(lines, zero), address(turned, zero), address(sums, zero)
+        tile_at, pixels_at = address(tile, zero), address(pixels, zero)
         first, last = units * part // parts, units * (part + 1) // parts
         for unit in range(first, last):
             o0, rest = unit % across * block[COLUMNS], unit // across
             O0, rest = rest % down * block[ROWS], rest // down
             outer, n = rest % lead_out, rest // lead_out
             high, run = min(block[ROWS], R_out - O0), min(block[COLUMNS], L_out - o0)
-            gather_lines(x, g * Cg + c, channels, n, outer, O0, o0, axes, boundary, fill, block, lines)
+            gather_lines(x, g * Cg + c, channels, n, outer, O0, o0, axes, boundary, fill, block, lines, 0)
             for row in range(high):
                 begin = (((n * K + g * Kg) * lead_out + outer) * R_out + O0 + row) * L_out + o0
-                transpose(dy, begin, lead_out * R_out * L_out, Kg, run, turned, turned0 + row * run * wide, wide)
+                transpose(
+                    dY_at, begin, lead_out * R_out * L_out, Kg, run, turned_at, turned0 + row * run * wide, wide, zero
+                )
                 for o in range(run):
                     pixels[row * run + o] = row * columns + o
             if conjugate:
@@ -276,14 +295,15 @@ def _grad_weight(x, dY, axes, boundary, fill, block, lanes, conjugate, partial):
                 for j in range(tiles):
                     v0, v1 = vectors * j // tiles, vectors * (j + 1) // tiles
                     outer_sum(
-                        lines, 0, terms, q, pixels, turned, turned0 + v0 * lanes, turned_rows, high * run, q_end - q,
-                        v1 - v0, tile,
+                        lines_at, 0, terms_at, q, pixels_at, turned_at, turned0 + v0 * lanes, rows_at, high * run,
+                        q_end - q, v1 - v0, tile_at, zero,
                     )  # fmt: skip
-                    at = q * wide + v0 * lanes
-                    put(tile, 0, (v1 - v0) * lanes, q_end - q, sums, at, wide, none, 0, unit == first)
-        target = partial.reshape(partial.size)
+                    at, columns_here = q * wide + v0 * lanes, (v1 - v0) * lanes
+                    put(tile_at, 0, columns_here, q_end - q, sums_at, at, wide, none_at, 0, unit == first, zero)
         at = (part * K + g * Kg) * Q + c * T
-        transpose(sums, 0, wide, channels * T, Kg, target, at, Q)
+        transpose(sums_at, 0, wide, channels * T, Kg, partial_at, at, Q, zero)
+        keep(lines, turned, sums, tile, pixels)
+    keep(dY, terms, turned_rows, none, partials)
 
 
 def grad_weight(

@@ -13,7 +13,7 @@ import numpy as np
 from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ._jit import helper, row_source, source
 from .rows import lines_of
-from .simd import copy_every_second, copy_run
+from .simd import address, copy_every_second, copy_run, keep
 
 #: What a block is: outputs, input channels, how many tasks share the output channels of one, its lines, and how many
 #: tiles are packed together (none: they are multiplied where they lie).
@@ -63,8 +63,8 @@ def table(axes, block, channels):
 
 
 @helper
-def gather_lines(x, c0, channels, n, outer, O0, o0, axes, boundary, fill, block, lines):
-    """Fill the lines of ``channels`` from ``c0`` on for the outputs from ``(outer, O0, o0)`` on.
+def gather_lines(x, c0, channels, n, outer, O0, o0, axes, boundary, fill, block, lines, l0):
+    """Fill the lines, from ``l0`` on, of ``channels`` from ``c0`` on for the outputs from ``(outer, O0, o0)`` on.
 
     ``x (N, C, lead in, rows in, last in)``; ``outer`` counts the outputs of the leading axes.
     """
@@ -78,6 +78,7 @@ def gather_lines(x, c0, channels, n, outer, O0, o0, axes, boundary, fill, block,
     top = axes[d - 2, START] + min(0, (axes[d - 2, KERNEL] - 1) * axes[d - 2, STEP]) + O0 * axes[d - 2, STRIDE]
     near = axes[d - 1, START] + min(0, (axes[d - 1, KERNEL] - 1) * axes[d - 1, STEP]) + o0 * stride
     pixels = x.reshape(x.size)
+    pixels_at, lines_at = address(pixels, fill), address(lines, fill)
     from_row = np.empty((block[ROW_LINES], rows), np.int64)
     for line in range(block[ROW_LINES]):
         for m in range(rows):
@@ -96,7 +97,7 @@ def gather_lines(x, c0, channels, n, outer, O0, o0, axes, boundary, fill, block,
             if i >= L_in and inside[line, 1] == columns:
                 inside[line, 1] = m
         inside[line, 0] = min(inside[line, 0], inside[line, 1])
-    at = 0
+    at = l0
     for c in range(c0, c0 + channels):
         for T in range(lead_k):
             lead = row_source(T, outer, axes[: d - 1], boundary)
@@ -116,9 +117,9 @@ def gather_lines(x, c0, channels, n, outer, O0, o0, axes, boundary, fill, block,
                             i = from_column[line, j]
                             lines[at + j] = pixels[begin + i] if i >= 0 else fill
                         if stride == 1:
-                            copy_run(pixels, begin + first, b - a, lines, at + a)
+                            copy_run(pixels_at, begin + first, b - a, lines_at, at + a, fill)
                         elif stride == 2:
-                            copy_every_second(pixels, begin + first, b - a, lines, at + a)
+                            copy_every_second(pixels_at, begin + first, b - a, lines_at, at + a, fill)
                         else:
                             for j in range(b - a):
                                 lines[at + a + j] = pixels[begin + first + j * stride]
@@ -126,6 +127,7 @@ def gather_lines(x, c0, channels, n, outer, O0, o0, axes, boundary, fill, block,
                             i = from_column[line, j]
                             lines[at + j] = pixels[begin + i] if i >= 0 else fill
                         at += columns
+    keep(pixels, lines)
 
 
 def merged(axes: np.ndarray, steps: list[int]) -> tuple[np.ndarray, list[int]]:

@@ -1,0 +1,350 @@
+"""The register tile and the moves around it, for products of matrices that lie in memory row by row or by a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import overload
+
+from .vectors import REGISTERS, VECTOR_BYTES, Vectors, lanes, vector_code
+
+#: ``outer_sum`` takes tiles of up to ``WIDEST`` vectors of columns and ``tallest(vectors)`` rows: as many sums as
+#: registers hold beside what is being multiplied.
+SUMS, WIDEST, HIGHEST = (24, 4, 8) if REGISTERS == 32 else (12, 3, 6)
+
+#: Items that an array needs more so that it can begin with a line of the cache.
+ALIGNED = VECTOR_BYTES // 4
+
+#: What stands for a vector where there is no vector code: a long row, so that the compiler vectorises what it can.
+PLAIN_LANES = 16
+
+
+def sum_lanes(dtype: np.dtype) -> int:
+    """Columns that ``outer_sum`` counts as one vector."""
+    return PLAIN_LANES if lanes(dtype) == 1 else lanes(dtype)
+
+
+def outer_sum(a, a0, rows, r0, a_terms, b, b0, b_terms, n, height, vectors, out, zero):
+    """``out[i, j] = sum over q < n of a[a0 + rows[r0 + i] + a_terms[q]] * b[b0 + b_terms[q] + j]``, ``i < height``.
+
+    The register tile, a sum of outer products. The operands are matrices only through a table: row ``q`` of ``b`` may
+    begin anywhere, so the windows of an image are multiplied where they lie. ``vectors`` is how many vectors of
+    columns are wanted. Here and below arrays are handed on as ``address`` gives them, with a ``zero`` of their dtype.
+    """
+    columns = vectors * (out.shape[1] // WIDEST)
+    for i in range(height):
+        for j in range(columns):
+            out[i, j] = 0
+    for q in range(n):
+        for i in range(height):
+            weight = a[a0 + rows[r0 + i] + a_terms[q]]
+            for j in range(columns):
+                out[i, j] += weight * b[b0 + b_terms[q] + j]
+
+
+def put(sums, column, n, height, target, t0, step, bias, k0, first, zero):
+    """Columns ``column … column + n`` of a tile join the rows of ``target`` at ``t0 + i * step``, or begin them."""
+    for i in range(height):
+        for j in range(n):
+            before = bias[k0 + i] if first else target[t0 + i * step + j]
+            target[t0 + i * step + j] = before + sums[i, column + j]
+
+
+def aligned(array):
+    """The first item of an array that begins a line of the cache; it may cost ``ALIGNED`` items."""
+    return -array.ctypes.data % VECTOR_BYTES // array.itemsize
+
+
+def put_apart(sums, column, n, height, target, t0, step, apart, bias, k0, first, zero):
+    """``put`` for columns that are ``apart`` in the target."""
+    for i in range(height):
+        for j in range(n):
+            before = bias[k0 + i] if first else target[t0 + i * step + j * apart]
+            target[t0 + i * step + j * apart] = before + sums[i, column + j]
+
+
+def pack(lines, l0, terms, n, columns, panel, p0, zero):
+    """Row ``q`` of a panel, ``columns`` long, becomes what lies from ``l0 + terms[q]`` on in ``lines``."""
+    for q in range(n):
+        for j in range(columns):
+            panel[p0 + q * columns + j] = lines[l0 + terms[q] + j]
+
+
+def copy_run(source, s0, n, target, t0, zero):
+    """``target[t0 : t0 + n] = source[s0 : s0 + n]``."""
+    for j in range(n):
+        target[t0 + j] = source[s0 + j]
+
+
+def copy_every_second(source, s0, n, target, t0, zero):
+    """``target[t0 : t0 + n] = source[s0 : s0 + 2 * n : 2]``."""
+    for j in range(n):
+        target[t0 + j] = source[s0 + 2 * j]
+
+
+def transpose(source, s0, s_step, n, m, target, t0, t_step, zero):
+    """``target[t0 + j * t_step + i] = source[s0 + i * s_step + j]`` for ``i < n``, ``j < m``."""
+    for i in range(n):
+        for j in range(m):
+            target[t0 + j * t_step + i] = source[s0 + i * s_step + j]
+
+
+def _outer_sum(
+    v: Vectors, a: Any, rows: Any, a_terms: Any, b: Any, b_terms: Any, n: Any, height: Any, vectors: Any, out: Any
+) -> None:
+    word, build = ir.IntType(64), v.builder
+    rows, a_terms, b_terms = (build.inttoptr(table, word.as_pointer()) for table in (rows, a_terms, b_terms))
+
+    def tile(height: int, vectors: int) -> None:
+        starts = [v.at(a, build.load(build.gep(rows, [word(i)]))) for i in range(height)]
+
+        def add(q: Any, sums: list[Any]) -> list[Any]:
+            term, line = build.load(build.gep(a_terms, [q])), v.at(b, build.load(build.gep(b_terms, [q])))
+            pixels = [v.load(build.gep(line, [word(j * v.lanes)])) for j in range(vectors)]
+            results = []
+            for i in range(height):
+                weight = v.spread(build.gep(starts[i], [term]))
+                results += [v.fma(weight, pixels[j], sums[i * vectors + j]) for j in range(vectors)]
+            return results
+
+        for place, total in enumerate(v.loop(n, 1, [v.zero] * (height * vectors), add)):
+            i, j = divmod(place, vectors)
+            v.store(total, v.at(out, word((i * WIDEST + j) * v.lanes)))
+
+    # every tile that fits the registers has a loop of its own
+    after = build.append_basic_block("after")
+    choice = build.switch(build.add(build.mul(height, word(WIDEST + 1)), vectors), after)
+    for j in range(1, WIDEST + 1):
+        for i in range(1, min(HIGHEST, SUMS // j) + 1):
+            block = build.append_basic_block(f"tile{i}x{j}")
+            choice.add_case(word(i * (WIDEST + 1) + j), block)
+            build.position_at_end(block)
+            tile(i, j)
+            build.branch(after)
+    build.position_at_end(after)
+
+
+def _put(v: Vectors, sums: Any, n: Any, height: Any, target: Any, step: Any, bias: Any, first: Any) -> None:
+    word, build = ir.IntType(64), v.builder
+    whole = build.and_(n, word(-v.lanes))
+    rest = v.first(build.sub(n, whole))
+
+    def rows(joins: bool) -> None:
+        def row(i: Any, _: list[Any]) -> list[Any]:
+            start = v.spread(v.at(bias, i))
+            source, goal = v.at(sums, build.mul(i, word(WIDEST * v.lanes))), v.at(target, build.mul(i, step))
+
+            def piece(p: Any, _: list[Any]) -> list[Any]:
+                place = build.gep(goal, [p])
+                v.store(build.fadd(v.load(place) if joins else start, v.load(build.gep(source, [p]))), place)
+                return []
+
+            v.loop(whole, v.lanes, [], piece)
+            place = build.gep(goal, [whole])
+            before = v.load_some(place, rest) if joins else start
+            v.store_some(build.fadd(before, v.load_some(build.gep(source, [whole]), rest)), place, rest)
+            return []
+
+        v.loop(height, 1, [], row)
+
+    with build.if_else(build.icmp_signed("!=", first, word(0))) as (begin, go_on):
+        with begin:
+            rows(joins=False)
+        with go_on:
+            rows(joins=True)
+
+
+def _put_apart(
+    v: Vectors, sums: Any, n: Any, height: Any, target: Any, step: Any, apart: Any, bias: Any, first: Any
+) -> None:
+    word, build = ir.IntType(64), v.builder
+    begins = build.icmp_signed("!=", first, word(0))
+
+    def row(i: Any, _: list[Any]) -> list[Any]:
+        start = build.load(v.at(bias, i))
+        source, goal = v.at(sums, build.mul(i, word(WIDEST * v.lanes))), v.at(target, build.mul(i, step))
+
+        def item(j: Any, _: list[Any]) -> list[Any]:
+            place = build.gep(goal, [build.mul(j, apart)])
+            before = build.select(begins, start, build.load(place))
+            build.store(build.fadd(before, build.load(build.gep(source, [j]))), place)
+            return []
+
+        v.loop(n, 1, [], item)
+        return []
+
+    v.loop(height, 1, [], row)
+
+
+def _pack(v: Vectors, lines: Any, terms: Any, n: Any, length: Any, panel: Any) -> None:
+    word, build = ir.IntType(64), v.builder
+    terms = build.inttoptr(terms, word.as_pointer())
+
+    def row(q: Any, _: list[Any]) -> list[Any]:
+        line, goal = v.at(lines, build.load(build.gep(terms, [q]))), v.at(panel, build.mul(q, length))
+
+        def piece(p: Any, _: list[Any]) -> list[Any]:
+            v.store(v.load(build.gep(line, [p])), build.gep(goal, [p]))
+            return []
+
+        v.loop(length, v.lanes, [], piece)
+        return []
+
+    v.loop(n, 1, [], row)
+
+
+def _copy(v: Vectors, source: Any, n: Any, target: Any) -> None:
+    whole = v.builder.and_(n, ir.IntType(64)(-v.lanes))
+
+    def body(p: Any, _: list[Any]) -> list[Any]:
+        v.store(v.load(v.at(source, p)), v.at(target, p))
+        return []
+
+    v.loop(whole, v.lanes, [], body)
+    rest = v.first(v.builder.sub(n, whole))
+    v.store_some(v.load_some(v.at(source, whole), rest), v.at(target, whole), rest)
+
+
+def _copy_every_second(v: Vectors, source: Any, n: Any, target: Any) -> None:
+    build, word = v.builder, ir.IntType(64)
+    even = ir.Constant(ir.VectorType(ir.IntType(32), v.lanes), [2 * j for j in range(v.lanes)])
+
+    def body(p: Any, _: list[Any]) -> list[Any]:
+        pair = v.at(source, build.mul(p, word(2)))
+        low = v.load_some(pair, v.first(build.mul(build.sub(n, p), word(2))))
+        high = v.load_some(
+            build.gep(pair, [word(v.lanes)]), v.first(build.sub(build.mul(build.sub(n, p), word(2)), word(v.lanes + 1)))
+        )
+        v.store_some(build.shuffle_vector(low, high, even), v.at(target, p), v.first(build.sub(n, p)))
+        return []
+
+    v.loop(n, v.lanes, [], body)
+
+
+def _transpose(v: Vectors, source: Any, s_step: Any, target: Any, t_step: Any) -> None:
+    """A square of ``lanes`` by ``lanes``, in registers: at each stage pairs of rows trade halves, quarters, …"""
+    word, build = ir.IntType(64), v.builder
+    rows = [v.load(v.at(source, build.mul(word(i), s_step))) for i in range(v.lanes)]
+    half = v.lanes // 2
+    while half:
+        low = [j % (2 * half) % half + j // (2 * half) * 2 * half + (v.lanes if j // half % 2 else 0)
+               for j in range(v.lanes)]  # fmt: skip
+        masks = [ir.Constant(ir.VectorType(ir.IntType(32), v.lanes), [j + add for j in low]) for add in (0, half)]
+        for i in range(v.lanes):
+            if i // half % 2 == 0:
+                pair = rows[i], rows[i + half]
+                rows[i], rows[i + half] = (build.shuffle_vector(*pair, mask) for mask in masks)
+        half //= 2
+    for j, row in enumerate(rows):
+        v.store(row, v.at(target, build.mul(word(j), t_step)))
+
+
+_SUM_CODE = {types.float32: vector_code(32, 9, _outer_sum), types.float64: vector_code(64, 9, _outer_sum)}
+_PUT_CODE = {types.float32: vector_code(32, 7, _put), types.float64: vector_code(64, 7, _put)}
+_APART_CODE = {types.float32: vector_code(32, 8, _put_apart), types.float64: vector_code(64, 8, _put_apart)}
+_PACK_CODE = {types.float32: vector_code(32, 5, _pack), types.float64: vector_code(64, 5, _pack)}
+_COPY_CODE = {types.float32: vector_code(32, 3, _copy), types.float64: vector_code(64, 3, _copy)}
+_SECOND_CODE = {
+    types.float32: vector_code(32, 3, _copy_every_second), types.float64: vector_code(64, 3, _copy_every_second)
+}
+_TURN_CODE = {types.float32: vector_code(32, 4, _transpose), types.float64: vector_code(64, 4, _transpose)}
+
+
+@overload(copy_run)
+def _copy_run(source, s0, n, target, t0, zero):
+    if zero not in _COPY_CODE:
+        return copy_run
+    code, size = _COPY_CODE[zero], zero.bitwidth // 8
+
+    def vectors(source, s0, n, target, t0, zero):
+        code((source + s0 * size, n, target + t0 * size))
+
+    return vectors
+
+
+@overload(copy_every_second)
+def _copy_every_second_run(source, s0, n, target, t0, zero):
+    if zero not in _SECOND_CODE:
+        return copy_every_second
+    code, size = _SECOND_CODE[zero], zero.bitwidth // 8
+
+    def vectors(source, s0, n, target, t0, zero):
+        code((source + s0 * size, n, target + t0 * size))
+
+    return vectors
+
+
+@overload(outer_sum)
+def _outer_sum_tile(a, a0, rows, r0, a_terms, b, b0, b_terms, n, height, vectors, out, zero):
+    if zero not in _SUM_CODE:
+        return outer_sum
+    code, size = _SUM_CODE[zero], zero.bitwidth // 8
+
+    def tile(a, a0, rows, r0, a_terms, b, b0, b_terms, n, height, vectors, out, zero):
+        code((a + a0 * size, rows + r0 * 8, a_terms, b + b0 * size, b_terms, n, height, vectors, out))
+
+    return tile
+
+
+@overload(aligned)
+def _aligned(array):
+    return aligned
+
+
+@overload(pack)
+def _pack_panel(lines, l0, terms, n, columns, panel, p0, zero):
+    if zero not in _PACK_CODE:
+        return pack
+    code, size = _PACK_CODE[zero], zero.bitwidth // 8
+
+    def vectors(lines, l0, terms, n, columns, panel, p0, zero):
+        code((lines + l0 * size, terms, n, columns, panel + p0 * size))
+
+    return vectors
+
+
+@overload(put)
+def _put_tile(sums, column, n, height, target, t0, step, bias, k0, first, zero):
+    if zero not in _PUT_CODE:
+        return put
+    code, size = _PUT_CODE[zero], zero.bitwidth // 8
+
+    def vectors(sums, column, n, height, target, t0, step, bias, k0, first, zero):
+        code((sums + column * size, n, height, target + t0 * size, step, bias + k0 * size, np.int64(first)))
+
+    return vectors
+
+
+@overload(put_apart)
+def _put_apart_tile(sums, column, n, height, target, t0, step, apart, bias, k0, first, zero):
+    if zero not in _APART_CODE:
+        return put_apart
+    code, size = _APART_CODE[zero], zero.bitwidth // 8
+
+    def items(sums, column, n, height, target, t0, step, apart, bias, k0, first, zero):
+        code((sums + column * size, n, height, target + t0 * size, step, apart, bias + k0 * size, np.int64(first)))
+
+    return items
+
+
+@overload(transpose)
+def _transpose_block(source, s0, s_step, n, m, target, t0, t_step, zero):
+    if zero not in _TURN_CODE:
+        return transpose
+    code, one, size = _TURN_CODE[zero], _COPY_CODE[zero], zero.bitwidth // 8
+    square = VECTOR_BYTES // size
+
+    def vectors(source, s0, s_step, n, m, target, t0, t_step, zero):
+        rows, columns = n // square * square, m // square * square
+        for i in range(0, rows, square):
+            for j in range(0, columns, square):
+                begin, end = s0 + i * s_step + j, t0 + j * t_step + i
+                code((source + begin * size, s_step, target + end * size, t_step))
+        for i in range(n):
+            for j in range(columns if i < rows else 0, m):
+                one((source + (s0 + i * s_step + j) * size, 1, target + (t0 + j * t_step + i) * size))
+
+    return vectors

@@ -1,0 +1,233 @@
+"""What vector code is written with: the machine's registers, and LLVM's vectors in the words of mathematics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+
+def _host() -> tuple[int, int]:
+    """Bytes in a vector register of this machine, and how many of them there are."""
+    features = binding.get_host_cpu_features()
+    if features.get("avx512f"):
+        return 64, 32
+    if features.get("avx2") and features.get("fma"):
+        return 32, 16
+    if "aarch64" in binding.get_default_triple() or "arm64" in binding.get_default_triple():
+        return 16, 32
+    return 16, 16
+
+
+VECTOR_BYTES, REGISTERS = _host()
+
+
+def lanes(dtype: np.dtype) -> int:
+    """Numbers in a vector register; 1 where there is no vector code for the dtype."""
+    return VECTOR_BYTES // dtype.itemsize if dtype in (np.float32, np.float64) else 1
+
+
+def places(lanes: Sequence[int]) -> ir.Constant:
+    """Lanes as the constant that a shuffle takes."""
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes))
+
+
+class Vectors:
+    """The LLVM types and moves for one float type."""
+
+    def __init__(self, builder: ir.IRBuilder, bits: int) -> None:
+        self.builder = builder
+        self.lanes = VECTOR_BYTES * 8 // bits
+        self.item = ir.FloatType() if bits == 32 else ir.DoubleType()
+        self.vector = ir.VectorType(self.item, self.lanes)
+        self.align = bits // 8
+        self.zero = ir.Constant(self.vector, [0.0] * self.lanes)
+        function = ir.FunctionType(self.vector, [self.vector] * 3)
+        self._fma = cgutils.get_or_insert_function(builder.module, function, f"llvm.fma.v{self.lanes}f{bits}")
+        self.mask = ir.VectorType(ir.IntType(1), self.lanes)
+        self._mangled = f"v{self.lanes}f{bits}.p0"
+
+    def at(self, address: ir.Value, index: ir.Value) -> ir.Value:
+        """The address of item ``index`` of an array."""
+        return self.builder.gep(self.builder.inttoptr(address, self.item.as_pointer()), [index])
+
+    def load(self, pointer: ir.Value) -> ir.Value:
+        """A vector from memory of any alignment."""
+        return self.builder.load(self.builder.bitcast(pointer, self.vector.as_pointer()), align=self.align)
+
+    def store(self, value: ir.Value, pointer: ir.Value) -> None:
+        """A vector to memory of any alignment."""
+        self.builder.store(value, self.builder.bitcast(pointer, self.vector.as_pointer()), align=self.align)
+
+    def spread(self, pointer: ir.Value) -> ir.Value:
+        """One item in every lane."""
+        return self.filled(self.builder.load(pointer))
+
+    def filled(self, item: ir.Value) -> ir.Value:
+        """One value in every lane."""
+        undefined = ir.Constant(ir.VectorType(item.type, self.lanes), ir.Undefined)
+        first = self.builder.insert_element(undefined, item, ir.IntType(32)(0))
+        return self.builder.shuffle_vector(first, undefined, places([0] * self.lanes))
+
+    def first(self, n: ir.Value) -> ir.Value:
+        """A mask of the first ``n`` lanes: of all of them or of none where ``n`` is beyond their number."""
+        numbers = ir.Constant(ir.VectorType(ir.IntType(64), self.lanes), list(range(self.lanes)))
+        return self.builder.icmp_signed("<", numbers, self.filled(n))
+
+    def load_some(self, pointer: ir.Value, mask: ir.Value) -> ir.Value:
+        """A vector of which only the lanes of a mask are read from memory, the others 0."""
+        kind = ir.FunctionType(self.vector, [self.vector.as_pointer(), ir.IntType(32), self.mask, self.vector])
+        load = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.masked.load.{self._mangled}")
+        pointer = self.builder.bitcast(pointer, self.vector.as_pointer())
+        return self.builder.call(load, [pointer, ir.IntType(32)(self.align), mask, self.zero])
+
+    def store_some(self, value: ir.Value, pointer: ir.Value, mask: ir.Value) -> None:
+        """The lanes of a mask to memory."""
+        kind = ir.FunctionType(ir.VoidType(), [self.vector, self.vector.as_pointer(), ir.IntType(32), self.mask])
+        store = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.masked.store.{self._mangled}")
+        pointer = self.builder.bitcast(pointer, self.vector.as_pointer())
+        self.builder.call(store, [value, pointer, ir.IntType(32)(self.align), mask])
+
+    def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+        """``a * b + c`` in one rounding."""
+        return self.builder.call(self._fma, [a, b, c])
+
+
+    def loop(self, n: ir.Value, step: int, starts: list[ir.Value], body: Any) -> list[ir.Value]:
+        """Vectors that begin as ``starts`` and that ``body(index, vectors)`` replaces for ``0, step, … < n``."""
+        b, word = self.builder, ir.IntType(64)
+        before, inside, after = b.block, b.append_basic_block("loop"), b.append_basic_block("after")
+        b.cbranch(b.icmp_signed(">", n, word(0)), inside, after)
+        b.position_at_end(inside)
+        index, values = b.phi(word), [b.phi(self.vector) for _ in starts]
+        results = body(index, values)
+        end, following = b.block, b.add(index, word(step))  # the body may have had loops of its own
+        b.cbranch(b.icmp_signed("<", following, n), inside, after)
+        index.add_incoming(word(0), before)
+        index.add_incoming(following, end)
+        b.position_at_end(after)
+        finals = [b.phi(self.vector) for _ in starts]
+        for start, value, result, final in zip(starts, values, results, finals, strict=True):
+            value.add_incoming(start, before)
+            value.add_incoming(result, end)
+            final.add_incoming(start, before)
+            final.add_incoming(result, end)
+        return finals
+
+    def store_first(self, value: ir.Value, pointer: ir.Value, count: ir.Value) -> None:
+        """The first ``count`` lanes to memory, and nothing beyond them."""
+        with self.builder.if_else(self.builder.icmp_signed(">=", count, ir.IntType(64)(self.lanes))) as (whole, part):
+            with whole:
+                self.store(value, pointer)
+            with part:
+                self.store_some(value, pointer, self.first(count))
+
+    def scaled(self, value: ir.Value, factor: float, plus: ir.Value | None = None) -> ir.Value:
+        """``value * factor + plus`` with no more work than the factor needs."""
+        if plus is None:
+            return value if factor == 1 else self.builder.fmul(value, ir.Constant(self.vector, [factor] * self.lanes))
+        if abs(factor) == 1:
+            return self.builder.fadd(plus, value) if factor == 1 else self.builder.fsub(plus, value)
+        return self.fma(value, ir.Constant(self.vector, [factor] * self.lanes), plus)
+
+    def dot(self, row: Sequence[float], values: list[ir.Value]) -> ir.Value | None:
+        """``sum of row[i] * values[i]``, a term with the factor 1 first; nothing if the row is zero."""
+        terms = sorted(((c, x) for c, x in zip(row, values, strict=True) if c), key=lambda term: term[0] != 1)
+        total = None
+        for factor, value in terms:
+            total = self.scaled(value, factor, total)
+        return total
+
+    def combine(self, matrix: Sequence[Sequence[float]], values: list[ir.Value]) -> list[ir.Value]:
+        """``matrix @ values``; columns and then rows that differ in signs alone share their sums and differences."""
+        columns = [list(column) for column in zip(*matrix, strict=True)]
+        values = list(values)
+        for i, j in combinations(range(len(columns)), 2):
+            if any(columns[i]) and all(abs(p) == abs(q) for p, q in zip(columns[i], columns[j], strict=True)):
+                x, y = values[i], values[j]
+                values[i], values[j] = self.builder.fadd(x, y), self.builder.fsub(x, y)
+                both = list(zip(columns[i], columns[j], strict=True))
+                columns[i], columns[j] = [(p + q) / 2 for p, q in both], [(p - q) / 2 for p, q in both]
+        rows, results, i = list(zip(*columns, strict=True)), [], 0
+        while i < len(rows):
+            pair = list(zip(rows[i], rows[i + 1], strict=True)) if i + 1 < len(rows) else []
+            odd = [p if p == -q else 0.0 for p, q in pair]
+            if any(odd) and all(abs(p) == abs(q) for p, q in pair):
+                even = self.dot([p if p == q else 0.0 for p, q in pair], values)
+                factor = next(c for c in reversed(odd) if c)
+                half = self.dot([c / factor for c in odd], values)
+                results += [self.scaled(half, factor, even), self.scaled(half, -factor, even)]
+                i += 2
+            else:
+                results.append(self.dot(rows[i], values))
+                i += 1
+        return results
+
+    def concat(self, parts: list[ir.Value]) -> ir.Value:
+        """Vectors one behind the other; their number is a power of two."""
+        while len(parts) > 1:
+            pairs, width = zip(parts[::2], parts[1::2], strict=True), 2 * parts[0].type.count
+            parts = [self.builder.shuffle_vector(p, q, places(range(width))) for p, q in pairs]
+        return parts[0]
+
+    def pick(self, value: ir.Value, order: list[int]) -> ir.Value:
+        """The lanes in this order."""
+        return self.builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), places(order))
+
+    def gather(self, address: ir.Value, step: int, count: ir.Value) -> ir.Value:
+        """Items ``step`` apart, zero from item ``count`` on, where nothing is read."""
+        word, build = ir.IntType(64), self.builder
+        pointers = ir.VectorType(self.item.as_pointer(), self.lanes)
+        steps = ir.Constant(ir.VectorType(word, self.lanes), [i * step * self.align for i in range(self.lanes)])
+        places = build.inttoptr(build.add(self.filled(address), steps), pointers)
+        function = ir.FunctionType(self.vector, [pointers, ir.IntType(32), self.mask, self.vector])
+        bits = self.align * 8
+        name = f"llvm.masked.gather.v{self.lanes}f{bits}.v{self.lanes}p0"
+        code = cgutils.get_or_insert_function(build.module, function, name)
+        return build.call(code, [places, ir.IntType(32)(self.align), self.first(count), self.zero])
+
+
+def vector_code(bits: int, words: int, generate: Any) -> Any:
+    """An intrinsic of ``words`` addresses and lengths whose body ``generate(vectors, *arguments)`` writes."""
+
+    @intrinsic
+    def code(typing_context, arguments):
+        def codegen(context, builder, signature, args):
+            values = cgutils.unpack_tuple(builder, args[0], words)
+            generate(Vectors(builder, bits), *values)
+            return context.get_dummy_value()
+
+        return types.void(types.UniTuple(types.intp, words)), codegen
+
+    return code
+
+
+def address(array, zero):
+    """A contiguous array as vector code takes it: where it begins. Where there is none it is the array itself.
+
+    In compiled code an array that is handed on is counted, and threads that count one array wait for each other. An
+    address keeps no array alive; its name has to be used after it.
+    """
+    return array
+
+
+@overload(address)
+def _address(array, zero):
+    if zero in (types.float32, types.float64):
+        return lambda array, zero: array.ctypes.data
+    return lambda array, zero: array
+
+
+def keep(*arrays):
+    """Arrays whose addresses were in use until here."""
+
+
+@overload(keep)
+def _keep(*arrays):
+    return lambda *arrays: None
