@@ -8,6 +8,8 @@ what Python sees when compilation is off.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -93,6 +95,10 @@ def copy_run(source, s0, n, target, t0):
 # vector code --------------------------------------------------------------------------------------------------------
 
 
+def _places(lanes: Sequence[int]) -> ir.Constant:
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes))
+
+
 class _Vectors:
     """The LLVM types and moves for one float type."""
 
@@ -108,6 +114,10 @@ class _Vectors:
         add = ir.FunctionType(self.item, [self.item, self.vector])
         name = f"llvm.vector.reduce.fadd.v{self.lanes}f{bits}"
         self._sum = cgutils.get_or_insert_function(builder.module, add, name)
+        mask = ir.VectorType(ir.IntType(1), self.lanes)
+        some = ir.FunctionType(ir.VoidType(), [self.vector, self.vector.as_pointer(), ir.IntType(32), mask])
+        name = f"llvm.masked.store.v{self.lanes}f{bits}.p0"
+        self._store_some = cgutils.get_or_insert_function(builder.module, some, name)
 
     def at(self, address: ir.Value, index: ir.Value) -> ir.Value:
         """The address of item ``index`` of an array."""
@@ -123,10 +133,13 @@ class _Vectors:
 
     def spread(self, pointer: ir.Value) -> ir.Value:
         """One item in every lane."""
-        undefined = ir.Constant(self.vector, ir.Undefined)
-        first = self.builder.insert_element(undefined, self.builder.load(pointer), ir.IntType(32)(0))
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
-        return self.builder.shuffle_vector(first, undefined, zeros)
+        return self.filled(self.builder.load(pointer))
+
+    def filled(self, item: ir.Value) -> ir.Value:
+        """One value in every lane."""
+        undefined = ir.Constant(ir.VectorType(item.type, self.lanes), ir.Undefined)
+        first = self.builder.insert_element(undefined, item, ir.IntType(32)(0))
+        return self.builder.shuffle_vector(first, undefined, _places([0] * self.lanes))
 
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         """``a * b + c`` in one rounding."""
@@ -135,6 +148,69 @@ class _Vectors:
     def sum(self, v: ir.Value) -> ir.Value:
         """The lanes added up as a tree."""
         return self.builder.call(self._sum, [ir.Constant(self.item, -0.0), v], fastmath=["reassoc"])
+
+    def scaled(self, value: ir.Value, factor: float, plus: ir.Value | None = None) -> ir.Value:
+        """``value * factor + plus`` with no more work than the factor needs."""
+        if plus is None:
+            return value if factor == 1 else self.builder.fmul(value, ir.Constant(self.vector, [factor] * self.lanes))
+        if abs(factor) == 1:
+            return self.builder.fadd(plus, value) if factor == 1 else self.builder.fsub(plus, value)
+        return self.fma(value, ir.Constant(self.vector, [factor] * self.lanes), plus)
+
+    def dot(self, row: Sequence[float], values: list[ir.Value]) -> ir.Value | None:
+        """``sum of row[i] * values[i]``, a term with the factor 1 first; nothing if the row is zero."""
+        terms = sorted(((c, x) for c, x in zip(row, values, strict=True) if c), key=lambda term: term[0] != 1)
+        total = None
+        for factor, value in terms:
+            total = self.scaled(value, factor, total)
+        return total
+
+    def combine(self, matrix: Sequence[Sequence[float]], values: list[ir.Value]) -> list[ir.Value]:
+        """``matrix @ values``; columns and then rows that differ in signs alone share their sums and differences."""
+        columns = [list(column) for column in zip(*matrix, strict=True)]
+        values = list(values)
+        for i, j in combinations(range(len(columns)), 2):
+            if any(columns[i]) and all(abs(p) == abs(q) for p, q in zip(columns[i], columns[j], strict=True)):
+                x, y = values[i], values[j]
+                values[i], values[j] = self.builder.fadd(x, y), self.builder.fsub(x, y)
+                both = list(zip(columns[i], columns[j], strict=True))
+                columns[i], columns[j] = [(p + q) / 2 for p, q in both], [(p - q) / 2 for p, q in both]
+        rows, results, i = list(zip(*columns, strict=True)), [], 0
+        while i < len(rows):
+            pair = list(zip(rows[i], rows[i + 1], strict=True)) if i + 1 < len(rows) else []
+            odd = [p if p == -q else 0.0 for p, q in pair]
+            if any(odd) and all(abs(p) == abs(q) for p, q in pair):
+                even = self.dot([p if p == q else 0.0 for p, q in pair], values)
+                factor = next(c for c in reversed(odd) if c)
+                half = self.dot([c / factor for c in odd], values)
+                results += [self.scaled(half, factor, even), self.scaled(half, -factor, even)]
+                i += 2
+            else:
+                results.append(self.dot(rows[i], values))
+                i += 1
+        return results
+
+    def concat(self, parts: list[ir.Value]) -> ir.Value:
+        """Vectors one behind the other; their number is a power of two."""
+        while len(parts) > 1:
+            pairs, width = zip(parts[::2], parts[1::2], strict=True), 2 * parts[0].type.count
+            parts = [self.builder.shuffle_vector(p, q, _places(range(width))) for p, q in pairs]
+        return parts[0]
+
+    def pick(self, value: ir.Value, places: list[int]) -> ir.Value:
+        """The lanes at these places."""
+        return self.builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), _places(places))
+
+    def store_some(self, value: ir.Value, pointer: ir.Value, count: ir.Value) -> None:
+        """The first ``count`` lanes to memory, and nothing beyond them."""
+        word, build = ir.IntType(64), self.builder
+        with build.if_else(build.icmp_signed(">=", count, word(self.lanes))) as (all_of_it, less):
+            with all_of_it:
+                self.store(value, pointer)
+            with less:
+                mask = build.icmp_signed("<", _places(range(self.lanes)), self.filled(build.trunc(count, ir.IntType(32))))
+                target = build.bitcast(pointer, self.vector.as_pointer())
+                build.call(self._store_some, [value, target, ir.IntType(32)(self.align), mask])
 
     def loop(self, n: ir.Value, step: int, starts: list[ir.Value], body: Any) -> list[ir.Value]:
         """Vectors that begin as ``starts`` and that ``body(index, vectors)`` replaces for ``0, step, … < n``."""
@@ -253,5 +329,200 @@ def _copy_run(source, s0, n, target, t0):
 
     def vectors(source, s0, n, target, t0):
         code((source.ctypes.data + s0 * size, n, target.ctypes.data + t0 * size))
+
+    return vectors
+
+
+# Winograd's moves ---------------------------------------------------------------------------------------------------
+
+
+def panel_tile(a, a0, a_row, a_step, b, b0, b_step, n, out, o0, o_row, rows, columns):
+    """``out[i, j] = sum over q < n of a[i, q] * b[q, j]``, ``rows`` by ``columns``, all flat and with steps.
+
+    ``rows, columns`` are at most ``outer_shape``, ``rows`` that exactly; columns are whole vectors.
+    """
+    for i in range(rows):
+        for j in range(columns):
+            total = out.dtype.type(0)
+            for q in range(n):
+                total += a[a0 + i * a_row + q * a_step] * b[b0 + q * b_step + j]
+            out[o0 + i * o_row + j] = total
+
+
+def unweave(source, s0, tiles, target, t0, step):
+    """``target[t0 + j * step + t] = source[s0 + 4 * t + j]``: six columns of tiles that begin four pixels apart.
+
+    It may touch up to four whole vectors and one more of the source, and a vector of the target, beyond the last tile.
+    """
+    for t in range(tiles):
+        for j in range(6):
+            target[t0 + j * step + t] = source[s0 + 4 * t + j]
+
+
+def weave(source, s0, step, bias, k, target, t0, n):
+    """``target[t0 + 4 * t + j] = source[s0 + j * step + t] + bias[k]`` for the first ``n`` pixels, and no other."""
+    for p in range(n):
+        target[t0 + p] = source[s0 + p % 4 * step + p // 4] + bias[k]
+
+
+def sandwich(matrix: Any, with_sum: bool = False) -> Any:
+    """A function that computes ``m @ X @ m.T`` for many small ``X`` side by side, and their entries' sum if asked.
+
+    Entry ``(i, k)`` of the ``X`` number ``j < n`` is ``source[s0 + i * s_row + k * s_column + j]``; entry number ``e``
+    of its result goes to ``target[t0 + e * t_step + j]``. ``n`` is whole vectors.
+    """
+    m = tuple(tuple(float(value) for value in row) for row in matrix)
+    outer, inner = len(m), len(m[0])
+
+    def product(source, s0, s_row, s_column, target, t0, t_step, n):
+        for j in range(n):
+            everything = target.dtype.type(0)
+            for i in range(outer):
+                for k in range(outer):
+                    total = target.dtype.type(0)
+                    for p in range(inner):
+                        for q in range(inner):
+                            total += source[s0 + p * s_row + q * s_column + j] * (m[i][p] * m[k][q])
+                    target[t0 + (i * outer + k) * t_step + j] = total
+                    everything += total
+            if with_sum:
+                target[t0 + outer * outer * t_step + j] = everything
+
+    def generate(v, source, s_row, s_column, target, t_step, n):
+        word, build = ir.IntType(64), v.builder
+
+        def body(j, _):
+            columns = []
+            for k in range(inner):
+                at = build.add(j, build.mul(word(k), s_column))
+                pixels = [v.load(v.at(source, build.add(at, build.mul(word(i), s_row)))) for i in range(inner)]
+                columns.append(v.combine(m, pixels))
+            results = [v.combine(m, [columns[k][i] for k in range(inner)]) for i in range(outer)]
+            results = [value for row in results for value in row]
+            if with_sum:
+                everything = results[0]
+                for value in results[1:]:
+                    everything = build.fadd(everything, value)
+                results.append(everything)
+            for e, value in enumerate(results):
+                v.store(value, v.at(target, build.add(j, build.mul(word(e), t_step))))
+            return []
+
+        v.loop(n, v.lanes, [], body)
+
+    codes = {types.float32: _vector_code(32, 6, generate), types.float64: _vector_code(64, 6, generate)}
+
+    @overload(product)
+    def _product(source, s0, s_row, s_column, target, t0, t_step, n):
+        code, size = codes.get(target.dtype), target.dtype.bitwidth // 8
+        if code is None:
+            return product
+
+        def vectors(source, s0, s_row, s_column, target, t0, t_step, n):
+            code((source.ctypes.data + s0 * size, s_row, s_column, target.ctypes.data + t0 * size, t_step, n))
+
+        return vectors
+
+    return product
+
+
+def _panel(v: _Vectors, a: Any, a_row: Any, a_step: Any, b: Any, b_step: Any, n: Any, out: Any, o_row: Any, columns: Any
+) -> None:
+    word, build = ir.IntType(64), v.builder
+    weights = OUTER[0]
+
+    def tile(vectors: int) -> None:
+        def add(q: Any, sums: list[Any]) -> list[Any]:
+            pixels = [v.load(v.at(b, build.add(build.mul(q, b_step), word(j * v.lanes)))) for j in range(vectors)]
+            results = []
+            for i in range(weights):
+                weight = v.spread(v.at(a, build.add(build.mul(word(i), a_row), build.mul(q, a_step))))
+                results += [v.fma(weight, pixels[j], sums[i * vectors + j]) for j in range(vectors)]
+            return results
+
+        totals = v.loop(n, 1, [v.zero] * (weights * vectors), add)
+        for i in range(weights):
+            for j in range(vectors):
+                v.store(totals[i * vectors + j], v.at(out, build.add(build.mul(word(i), o_row), word(j * v.lanes))))
+
+    for vectors in range(1, OUTER[1] + 1):
+        with build.if_then(build.icmp_signed("==", columns, word(vectors * v.lanes))):
+            tile(vectors)
+
+
+def _unweave(v: _Vectors, source: Any, tiles: Any, target: Any, step: Any) -> None:
+    word, build = ir.IntType(64), v.builder
+
+    def body(t: Any, _: list[Any]) -> list[Any]:
+        pixels = [v.load(v.at(source, build.add(build.mul(t, word(4)), word(u * v.lanes)))) for u in range(5)]
+        near = v.concat(pixels[:4])
+        for j in range(6):
+            places = [4 * l + j for l in range(v.lanes)]
+            column = v.pick(near, places) if j < 4 else v.pick(v.concat([*pixels, *pixels[4:] * 3]), places)
+            v.store(column, v.at(target, build.add(t, build.mul(word(j), step))))
+        return []
+
+    v.loop(tiles, v.lanes, [], body)
+
+
+def _weave(v: _Vectors, source: Any, step: Any, start: Any, target: Any, n: Any) -> None:
+    word, build = ir.IntType(64), v.builder
+    bias = v.spread(v.at(start, word(0)))
+
+    def body(p: Any, _: list[Any]) -> list[Any]:
+        t = build.sdiv(p, word(4))
+        columns = [build.fadd(v.load(v.at(source, build.add(t, build.mul(word(j), step)))), bias) for j in range(4)]
+        every = v.concat(columns)
+        for u in range(4):
+            places = [e % 4 * v.lanes + e // 4 for e in range(u * v.lanes, (u + 1) * v.lanes)]
+            pixels, at = v.pick(every, places), build.add(p, word(u * v.lanes))
+            v.store_some(pixels, v.at(target, at), build.sub(n, at))
+        return []
+
+    v.loop(n, 4 * v.lanes, [], body)
+
+
+_PANEL_CODE = {types.float32: _vector_code(32, 9, _panel), types.float64: _vector_code(64, 9, _panel)}
+_UNWEAVE_CODE = {types.float32: _vector_code(32, 4, _unweave), types.float64: _vector_code(64, 4, _unweave)}
+_WEAVE_CODE = {types.float32: _vector_code(32, 5, _weave), types.float64: _vector_code(64, 5, _weave)}
+
+
+@overload(panel_tile)
+def _panel_tile(a, a0, a_row, a_step, b, b0, b_step, n, out, o0, o_row, rows, columns):
+    code, size = _PANEL_CODE.get(out.dtype), out.dtype.bitwidth // 8
+    if code is None:
+        return panel_tile
+
+    def vectors(a, a0, a_row, a_step, b, b0, b_step, n, out, o0, o_row, rows, columns):
+        code((
+            a.ctypes.data + a0 * size, a_row, a_step, b.ctypes.data + b0 * size, b_step, n, out.ctypes.data + o0 * size,
+            o_row, columns,
+        ))
+
+    return vectors
+
+
+@overload(unweave)
+def _unweave_tiles(source, s0, tiles, target, t0, step):
+    code, size = _UNWEAVE_CODE.get(target.dtype), target.dtype.bitwidth // 8
+    if code is None:
+        return unweave
+
+    def vectors(source, s0, tiles, target, t0, step):
+        code((source.ctypes.data + s0 * size, tiles, target.ctypes.data + t0 * size, step))
+
+    return vectors
+
+
+@overload(weave)
+def _weave_tiles(source, s0, step, bias, k, target, t0, n):
+    code, size = _WEAVE_CODE.get(target.dtype), target.dtype.bitwidth // 8
+    if code is None:
+        return weave
+
+    def vectors(source, s0, step, bias, k, target, t0, n):
+        code((
+            source.ctypes.data + s0 * size, step, bias.ctypes.data + k * size, target.ctypes.data + t0 * size, n,
+        ))
 
     return vectors
