@@ -11,7 +11,7 @@ import numpy as np
 from .. import _memory
 from .._indexing import CONSTANT, source
 from ..geometry import ConvGeometry, axes_table
-from . import im2col, kernel2row
+from . import im2col, kernel2row, winograd
 from .im2col import groups_of
 
 
@@ -21,6 +21,8 @@ def grad_input(algorithm: ModuleType, dY: np.ndarray, w: np.ndarray, geometry: C
         kernel2row.grad_input(dY, w, geometry.axes, geometry.boundary_code, dX)
     elif algorithm is im2col:
         unfolded(geometry, dX, lambda zero_padded, dX: im2col.grad_input(dY, w, zero_padded.axes, dX))
+    elif algorithm is winograd:
+        unfolded(geometry, dX, lambda zero_padded, dX: winograd.grad_input(dY, w, zero_padded, dX))
     else:
         unfolded(geometry, dX, lambda zero_padded, dX: by_phases(algorithm, dY, w, zero_padded, dX))
 

@@ -431,12 +431,17 @@ def _panel(v: _Vectors, a: Any, a_row: Any, a_step: Any, b: Any, b_step: Any, n:
     word, build = ir.IntType(64), v.builder
     weights = OUTER[0]
 
+    # Opaque, or LLVM makes one pointer hop from row to row, and a short tile waits for its hops.
+    same = ir.FunctionType(word, [word])
+    begins = [build.add(a, build.mul(word(i * v.align), a_row)) for i in range(weights)]
+    begins = [build.asm(same, "", "=r,0", [begin], False) for begin in begins]
+
     def tile(vectors: int) -> None:
         def add(q: Any, sums: list[Any]) -> list[Any]:
             pixels = [v.load(v.at(b, build.add(build.mul(q, b_step), word(j * v.lanes)))) for j in range(vectors)]
             results = []
             for i in range(weights):
-                weight = v.spread(v.at(a, build.add(build.mul(word(i), a_row), build.mul(q, a_step))))
+                weight = v.spread(v.at(begins[i], build.mul(q, a_step)))
                 results += [v.fma(weight, pixels[j], sums[i * vectors + j]) for j in range(vectors)]
             return results
 

@@ -16,11 +16,11 @@ import numba
 import numpy as np
 from numba import prange
 
-from .._indexing import OUT, SIZE, START, STEP
-from ..geometry import ConvGeometry
+from .._indexing import CONSTANT, OUT, SIZE, START, STEP
+from ..geometry import ConvGeometry, axes_table
 from ._jit import Kernel, flat, helper, source
 from .rows import accumulate
-from .simd import lanes, outer_shape, panel_tile, sandwich, unweave, weave
+from .simd import copy_run, lanes, outer_shape, panel_tile, sandwich, unweave, weave
 
 TILE, TAPS = 4, 3
 WINDOW = TILE + TAPS - 1
@@ -48,30 +48,46 @@ AT, G, BT = transforms()
 of_outputs, of_weights, of_pixels = sandwich(AT, with_sum=True), sandwich(G), sandwich(BT)
 
 #: Bytes of the products of one block, which wait in the L2 cache for their transform; channels in a weights' task.
-PRODUCTS, CHUNK = 256 << 10, 256
+PRODUCTS, CHUNK = 512 << 10, 128
+APART = CHUNK + 80
 
-#: Panels of tiles in a block.
-PANELS = 2
+#: Vectors between the 36 places of V and M, so that they do not meet in one set of the cache.
+PAD = 5
 
-
-@Kernel
-def _weights(w, first, row, column, width, U):
-    # w (kernels, 9), U (36 * width and more): kernels side by side, whichever of their channels are outputs.
-    n = w.shape[0]
-    for task in prange((n + CHUNK - 1) // CHUNK):
-        taps = np.zeros(TAPS * TAPS * CHUNK, U.dtype)
-        p0 = task * CHUNK
-        part = w[p0 : min(p0 + CHUNK, n)]
-        for t in range(TAPS * TAPS):
-            line = taps[t * CHUNK : (t + 1) * CHUNK]
-            for j in range(part.shape[0]):
-                line[j] = part[j, t]
-        of_weights(taps, first * CHUNK, row * CHUNK, column * CHUNK, U, p0, width, min(CHUNK, width - p0))
+#: Panels of tiles in a block; up to how many tiles each worker transforms its own weights, and how many bytes at a time.
+PANELS, FEW, WEIGHTS = 1, 64, 320 << 10
 
 
 @helper
-def runs_of(t0, t1, axes, boundary, image_size, runs, rows, edge_to, edge_from, width):
-    """Where tiles ``t0 .. t1`` meet the image, whichever the channel; returns how many runs and how many edges.
+def transform(w, p0, size, first, row, column, slack, taps, places, U, u0, width):
+    """``G w G^T`` of ``size`` kernels side by side, from kernel ``p0`` on: place ``xi`` of them to ``u0 + xi * width``.
+
+    The taps of a kernel begin at ``first`` and go on in steps of ``row`` and ``column``.
+    """
+    for c0 in range(0, size, CHUNK):
+        n = min(CHUNK, size - c0)
+        for j in range(n):
+            for t in range(TAPS * TAPS):
+                taps[t * CHUNK + j] = w[p0 + c0 + j, t]
+        whole = (n + slack - 1) // slack * slack
+        of_weights(taps, first * CHUNK, row * CHUNK, column * CHUNK, places, 0, APART, whole)
+        for xi in range(PLACES):
+            copy_run(places, xi * APART, n, U, u0 + xi * width + c0)
+
+
+@Kernel
+def _weights(w, first, row, column, width, slack, U):
+    # w (kernels, 9), U (36 * width and more): the kernels side by side, whichever of their channels are outputs.
+    n = w.shape[0]
+    for task in prange((n + CHUNK - 1) // CHUNK):
+        taps, places = np.zeros(TAPS * TAPS * CHUNK, U.dtype), np.empty(PLACES * APART, U.dtype)
+        p0 = task * CHUNK
+        transform(w, p0, min(CHUNK, n - p0), first, row, column, slack, taps, places, U, p0, width)
+
+
+@helper
+def runs_of(t0, t1, axes, boundary, image_size, runs, rows, edges, counts, width):
+    """Where tiles ``t0 .. t1`` meet the image, whichever the channel; ``counts`` has how many runs and edges.
 
     A run is tiles side by side: its first (counted from ``t0``), how many, and the image, output row and column of the
     first. ``rows`` has the six rows of pixels, -1 for the constant, -2 where no output looks. Edges are the places of
@@ -80,7 +96,7 @@ def runs_of(t0, t1, axes, boundary, image_size, runs, rows, edge_to, edge_from, 
     H, L = axes[0, SIZE], axes[1, SIZE]
     across, down = (axes[1, OUT] + TILE - 1) // TILE, (axes[0, OUT] + TILE - 1) // TILE
     top, left = axes[0, START] + min(0, 2 * axes[0, STEP]), axes[1, START] + min(0, 2 * axes[1, STEP])
-    count, edges, t = 0, 0, t0
+    count, met, t = 0, 0, t0
     while t < t1:
         image, O, o = t // (across * down), t // across % down * TILE, t % across * TILE
         run = min(across - t % across, t1 - t)
@@ -96,26 +112,27 @@ def runs_of(t0, t1, axes, boundary, image_size, runs, rows, edge_to, edge_from, 
                             column = -2
                             if first + j < left + axes[1, OUT] + TAPS - 1:
                                 column = source(first + j, L, boundary)
-                            edge_to[edges] = (i * WINDOW + j) * width + t - t0 + s
-                            edge_from[edges] = image * image_size + row * L + column if column >= 0 else column
-                            edges += 1
+                            edges[0, met] = (i * WINDOW + j) * width + t - t0 + s
+                            edges[1, met] = image * image_size + row * L + column if column >= 0 else column
+                            met += 1
         t += run
         count += 1
-    return count, edges
+    counts[0], counts[1] = count, met
 
 
 @helper
-def windows(x, channel, image_size, first, L, fill, slack, runs, rows, edge_to, edge_from, width, window):
+def windows(x, channel, image_size, first, L, fill, slack, p, counts, runs, rows, edges, width, window):
     """The 36 pixels of each tile of one channel: ``window[place * width + tile]``."""
-    for u in range(runs.shape[0]):
-        at, run, image, o = runs[u, 0], runs[u, 1], runs[u, 2], runs[u, 4]
+    for u in range(counts[p, 0]):
+        at, run, image, o = runs[p, u, 0], runs[p, u, 1], runs[p, u, 2], runs[p, u, 4]
         begin = image * image_size + channel + first + o
         reach = TILE * ((run + slack - 1) // slack * slack) + slack
         for i in range(WINDOW):
             row, place = rows[u, i], i * WINDOW * width + at
             if row < 0:
                 for j in range(WINDOW):
-                    window[place + j * width : place + j * width + run] = fill if row == -1 else 0
+                    for s in range(run):
+                        window[place + j * width + s] = fill if row == -1 else 0
                 continue
             s0 = begin + row * L
             if s0 >= 0 and s0 + reach <= x.size:
@@ -125,9 +142,9 @@ def windows(x, channel, image_size, first, L, fill, slack, runs, rows, edge_to, 
                     for j in range(WINDOW):
                         if 0 <= s0 + s * TILE + j < x.size:
                             window[place + j * width + s] = x[s0 + s * TILE + j]
-    for e in range(edge_to.size):
-        pixel = edge_from[e]
-        window[edge_to[e]] = x[pixel + channel] if pixel >= 0 else (fill if pixel == -1 else 0)
+    for e in range(counts[p, 1]):
+        pixel = edges[1, e]
+        window[edges[0, e]] = x[pixel + channel] if pixel >= 0 else (fill if pixel == -1 else 0)
 
 
 @helper
@@ -149,128 +166,185 @@ def row_again(x, w, bias, axes, boundary, fill, n, c0, k, w0, w_step, channels, 
 
 @Kernel
 def _forward(
-    x, w, U, width, w_row, w_step, groups, bias, axes, boundary, fill, MR, NR, slack, blocks, shares, KB, V, M, y
+    x, w, first, row, column, U, width, turned, groups, bias, axes, boundary, fill, MR, NR, slack, blocks, shares, KB,
+    V, M, U_own, y,
 ):
-    # x (N, C, H, L), U (36 * width), y (N, K, rows, columns). Weight (k, c) of group g is kernel number
-    # g * K/G * C/G + k * w_row + c * w_step. V and M are the workers' own.
+    # x (N, C, H, L), w (kernels, 9), U (36 * width), y (N, K, rows, columns). A task is a block of tiles and a share of
+    # the output channels; V, M and U_own are the workers' own. Kernels are numbered (g, k, c), or (g, c, k) if turned.
     N, C, H, L = x.shape
     K, R_out, L_out = y.shape[1:]
     Cg, Kg = C // groups, K // groups
     T = N * ((R_out + TILE - 1) // TILE) * ((L_out + TILE - 1) // TILE)
-    vectors = (T + slack - 1) // slack
-    panels = ((vectors + blocks - 1) // blocks * slack + NR - 1) // NR
-    V_step, M_step = Cg * NR, panels * KB * NR
-    left = axes[1, START] + min(0, 2 * axes[1, STEP])
-    wide = NR + slack
+    vectors, strips = (T + slack - 1) // slack, (Kg + MR - 1) // MR
+    wide = min(NR, (vectors + blocks - 1) // blocks * slack)  # columns of a panel
+    panels = ((vectors + blocks - 1) // blocks * slack + wide - 1) // wide
+    V_step, M_step = Cg * wide + PAD * slack, panels * KB * wide + PAD * slack
+    own = U_own.shape[1] > 0
     pixels, outputs = x.reshape(x.size), y.reshape(y.size)
+    left = axes[1, START] + min(0, (TAPS - 1) * axes[1, STEP])
     workers, tasks = V.shape[0], groups * blocks * shares
-    strips = (Kg + MR - 1) // MR
     for worker in prange(workers):
-        V_own, M_own = V[worker], M[worker]
-        window = np.zeros(PLACES * wide, x.dtype)
-        result = np.empty((TILE * TILE + 1) * NR + slack, x.dtype)
+        V_here, M_here, U_here = V[worker], M[worker], U_own[worker] if own else U
+        taps, places = np.zeros(TAPS * TAPS * CHUNK, x.dtype), np.empty(PLACES * APART, x.dtype)
+        window, result = np.zeros(PLACES * (NR + slack), x.dtype), np.empty((TILE * TILE + 1) * NR + slack, x.dtype)
         runs, rows = np.empty((panels, NR, 5), np.int64), np.empty((NR, WINDOW), np.int64)
-        edge_to, edge_from = np.empty(PLACES * NR, np.int64), np.empty(PLACES * NR, np.int64)
-        counts = np.empty(panels, np.int64)
+        edges, counts = np.empty((2, PLACES * NR), np.int64), np.empty((panels, 2), np.int64)
         for task in range(tasks * worker // workers, tasks * (worker + 1) // workers):
             share, block, g = task % shares, task // shares % blocks, task // shares // blocks
             t0, t1 = vectors * block // blocks * slack, min(vectors * (block + 1) // blocks * slack, T)
             for p in range(panels):
-                p0, p1 = min(t0 + p * NR, t1), min(t0 + (p + 1) * NR, t1)
-                count, edges = runs_of(p0, p1, axes, boundary, C * H * L, runs[p], rows, edge_to, edge_from, wide)
-                counts[p] = count
+                p0, p1 = min(t0 + p * wide, t1), min(t0 + (p + 1) * wide, t1)
+                runs_of(p0, p1, axes, boundary, C * H * L, runs[p], rows, edges, counts[p], NR + slack)
                 whole = (p1 - p0 + slack - 1) // slack * slack
                 for c in range(Cg):
                     windows(
-                        pixels, (g * Cg + c) * H * L, C * H * L, left, L, fill, slack, runs[p, :count], rows,
-                        edge_to[:edges], edge_from[:edges], wide, window,
+                        pixels, (g * Cg + c) * H * L, C * H * L, left, L, fill, slack, p, counts, runs, rows, edges,
+                        NR + slack, window,
                     )
-                    of_pixels(window, 0, WINDOW * wide, wide, V_own, p * PLACES * V_step + c * NR, V_step, whole)
-            for k0 in range(strips * share // shares * MR, strips * (share + 1) // shares * MR, KB):
-                k1 = min(k0 + KB, strips * (share + 1) // shares * MR)
+                    of_pixels(
+                        window, 0, WINDOW * (NR + slack), NR + slack,
+                        V_here, p * PLACES * V_step + c * wide, V_step, whole,
+                    )
+            k_end = strips * (share + 1) // shares * MR
+            for k0 in range(strips * share // shares * MR, k_end, KB):
+                k1 = min(k0 + KB, k_end)
+                kernels, U0, U_step = min(k1, Kg) - k0, g * Kg * Cg + (k0 if turned else k0 * Cg), width
+                if own:
+                    U_step = KB * Cg + PAD * slack
+                    if turned:
+                        for c in range(Cg):
+                            transform(
+                                w, U0 + c * Kg, kernels, first, row, column, slack, taps, places, U_here, c * KB, U_step
+                            )
+                    else:
+                        transform(
+                            w, U0, kernels * Cg, first, row, column, slack, taps, places, U_here, 0, U_step
+                        )
+                    U0 = 0
+                k_step, c_step = (1, KB if own else Kg) if turned else (Cg, 1)
                 for xi in range(PLACES):
                     for p in range(panels):
-                        whole = (min(NR, t1 - t0 - p * NR) + slack - 1) // slack * slack
-                        for k in range(k0, k1, MR):
+                        whole = (min(wide, t1 - t0 - p * wide) + slack - 1) // slack * slack
+                        for k in range(0, k1 - k0, MR):
                             panel_tile(
-                                U, xi * width + g * Kg * Cg + k * w_row, w_row, w_step,
-                                V_own, (p * PLACES + xi) * V_step, NR, Cg,
-                                M_own, xi * M_step + (p * KB + k - k0) * NR, NR, MR, whole,
+                                U_here, xi * U_step + U0 + k * k_step, k_step, c_step,
+                                V_here, (p * PLACES + xi) * V_step, wide, Cg,
+                                M_here, xi * M_step + (p * KB + k) * wide, wide, MR, whole,
                             )
-                for k in range(k0, min(k1, Kg)):
+                for k in range(kernels):
                     for p in range(panels):
-                        tiles = min(NR, t1 - t0 - p * NR)
+                        tiles = min(wide, t1 - t0 - p * wide)
                         whole = (tiles + slack - 1) // slack * slack
-                        of_outputs(
-                            M_own, (p * KB + k - k0) * NR, WINDOW * M_step, M_step, result, 0, NR, whole
-                        )
-                        sums = result[TILE * TILE * NR :]
-                        nothing = fill * 0
-                        for t in range(tiles):
-                            nothing += sums[t] * 0
-                        for u in range(counts[p]):
-                            at, run, n, O, o = runs[p, u]
-                            columns = min(run * TILE, L_out - o)
-                            for i in range(min(TILE, R_out - O)):
-                                begin = ((n * K + g * Kg + k) * R_out + O + i) * L_out + o
-                                weave(result, i * TILE * NR + at, NR, bias, g * Kg + k, outputs, begin, columns)
-                        if nothing == 0:
-                            continue
-                        for u in range(counts[p]):
-                            at, run, n, O, o = runs[p, u]
-                            for s in range(run):
-                                if sums[at + s] * 0 == 0:
-                                    continue
-                                begin = o + s * TILE
-                                for i in range(min(TILE, R_out - O)):
-                                    row_again(
-                                        x, w, bias, axes, boundary, fill, n, g * Cg, g * Kg + k,
-                                        g * Kg * Cg + k * w_row, w_step, Cg, O + i, begin,
-                                        y[n, g * Kg + k, O + i, begin : min(begin + TILE, L_out)],
-                                    )
+                        of_outputs(M_here, (p * KB + k) * wide, WINDOW * M_step, M_step, result, 0, NR, whole)
+                        if not unload(result, NR, tiles, p, counts, runs, bias, g * Kg + k0 + k, fill, outputs, y):
+                            repair(
+                                result, NR, x, w, bias, axes, boundary, fill, p, counts, runs, g, k0 + k, Cg, turned, y
+                            )
+
+
+@helper
+def unload(result, NR, tiles, p, counts, runs, bias, k, fill, outputs, y):
+    """Put the outputs of a panel's tiles into their rows of channel ``k``; returns whether all of them are finite."""
+    K, R_out, L_out = y.shape[1:]
+    nothing = fill * 0
+    for t in range(tiles):
+        nothing += result[TILE * TILE * NR + t] * 0
+    for u in range(counts[p, 0]):
+        at, run, n, O, o = runs[p, u, 0], runs[p, u, 1], runs[p, u, 2], runs[p, u, 3], runs[p, u, 4]
+        for i in range(min(TILE, R_out - O)):
+            begin = ((n * K + k) * R_out + O + i) * L_out + o
+            weave(result, i * TILE * NR + at, NR, bias, k, outputs, begin, min(run * TILE, L_out - o))
+    return nothing == 0
+
+
+@helper
+def repair(result, NR, x, w, bias, axes, boundary, fill, p, counts, runs, g, k, Cg, turned, y):
+    """Sum the tiles that are not finite again, as they are written."""
+    R_out, L_out = y.shape[2:]
+    Kg = y.shape[1] // (x.shape[1] // Cg)
+    w0, w_step = (k, Kg) if turned else (k * Cg, 1)
+    for u in range(counts[p, 0]):
+        at, run, n, O, o = runs[p, u, 0], runs[p, u, 1], runs[p, u, 2], runs[p, u, 3], runs[p, u, 4]
+        for s in range(run):
+            if result[TILE * TILE * NR + at + s] * 0 != 0:
+                begin = o + s * TILE
+                for i in range(min(TILE, R_out - O)):
+                    row_again(
+                        x, w, bias, axes, boundary, fill, n, g * Cg, g * Kg + k, g * Kg * Cg + w0, w_step, Cg, O + i,
+                        begin, y[n, g * Kg + k, O + i, begin : min(begin + TILE, L_out)],
+                    )
 
 
 def forward(
     x: np.ndarray, w: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, y: np.ndarray
 ) -> None:
-    """3 x 3 kernels, stride 1, no dilation."""
-    _run(x, w, w.shape[1], 1, x.shape[1] // w.shape[1], bias, axes, boundary, fill, y)
+    """``y[n,k] = bias[k] + sum over c of w[k,c] (*) x[n,c]``, 3 x 3 kernels, stride 1, no dilation."""
+    _run(x, w, False, bias, axes, boundary, fill, y)
+
+
+def grad_input(dY: np.ndarray, w: np.ndarray, geometry: ConvGeometry, dX: np.ndarray) -> None:
+    """``dX`` under zero padding: the kernels backwards, with inputs and outputs changing places."""
+    (_, _, rows), = geometry.phases
+    no_bias, nothing = np.zeros(dX.shape[1], dtype=dX.dtype), dX.dtype.type(0)
+    _run(dY, w, True, no_bias, axes_table(rows), CONSTANT, nothing, dX)
 
 
 def _run(
-    x: np.ndarray, w: np.ndarray, w_row: int, w_step: int, groups: int, bias: np.ndarray, axes: np.ndarray,
-    boundary: int, fill: np.generic, y: np.ndarray,
+    x: np.ndarray, w: np.ndarray, turned: bool, bias: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic,
+    y: np.ndarray,
 ) -> None:
-    (N, C), (K, *out) = x.shape[:2], y.shape[1:]
-    MR, NR = outer_shape(y.dtype)
-    slack = lanes(y.dtype)
-    kernels = w.shape[0] * w.shape[1]
-    width = -(-kernels // slack) * slack
-    U = np.empty(PLACES * width + MR * max(w_row, w_step), y.dtype)
+    (N, C), (K, *out), dtype = x.shape[:2], y.shape[1:], y.dtype
+    groups = (K if turned else C) // w.shape[1]
+    b = Blocks(N, C // groups, K // groups, groups, tuple(out), turned, dtype)
     steps = [TAPS * int(axes[0, STEP]), int(axes[1, STEP])]
     first = sum(-2 * step for step in steps if step < 0)
-    taps = flat(w, kernels, TAPS * TAPS)
-    _weights(taps, first, *steps, width, U, work=U.size)
-    vectors = -(-N * -(-out[0] // TILE) * -(-out[1] // TILE) // slack)
-    workers = numba.get_num_threads()
-    blocks = -(-vectors // (PANELS * NR // slack))
-    shares = 1
-    if groups * blocks < workers:
-        blocks = max(1, min(vectors, -(-workers // groups)))
-    blocks = min(vectors, -(-blocks // workers) * workers)
-    if groups * blocks < workers:
-        shares = min(-(-K // groups // MR), -(-workers // (groups * blocks)))
-    panels = -(-(-(-vectors // blocks) * slack) // NR)
-    KB = max(1, min(PRODUCTS // (PLACES * panels * NR * y.itemsize * MR), -(-K // groups // MR))) * MR
-    V = np.empty((workers, panels * PLACES * (C // groups) * NR), y.dtype)
-    M = np.empty((workers, PLACES * panels * KB * NR), y.dtype)
+    taps = flat(w, w.shape[0] * w.shape[1], TAPS * TAPS)
+    U = np.empty(b.U, dtype)
+    if not b.U_own:
+        _weights(taps, first, *steps, b.width, b.slack, U, work=U.size)
     _forward(
-        flat(x, *x.shape), taps, flat(U, U.size), width, w_row, w_step, groups, flat(bias, K), axes, boundary, fill,
-        MR, NR, slack, blocks, shares, KB, V, M, y, work=y.size * C // groups * TAPS * TAPS,
+        flat(x, *x.shape), taps, first, *steps, U, b.width, turned, groups, flat(bias, K), axes, boundary, fill,
+        b.MR, b.NR, b.slack, b.blocks, b.shares, b.KB, np.empty((b.workers, b.V), dtype),
+        np.empty((b.workers, b.M), dtype), np.empty((b.workers, b.U_own), dtype), y,
+        work=y.size * C // groups * TAPS * TAPS,
     )
+
+
+class Blocks:
+    """How the work is cut, and what that takes. No sum depends on it."""
+
+    def __init__(
+        self, N: int, Cg: int, Kg: int, groups: int, out: tuple[int, ...], turned: bool, dtype: np.dtype
+    ) -> None:
+        self.MR, self.NR = MR, NR = outer_shape(dtype)
+        self.slack, self.workers = lanes(dtype), numba.get_num_threads()
+        vectors = -(-N * -(-out[0] // TILE) * -(-out[1] // TILE) // self.slack)
+        strips = -(-Kg // MR)
+        self.width = (-(-groups * Kg * Cg // self.slack) + PAD) * self.slack
+        own = vectors * self.slack <= FEW and groups == 1
+        if own:
+            self.blocks, self.shares = 1, min(strips, self.workers)
+        else:
+            self.blocks = -(-vectors // (PANELS * NR // self.slack))
+            self.blocks = min(vectors, -(-self.blocks * groups // self.workers) * self.workers)
+            self.shares = min(strips, max(1, self.workers // (groups * self.blocks)))
+        columns = -(-vectors // self.blocks) * self.slack
+        wide = min(NR, columns)
+        panels = -(-columns // wide)
+        self.KB = max(1, min(PRODUCTS // (PLACES * panels * wide * MR * dtype.itemsize), -(-strips // self.shares))) * MR
+        if own:
+            self.KB = min(self.KB, max(1 + turned, WEIGHTS // (PLACES * Cg * MR * dtype.itemsize)) * MR)
+        self.V = panels * PLACES * (Cg * wide + PAD * self.slack)
+        self.M = PLACES * (panels * self.KB * wide + PAD * self.slack)
+        spare = MR * max(Kg, Cg)
+        self.U = 0 if own else PLACES * self.width + spare
+        self.U_own = PLACES * (self.KB * Cg + PAD * self.slack) + spare if own else 0
+        self.nbytes = (self.U + self.workers * (self.V + self.M + self.U_own)) * dtype.itemsize
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes that ``forward`` takes beside its arguments: the transformed kernels, and a block's tiles for each thread."""
     g = geometry
-    return (64 << 20) + PLACES * g.K * (g.C // g.groups) * dtype.itemsize
+    Cg, Kg = g.C // g.groups, g.K // g.groups
+    forward = Blocks(g.N, Cg, Kg, g.groups, g.out, False, dtype).nbytes
+    return max(forward, Blocks(g.N, Kg, Cg, g.groups, g.size, True, dtype).nbytes) + numba.get_num_threads() * (1 << 18)
