@@ -114,8 +114,8 @@ class _Vectors:
         add = ir.FunctionType(self.item, [self.item, self.vector])
         name = f"llvm.vector.reduce.fadd.v{self.lanes}f{bits}"
         self._sum = cgutils.get_or_insert_function(builder.module, add, name)
-        mask = ir.VectorType(ir.IntType(1), self.lanes)
-        some = ir.FunctionType(ir.VoidType(), [self.vector, self.vector.as_pointer(), ir.IntType(32), mask])
+        self.mask = ir.VectorType(ir.IntType(1), self.lanes)
+        some = ir.FunctionType(ir.VoidType(), [self.vector, self.vector.as_pointer(), ir.IntType(32), self.mask])
         name = f"llvm.masked.store.v{self.lanes}f{bits}.p0"
         self._store_some = cgutils.get_or_insert_function(builder.module, some, name)
 
@@ -201,6 +201,23 @@ class _Vectors:
         """The lanes at these places."""
         return self.builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), _places(places))
 
+    def gather(self, address: ir.Value, step: int, count: ir.Value) -> ir.Value:
+        """Items ``step`` apart, zero from item ``count`` on, where nothing is read."""
+        word, build = ir.IntType(64), self.builder
+        pointers = ir.VectorType(self.item.as_pointer(), self.lanes)
+        steps = ir.Constant(ir.VectorType(word, self.lanes), [i * step * self.align for i in range(self.lanes)])
+        places = build.inttoptr(build.add(self.filled(address), steps), pointers)
+        function = ir.FunctionType(self.vector, [pointers, ir.IntType(32), self.mask, self.vector])
+        bits = self.align * 8
+        name = f"llvm.masked.gather.v{self.lanes}f{bits}.v{self.lanes}p0"
+        code = cgutils.get_or_insert_function(build.module, function, name)
+        return build.call(code, [places, ir.IntType(32)(self.align), self.first(count), self.zero])
+
+    def first(self, count: ir.Value) -> ir.Value:
+        """A mask of the first ``count`` lanes."""
+        count = self.filled(self.builder.trunc(count, ir.IntType(32)))
+        return self.builder.icmp_signed("<", _places(range(self.lanes)), count)
+
     def store_some(self, value: ir.Value, pointer: ir.Value, count: ir.Value) -> None:
         """The first ``count`` lanes to memory, and nothing beyond them."""
         word, build = ir.IntType(64), self.builder
@@ -208,9 +225,8 @@ class _Vectors:
             with all_of_it:
                 self.store(value, pointer)
             with less:
-                mask = build.icmp_signed("<", _places(range(self.lanes)), self.filled(build.trunc(count, ir.IntType(32))))
                 target = build.bitcast(pointer, self.vector.as_pointer())
-                build.call(self._store_some, [value, target, ir.IntType(32)(self.align), mask])
+                build.call(self._store_some, [value, target, ir.IntType(32)(self.align), self.first(count)])
 
     def loop(self, n: ir.Value, step: int, starts: list[ir.Value], body: Any) -> list[ir.Value]:
         """Vectors that begin as ``starts`` and that ``body(index, vectors)`` replaces for ``0, step, … < n``."""
@@ -365,11 +381,11 @@ def weave(source, s0, step, bias, k, target, t0, n):
         target[t0 + p] = source[s0 + p % 4 * step + p // 4] + bias[k]
 
 
-def sandwich(matrix: Any, with_sum: bool = False) -> Any:
+def sandwich(matrix: Any, apart: int = 1, with_sum: bool = False) -> Any:
     """A function that computes ``m @ X @ m.T`` for many small ``X`` side by side, and their entries' sum if asked.
 
-    Entry ``(i, k)`` of the ``X`` number ``j < n`` is ``source[s0 + i * s_row + k * s_column + j]``; entry number ``e``
-    of its result goes to ``target[t0 + e * t_step + j]``. ``n`` is whole vectors.
+    Entry ``(i, k)`` of the ``X`` number ``j < n`` is ``source[s0 + i * s_row + k * s_column + j * apart]``; entry number
+    ``e`` of its result goes to ``target[t0 + e * t_step + j]``. Whole vectors are written.
     """
     m = tuple(tuple(float(value) for value in row) for row in matrix)
     outer, inner = len(m), len(m[0])
@@ -382,7 +398,7 @@ def sandwich(matrix: Any, with_sum: bool = False) -> Any:
                     total = target.dtype.type(0)
                     for p in range(inner):
                         for q in range(inner):
-                            total += source[s0 + p * s_row + q * s_column + j] * (m[i][p] * m[k][q])
+                            total += source[s0 + p * s_row + q * s_column + j * apart] * (m[i][p] * m[k][q])
                     target[t0 + (i * outer + k) * t_step + j] = total
                     everything += total
             if with_sum:
@@ -394,9 +410,14 @@ def sandwich(matrix: Any, with_sum: bool = False) -> Any:
         def body(j, _):
             columns = []
             for k in range(inner):
-                at = build.add(j, build.mul(word(k), s_column))
-                pixels = [v.load(v.at(source, build.add(at, build.mul(word(i), s_row)))) for i in range(inner)]
-                columns.append(v.combine(m, pixels))
+                at = build.add(build.mul(j, word(apart)), build.mul(word(k), s_column))
+                places = [build.add(at, build.mul(word(i), s_row)) for i in range(inner)]
+                if apart == 1:
+                    values = [v.load(v.at(source, place)) for place in places]
+                else:
+                    addresses = [build.add(source, build.mul(place, word(v.align))) for place in places]
+                    values = [v.gather(address, apart, build.sub(n, j)) for address in addresses]
+                columns.append(v.combine(m, values))
             results = [v.combine(m, [columns[k][i] for k in range(inner)]) for i in range(outer)]
             results = [value for row in results for value in row]
             if with_sum:

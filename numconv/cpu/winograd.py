@@ -45,7 +45,7 @@ def transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 AT, G, BT = transforms()
-of_outputs, of_weights, of_pixels = sandwich(AT, with_sum=True), sandwich(G), sandwich(BT)
+of_outputs, of_weights, of_pixels = sandwich(AT, with_sum=True), sandwich(G, apart=TAPS * TAPS), sandwich(BT)
 
 #: Bytes of the products of one block, which wait in the L2 cache for their transform; channels in a weights' task.
 PRODUCTS, CHUNK = 512 << 10, 128
@@ -58,31 +58,16 @@ PAD = 5
 PANELS, FEW, WEIGHTS = 1, 64, 320 << 10
 
 
-@helper
-def transform(w, p0, size, first, row, column, slack, taps, places, U, u0, width):
-    """``G w G^T`` of ``size`` kernels side by side, from kernel ``p0`` on: place ``xi`` of them to ``u0 + xi * width``.
-
-    The taps of a kernel begin at ``first`` and go on in steps of ``row`` and ``column``.
-    """
-    for c0 in range(0, size, CHUNK):
-        n = min(CHUNK, size - c0)
-        for j in range(n):
-            for t in range(TAPS * TAPS):
-                taps[t * CHUNK + j] = w[p0 + c0 + j, t]
-        whole = (n + slack - 1) // slack * slack
-        of_weights(taps, first * CHUNK, row * CHUNK, column * CHUNK, places, 0, APART, whole)
-        for xi in range(PLACES):
-            copy_run(places, xi * APART, n, U, u0 + xi * width + c0)
-
-
 @Kernel
-def _weights(w, first, row, column, width, slack, U):
-    # w (kernels, 9), U (36 * width and more): the kernels side by side, whichever of their channels are outputs.
-    n = w.shape[0]
+def _weights(w, first, row, column, width, U):
+    # w (kernels, 9), flat; U (36 * width and more): the kernels side by side, whichever of their channels are outputs.
+    n = w.size // (TAPS * TAPS)
     for task in prange((n + CHUNK - 1) // CHUNK):
-        taps, places = np.zeros(TAPS * TAPS * CHUNK, U.dtype), np.empty(PLACES * APART, U.dtype)
-        p0 = task * CHUNK
-        transform(w, p0, min(CHUNK, n - p0), first, row, column, slack, taps, places, U, p0, width)
+        places = np.empty(PLACES * APART, U.dtype)  # 36 streams at once to distant memory would be slow
+        p0, size = task * CHUNK, min(CHUNK, n - task * CHUNK)
+        of_weights(w, p0 * TAPS * TAPS + first, row, column, places, 0, APART, size)
+        for xi in range(PLACES):
+            copy_run(places, xi * APART, size, U, xi * width + p0)
 
 
 @helper
@@ -155,7 +140,7 @@ def row_again(x, w, bias, axes, boundary, fill, n, c0, k, w0, w_step, channels, 
         for r in range(TAPS):
             i = source(axes[0, START] + O + r * axes[0, STEP], axes[0, SIZE], boundary)
             for t in range(TAPS):
-                weight = w[w0 + c * w_step, r * TAPS + t]
+                weight = w[((w0 + c * w_step) * TAPS + r) * TAPS + t]
                 if i >= 0:
                     first = axes[1, START] + t * axes[1, STEP]
                     accumulate(x[n, c0 + c, i], weight, first, 1, boundary, fill, o, y)
@@ -185,7 +170,6 @@ def _forward(
     workers, tasks = V.shape[0], groups * blocks * shares
     for worker in prange(workers):
         V_here, M_here, U_here = V[worker], M[worker], U_own[worker] if own else U
-        taps, places = np.zeros(TAPS * TAPS * CHUNK, x.dtype), np.empty(PLACES * APART, x.dtype)
         window, result = np.zeros(PLACES * (NR + slack), x.dtype), np.empty((TILE * TILE + 1) * NR + slack, x.dtype)
         runs, rows = np.empty((panels, NR, 5), np.int64), np.empty((NR, WINDOW), np.int64)
         edges, counts = np.empty((2, PLACES * NR), np.int64), np.empty((panels, 2), np.int64)
@@ -213,13 +197,11 @@ def _forward(
                     U_step = KB * Cg + PAD * slack
                     if turned:
                         for c in range(Cg):
-                            transform(
-                                w, U0 + c * Kg, kernels, first, row, column, slack, taps, places, U_here, c * KB, U_step
-                            )
+                            w0 = (U0 + c * Kg) * TAPS * TAPS + first
+                            of_weights(w, w0, row, column, U_here, c * KB, U_step, kernels)
                     else:
-                        transform(
-                            w, U0, kernels * Cg, first, row, column, slack, taps, places, U_here, 0, U_step
-                        )
+                        w0 = U0 * TAPS * TAPS + first
+                        of_weights(w, w0, row, column, U_here, 0, U_step, kernels * Cg)
                     U0 = 0
                 k_step, c_step = (1, KB if own else Kg) if turned else (Cg, 1)
                 for xi in range(PLACES):
@@ -298,10 +280,10 @@ def _run(
     b = Blocks(N, C // groups, K // groups, groups, tuple(out), turned, dtype)
     steps = [TAPS * int(axes[0, STEP]), int(axes[1, STEP])]
     first = sum(-2 * step for step in steps if step < 0)
-    taps = flat(w, w.shape[0] * w.shape[1], TAPS * TAPS)
+    taps = flat(w, w.size)
     U = np.empty(b.U, dtype)
     if not b.U_own:
-        _weights(taps, first, *steps, b.width, b.slack, U, work=U.size)
+        _weights(taps, first, *steps, b.width, U, work=U.size // 4)
     _forward(
         flat(x, *x.shape), taps, first, *steps, U, b.width, turned, groups, flat(bias, K), axes, boundary, fill,
         b.MR, b.NR, b.slack, b.blocks, b.shares, b.KB, np.empty((b.workers, b.V), dtype),
