@@ -457,11 +457,10 @@ def test_convolve_keeps_nan_where_it_belongs(mode):
         same_non_finite(nc.convolve(x, w, mode), full[crop])
 
 
-@pytest.mark.parametrize("algorithm", ["winograd", "fft"])
-def test_transforms_may_spread_nan_but_never_lose_it(algorithm):
+def test_the_fft_may_spread_nan_but_never_lose_it():
     x, w = spoiled((2, 5, 19, 37)), random((7, 5, 3, 3))
     with np.errstate(invalid="ignore"):
-        got, expected = nc.conv(x, w, padding=1, algorithm=algorithm), conv_reference(x, w, padding=1)
+        got, expected = nc.conv(x, w, padding=1, algorithm="fft"), conv_reference(x, w, padding=1)
     assert not np.isfinite(got[~np.isfinite(expected)]).any()
 
 

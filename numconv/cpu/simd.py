@@ -352,17 +352,17 @@ def _copy_run(source, s0, n, target, t0):
 # Winograd's moves ---------------------------------------------------------------------------------------------------
 
 
-def panel_tile(a, a0, a_row, a_step, b, b0, b_step, n, out, o0, o_row, rows, columns):
-    """``out[i, j] = sum over q < n of a[i, q] * b[q, j]``, ``rows`` by ``columns``, all flat and with steps.
+def panel_tile(a, a0, a_row, a_step, b, b0, b_step, n, out, o0, o_row, rows, columns, add):
+    """``out[i, j] = sum over q < n of a[i, q] * b[q, j]``, all flat and with steps; to what is there if ``add``.
 
-    ``rows, columns`` are at most ``outer_shape``, ``rows`` that exactly; columns are whole vectors.
+    ``rows`` and, in whole vectors, at most ``columns`` are ``outer_shape``.
     """
     for i in range(rows):
         for j in range(columns):
             total = out.dtype.type(0)
             for q in range(n):
                 total += a[a0 + i * a_row + q * a_step] * b[b0 + q * b_step + j]
-            out[o0 + i * o_row + j] = total
+            out[o0 + i * o_row + j] = out[o0 + i * o_row + j] + total if add else total
 
 
 def unweave(source, s0, tiles, target, t0, step):
@@ -384,8 +384,8 @@ def weave(source, s0, step, bias, k, target, t0, n):
 def sandwich(matrix: Any, apart: int = 1, with_sum: bool = False) -> Any:
     """A function that computes ``m @ X @ m.T`` for many small ``X`` side by side, and their entries' sum if asked.
 
-    Entry ``(i, k)`` of the ``X`` number ``j < n`` is ``source[s0 + i * s_row + k * s_column + j * apart]``; entry number
-    ``e`` of its result goes to ``target[t0 + e * t_step + j]``. Whole vectors are written.
+    Entry ``(i, k)`` of the ``X`` number ``j < n`` is ``source[s0 + i * s_row + k * s_column + j * apart]``; entry
+    number ``e`` of its result goes to ``target[t0 + e * t_step + j]``. Whole vectors are written.
     """
     m = tuple(tuple(float(value) for value in row) for row in matrix)
     outer, inner = len(m), len(m[0])
@@ -447,18 +447,21 @@ def sandwich(matrix: Any, apart: int = 1, with_sum: bool = False) -> Any:
     return product
 
 
-def _panel(v: _Vectors, a: Any, a_row: Any, a_step: Any, b: Any, b_step: Any, n: Any, out: Any, o_row: Any, columns: Any
+def _panel(
+    v: _Vectors, a: Any, a_row: Any, a_step: Any, b: Any, b_step: Any, n: Any, out: Any, o_row: Any,
+    columns: Any, add: Any,
 ) -> None:
-    word, build = ir.IntType(64), v.builder
-    weights = OUTER[0]
-
-    # Opaque, or LLVM makes one pointer hop from row to row, and a short tile waits for its hops.
+    word, build, weights = ir.IntType(64), v.builder, OUTER[0]
+    # Opaque, or LLVM makes one pointer hop from row to row, and a tile of one vector waits for its hops.
     same = ir.FunctionType(word, [word])
     begins = [build.add(a, build.mul(word(i * v.align), a_row)) for i in range(weights)]
     begins = [build.asm(same, "", "=r,0", [begin], False) for begin in begins]
 
     def tile(vectors: int) -> None:
-        def add(q: Any, sums: list[Any]) -> list[Any]:
+        places = [(i, j) for i in range(weights) for j in range(vectors)]
+        targets = [v.at(out, build.add(build.mul(word(i), o_row), word(j * v.lanes))) for i, j in places]
+
+        def term(q: Any, sums: list[Any]) -> list[Any]:
             pixels = [v.load(v.at(b, build.add(build.mul(q, b_step), word(j * v.lanes)))) for j in range(vectors)]
             results = []
             for i in range(weights):
@@ -466,10 +469,14 @@ def _panel(v: _Vectors, a: Any, a_row: Any, a_step: Any, b: Any, b_step: Any, n:
                 results += [v.fma(weight, pixels[j], sums[i * vectors + j]) for j in range(vectors)]
             return results
 
-        totals = v.loop(n, 1, [v.zero] * (weights * vectors), add)
-        for i in range(weights):
-            for j in range(vectors):
-                v.store(totals[i * vectors + j], v.at(out, build.add(build.mul(word(i), o_row), word(j * v.lanes))))
+        totals = v.loop(n, 1, [v.zero] * len(places), term)
+        with build.if_else(build.icmp_signed("!=", add, word(0))) as (more, fresh):
+            with more:
+                for total, target in zip(totals, targets, strict=True):
+                    v.store(build.fadd(v.load(target), total), target)
+            with fresh:
+                for total, target in zip(totals, targets, strict=True):
+                    v.store(total, target)
 
     for vectors in range(1, OUTER[1] + 1):
         with build.if_then(build.icmp_signed("==", columns, word(vectors * v.lanes))):
@@ -508,21 +515,21 @@ def _weave(v: _Vectors, source: Any, step: Any, start: Any, target: Any, n: Any)
     v.loop(n, 4 * v.lanes, [], body)
 
 
-_PANEL_CODE = {types.float32: _vector_code(32, 9, _panel), types.float64: _vector_code(64, 9, _panel)}
+_PANEL_CODE = {types.float32: _vector_code(32, 10, _panel), types.float64: _vector_code(64, 10, _panel)}
 _UNWEAVE_CODE = {types.float32: _vector_code(32, 4, _unweave), types.float64: _vector_code(64, 4, _unweave)}
 _WEAVE_CODE = {types.float32: _vector_code(32, 5, _weave), types.float64: _vector_code(64, 5, _weave)}
 
 
 @overload(panel_tile)
-def _panel_tile(a, a0, a_row, a_step, b, b0, b_step, n, out, o0, o_row, rows, columns):
+def _panel_tile(a, a0, a_row, a_step, b, b0, b_step, n, out, o0, o_row, rows, columns, add):
     code, size = _PANEL_CODE.get(out.dtype), out.dtype.bitwidth // 8
     if code is None:
         return panel_tile
 
-    def vectors(a, a0, a_row, a_step, b, b0, b_step, n, out, o0, o_row, rows, columns):
+    def vectors(a, a0, a_row, a_step, b, b0, b_step, n, out, o0, o_row, rows, columns, add):
         code((
             a.ctypes.data + a0 * size, a_row, a_step, b.ctypes.data + b0 * size, b_step, n, out.ctypes.data + o0 * size,
-            o_row, columns,
+            o_row, columns, add,
         ))
 
     return vectors

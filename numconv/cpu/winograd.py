@@ -12,6 +12,9 @@ may overflow where the sum does not. A pixel or weight that is not finite always
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import NamedTuple
+
 import numba
 import numpy as np
 from numba import prange
@@ -51,11 +54,15 @@ of_outputs, of_weights, of_pixels = sandwich(AT, with_sum=True), sandwich(G, apa
 PRODUCTS, CHUNK = 512 << 10, 128
 APART = CHUNK + 80
 
+#: Channels added up at a time: sums of sums round less, and a panel of so many stays in the L1 cache for all outputs.
+CHANNELS = 64
+
 #: Vectors between the 36 places of V and M, so that they do not meet in one set of the cache.
 PAD = 5
 
-#: Panels of tiles in a block; up to how many tiles each worker transforms its own weights, and how many bytes at a time.
-PANELS, FEW, WEIGHTS = 1, 64, 320 << 10
+#: Panels of tiles in a block. Up to how many tiles in all each worker transforms the weights itself, in pieces of how
+#: many bytes, rather than all of them through memory.
+PANELS, FEW, WEIGHTS = 1, 32, 320 << 10
 
 
 @Kernel
@@ -207,12 +214,13 @@ def _forward(
                 for xi in range(PLACES):
                     for p in range(panels):
                         whole = (min(wide, t1 - t0 - p * wide) + slack - 1) // slack * slack
-                        for k in range(0, k1 - k0, MR):
-                            panel_tile(
-                                U_here, xi * U_step + U0 + k * k_step, k_step, c_step,
-                                V_here, (p * PLACES + xi) * V_step, wide, Cg,
-                                M_here, xi * M_step + (p * KB + k) * wide, wide, MR, whole,
-                            )
+                        for c0 in range(0, Cg, CHANNELS):
+                            for k in range(0, k1 - k0, MR):
+                                panel_tile(
+                                    U_here, xi * U_step + U0 + k * k_step + c0 * c_step, k_step, c_step,
+                                    V_here, (p * PLACES + xi) * V_step + c0 * wide, wide, min(CHANNELS, Cg - c0),
+                                    M_here, xi * M_step + (p * KB + k) * wide, wide, MR, whole, c0,
+                                )
                 for k in range(kernels):
                     for p in range(panels):
                         tiles = min(wide, t1 - t0 - p * wide)
@@ -275,9 +283,9 @@ def _run(
     x: np.ndarray, w: np.ndarray, turned: bool, bias: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic,
     y: np.ndarray,
 ) -> None:
-    (N, C), (K, *out), dtype = x.shape[:2], y.shape[1:], y.dtype
+    (N, C), (K, *out), dtype, workers = x.shape[:2], y.shape[1:], y.dtype, numba.get_num_threads()
     groups = (K if turned else C) // w.shape[1]
-    b = Blocks(N, C // groups, K // groups, groups, tuple(out), turned, dtype)
+    b = cut(N, C // groups, K // groups, groups, tuple(out), turned, dtype, workers)
     steps = [TAPS * int(axes[0, STEP]), int(axes[1, STEP])]
     first = sum(-2 * step for step in steps if step < 0)
     taps = flat(w, w.size)
@@ -286,47 +294,64 @@ def _run(
         _weights(taps, first, *steps, b.width, U, work=U.size // 4)
     _forward(
         flat(x, *x.shape), taps, first, *steps, U, b.width, turned, groups, flat(bias, K), axes, boundary, fill,
-        b.MR, b.NR, b.slack, b.blocks, b.shares, b.KB, np.empty((b.workers, b.V), dtype),
-        np.empty((b.workers, b.M), dtype), np.empty((b.workers, b.U_own), dtype), y,
+        b.MR, b.NR, b.slack, b.blocks, b.shares, b.KB, np.empty((workers, b.V), dtype),
+        np.empty((workers, b.M), dtype), np.empty((workers, b.U_own), dtype), y,
         work=y.size * C // groups * TAPS * TAPS,
     )
 
 
-class Blocks:
-    """How the work is cut, and what that takes. No sum depends on it."""
+class Blocks(NamedTuple):
+    """How the work is cut, and what that takes, in numbers of the dtype. No sum depends on it."""
 
-    def __init__(
-        self, N: int, Cg: int, Kg: int, groups: int, out: tuple[int, ...], turned: bool, dtype: np.dtype
-    ) -> None:
-        self.MR, self.NR = MR, NR = outer_shape(dtype)
-        self.slack, self.workers = lanes(dtype), numba.get_num_threads()
-        vectors = -(-N * -(-out[0] // TILE) * -(-out[1] // TILE) // self.slack)
-        strips = -(-Kg // MR)
-        self.width = (-(-groups * Kg * Cg // self.slack) + PAD) * self.slack
-        own = vectors * self.slack <= FEW and groups == 1
-        if own:
-            self.blocks, self.shares = 1, min(strips, self.workers)
-        else:
-            self.blocks = -(-vectors // (PANELS * NR // self.slack))
-            self.blocks = min(vectors, -(-self.blocks * groups // self.workers) * self.workers)
-            self.shares = min(strips, max(1, self.workers // (groups * self.blocks)))
-        columns = -(-vectors // self.blocks) * self.slack
-        wide = min(NR, columns)
-        panels = -(-columns // wide)
-        self.KB = max(1, min(PRODUCTS // (PLACES * panels * wide * MR * dtype.itemsize), -(-strips // self.shares))) * MR
-        if own:
-            self.KB = min(self.KB, max(1 + turned, WEIGHTS // (PLACES * Cg * MR * dtype.itemsize)) * MR)
-        self.V = panels * PLACES * (Cg * wide + PAD * self.slack)
-        self.M = PLACES * (panels * self.KB * wide + PAD * self.slack)
-        spare = MR * max(Kg, Cg)
-        self.U = 0 if own else PLACES * self.width + spare
-        self.U_own = PLACES * (self.KB * Cg + PAD * self.slack) + spare if own else 0
-        self.nbytes = (self.U + self.workers * (self.V + self.M + self.U_own)) * dtype.itemsize
+    MR: int  #: output channels and tiles of a register tile, tiles of a vector
+    NR: int
+    slack: int
+    blocks: int  #: blocks of tiles, shares of the output channels in each, output channels at a time
+    shares: int
+    KB: int
+    width: int  #: from one place of U to the next
+    U: int  #: the transformed weights of all, or else of each worker; pixels and products of each worker
+    U_own: int
+    V: int
+    M: int
+
+
+@lru_cache(maxsize=1024)
+def cut(
+    N: int, Cg: int, Kg: int, groups: int, out: tuple[int, ...], turned: bool, dtype: np.dtype, workers: int
+) -> Blocks:
+    """Blocks of tiles for each worker; where there are too few of them, shares of the output channels."""
+    MR, NR = outer_shape(dtype)
+    slack = lanes(dtype)
+    vectors, strips = -(-N * -(-out[0] // TILE) * -(-out[1] // TILE) // slack), -(-Kg // MR)
+    own = vectors * slack <= FEW and groups == 1
+    blocks = min(vectors, -(-vectors // (PANELS * NR // slack)))
+    if own:
+        blocks, shares = 1, min(strips, workers)
+    else:
+        blocks = min(vectors, -(-blocks * groups // workers) * workers)
+        shares = min(strips, max(1, workers // (groups * blocks)))
+    columns = -(-vectors // blocks) * slack
+    wide = min(NR, columns)
+    panels = -(-columns // wide)
+    KB = min(PRODUCTS // (PLACES * panels * wide * MR * dtype.itemsize), -(-strips // shares))
+    if own:
+        KB = min(KB, max(1 + turned, WEIGHTS // (PLACES * Cg * MR * dtype.itemsize)))
+    KB = max(KB, 1) * MR
+    spare, pad = MR * max(Kg, Cg), PAD * slack  # the last strip may look beyond the last kernel
+    width = -(-groups * Kg * Cg // slack) * slack + pad
+    return Blocks(
+        MR, NR, slack, blocks, shares, KB, width, 0 if own else PLACES * width + spare,
+        PLACES * (KB * Cg + pad) + spare if own else 0, panels * PLACES * (Cg * wide + pad),
+        PLACES * (panels * KB * wide + pad),
+    )
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
-    """Bytes that ``forward`` takes beside its arguments: the transformed kernels, and a block's tiles for each thread."""
-    g = geometry
+    """Bytes that ``forward`` takes beside its arguments: transformed kernels, and a block's tiles for each thread."""
+    g, workers = geometry, numba.get_num_threads()
     Cg, Kg = g.C // g.groups, g.K // g.groups
-    forward = Blocks(g.N, Cg, Kg, g.groups, g.out, False, dtype).nbytes
-    return max(forward, Blocks(g.N, Kg, Cg, g.groups, g.size, True, dtype).nbytes) + numba.get_num_threads() * (1 << 18)
+    forward = cut(g.N, Cg, Kg, g.groups, g.out, False, dtype, workers)
+    backward = cut(g.N, Kg, Cg, g.groups, g.size, True, dtype, workers)
+    small = 256 << 10  # a window, its outputs and tables
+    return max((b.U + workers * (b.V + b.M + b.U_own)) * dtype.itemsize for b in (forward, backward)) + workers * small
