@@ -274,9 +274,9 @@ def forward(
 
 def grad_input(dY: np.ndarray, w: np.ndarray, geometry: ConvGeometry, dX: np.ndarray) -> None:
     """``dX`` under zero padding: the kernels backwards, with inputs and outputs changing places."""
-    (_, _, rows), = geometry.phases
     no_bias, nothing = np.zeros(dX.shape[1], dtype=dX.dtype), dX.dtype.type(0)
-    _run(dY, w, True, no_bias, axes_table(rows), CONSTANT, nothing, dX)
+    for _, _, rows in geometry.phases:  # one, or none for an image without pixels
+        _run(dY, w, True, no_bias, axes_table(rows), CONSTANT, nothing, dX)
 
 
 def _run(
@@ -323,7 +323,7 @@ def cut(
     """Blocks of tiles for each worker; where there are too few of them, shares of the output channels."""
     MR, NR = outer_shape(dtype)
     slack = lanes(dtype)
-    vectors, strips = -(-N * -(-out[0] // TILE) * -(-out[1] // TILE) // slack), -(-Kg // MR)
+    vectors, strips = max(1, -(-N * -(-out[0] // TILE) * -(-out[1] // TILE) // slack)), max(1, -(-Kg // MR))
     own = vectors * slack <= FEW and groups == 1
     blocks = min(vectors, -(-vectors // (PANELS * NR // slack)))
     if own:
@@ -336,7 +336,7 @@ def cut(
     panels = -(-columns // wide)
     KB = min(PRODUCTS // (PLACES * panels * wide * MR * dtype.itemsize), -(-strips // shares))
     if own:
-        KB = min(KB, max(1 + turned, WEIGHTS // (PLACES * Cg * MR * dtype.itemsize)))
+        KB = min(KB, max(1 + turned, WEIGHTS // (PLACES * max(Cg, 1) * MR * dtype.itemsize)))
     KB = max(KB, 1) * MR
     spare, pad = MR * max(Kg, Cg), PAD * slack  # the last strip may look beyond the last kernel
     width = -(-groups * Kg * Cg // slack) * slack + pad
