@@ -62,7 +62,7 @@ PAD = 5
 
 #: Panels of tiles in a block. Up to how many tiles in all each worker transforms the weights itself, in pieces of how
 #: many bytes, rather than all of them through memory.
-PANELS, FEW, WEIGHTS = 1, 32, 320 << 10
+PANELS, FEW, WEIGHTS = 1, 64, 320 << 10
 
 
 @Kernel
