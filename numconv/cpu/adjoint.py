@@ -11,7 +11,7 @@ import numpy as np
 from .. import _memory
 from .._indexing import CONSTANT, source
 from ..geometry import ConvGeometry, axes_table
-from . import im2col, implicit, kernel2row
+from . import im2col, implicit, kernel2row, winograd
 from .im2col import groups_of
 
 
@@ -21,6 +21,8 @@ def grad_input(algorithm: ModuleType, dY: np.ndarray, w: np.ndarray, geometry: C
         kernel2row.grad_input(dY, w, geometry.axes, geometry.boundary_code, dX)
     elif algorithm is im2col:
         unfolded(geometry, dX, lambda zero_padded, dX: im2col.grad_input(dY, w, zero_padded.axes, dX))
+    elif algorithm in (implicit, winograd):
+        unfolded(geometry, dX, lambda zero_padded, dX: algorithm.grad_input(dY, w, zero_padded, dX))
     else:
         unfolded(geometry, dX, lambda zero_padded, dX: by_phases(algorithm, dY, w, zero_padded, dX))
 
@@ -54,9 +56,6 @@ def by_phases(algorithm: ModuleType, dY: np.ndarray, w: np.ndarray, geometry: Co
     """The adjoint under zero padding as forward convolutions of ``dY``, one for each phase of the stride."""
     K, G = w.shape[0], groups_of(dX, w)
     kernel = w.shape[2:]
-    if algorithm is implicit:
-        implicit.grad_input(dY, w, geometry, dX)
-        return
     turned = w.reshape(G, K // G, w.shape[1], *kernel).swapaxes(1, 2).reshape(dX.shape[1], K // G, *kernel)
     no_bias, nothing = np.zeros(dX.shape[1], dtype=dX.dtype), dX.dtype.type(0)
     if max(geometry.stride) > 1:

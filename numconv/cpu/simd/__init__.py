@@ -1,30 +1,36 @@
 """The vector room: register tiles and the moves around them. Everything else in numconv is loops around these.
 
-``tile`` multiplies matrices, ``window`` images by small kernels. For float32 and float64 they are written for the
-host's vectors; every other dtype runs the same sums as plain loops, which are also what Python sees when compilation
-is off.
+``tile`` multiplies matrices, ``window`` images by small kernels, ``winograd`` transforms tiles of them. For float32
+and float64 they are written for the host's vectors; every other dtype runs the same sums as plain loops, which are
+also what Python sees when compilation is off.
 """
 
-from .tile import (
-    ALIGNED,
-    HIGHEST,
-    SUMS,
-    WIDEST,
-    aligned,
-    copy_every_second,
-    copy_run,
-    outer_sum,
-    pack,
-    put,
-    put_apart,
-    sum_lanes,
-    transpose,
-)
-from .vectors import VECTOR_BYTES, address, keep, lanes
-from .window import ABREAST, STACKED, WINDOW, copy_line, weight_tile, window_tile
-
-__all__ = [
-    "ABREAST", "ALIGNED", "HIGHEST", "STACKED", "SUMS", "VECTOR_BYTES", "WIDEST", "WINDOW", "address", "aligned",
-    "copy_every_second", "copy_line", "copy_run", "keep", "lanes", "outer_sum", "pack", "put", "put_apart",
-    "sum_lanes", "transpose", "weight_tile", "window_tile",
-]
+from .tile import ALIGNED as ALIGNED
+from .tile import HIGHEST as HIGHEST
+from .tile import SUMS as SUMS
+from .tile import WIDEST as WIDEST
+from .tile import aligned as aligned
+from .tile import copy_every_second as copy_every_second
+from .tile import copy_run as copy_run
+from .tile import outer_sum as outer_sum
+from .tile import pack as pack
+from .tile import put as put
+from .tile import put_apart as put_apart
+from .tile import sum_lanes as sum_lanes
+from .tile import transpose as transpose
+from .vectors import VECTOR_BYTES as VECTOR_BYTES
+from .vectors import address as address
+from .vectors import borrowed as borrowed
+from .vectors import keep as keep
+from .vectors import lanes as lanes
+from .window import ABREAST as ABREAST
+from .window import STACKED as STACKED
+from .window import WINDOW as WINDOW
+from .window import copy_line as copy_line
+from .window import weight_tile as weight_tile
+from .window import window_tile as window_tile
+from .winograd import outer_shape as outer_shape
+from .winograd import panel_tile as panel_tile
+from .winograd import sandwich as sandwich
+from .winograd import unweave as unweave
+from .winograd import weave as weave

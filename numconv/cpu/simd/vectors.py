@@ -231,3 +231,23 @@ def keep(*arrays):
 @overload(keep)
 def _keep(*arrays):
     return lambda *arrays: None
+
+
+def borrowed(array):
+    """An array that another name owns: handing it on counts nothing, and the owner has to live longer."""
+    return array
+
+
+@intrinsic
+def _borrow(typing_context, array):
+    def codegen(context, builder, signature, arguments):
+        view = context.make_array(signature.args[0])(context, builder, arguments[0])
+        view.meminfo = cgutils.get_null_value(view.meminfo.type)
+        return view._getvalue()
+
+    return array(array), codegen
+
+
+@overload(borrowed)
+def _borrowed(array):
+    return lambda array: _borrow(array)  # type: ignore[call-arg]  # numba adds the context

@@ -1,0 +1,133 @@
+"""What Winograd's transforms could get wrong: rounding, NaN and overflow, and the edges of tiles and blocks."""
+
+import numpy as np
+import pytest
+from conftest import normal
+
+import numconv as nc
+
+
+def exact(x, w, padding=1):
+    """The sum in float64, one matrix product for each tap."""
+    x = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    rows, columns = x.shape[2] - 2, x.shape[3] - 2
+    return sum(
+        np.einsum("kc,nchw->nkhw", w[:, :, r, t].astype(np.float64), x[:, :, r : r + rows, t : t + columns],
+                  optimize=True)
+        for r in range(3)
+        for t in range(3)
+    )  # fmt: skip
+
+
+def error(y, want):
+    """The largest error over the rms of the exact result."""
+    return np.abs(y - want).max() / np.sqrt(np.mean(want**2))
+
+
+LAYERS = [(32, 56, 0), (32, 9, 1), (64, 28, 2), (128, 28, 3), (256, 14, 4), (512, 14, 5), (512, 7, 6)]
+
+
+@pytest.mark.parametrize(("C", "size", "seed"), LAYERS)
+def test_float32_errs_little_more_than_a_plain_sum_whatever_the_channels(C, size, seed):
+    """A sum of float32 products, one after the other, errs about 5e-6 at 64 channels; poor points or long sums 2e-5."""
+    x, w = normal((2, C, size, size), np.float32, seed), normal((24, C, 3, 3), np.float32, seed)
+    want = exact(x, w)
+    assert error(nc.conv(x, w, padding=1, algorithm="winograd"), want) < 1e-5
+    dy, turned = x, w[:, :, ::-1, ::-1].swapaxes(0, 1)
+    w_back = np.ascontiguousarray(turned)  # (C, 24, 3, 3): its input gradient is the forward convolution above
+    dx = nc.conv_grad_input((2, 24, size, size), w_back, dy, padding=1, algorithm="winograd")
+    assert error(dx, want) < 1e-5
+
+
+@pytest.mark.parametrize(("C", "size", "seed"), LAYERS)
+def test_float32_errs_at_most_8_times_as_much_as_torch(C, size, seed):
+    torch = pytest.importorskip("torch")
+    x, w = normal((2, C, size, size), np.float32, seed), normal((24, C, 3, 3), np.float32, seed)
+    want = exact(x, w)
+    formats = torch.contiguous_format, torch.channels_last
+    tensors = [[torch.from_numpy(a).contiguous(memory_format=layout) for a in (x, w)] for layout in formats]
+    theirs = min(error(torch.nn.functional.conv2d(*pair, padding=1).numpy(), want) for pair in tensors)
+    assert error(nc.conv(x, w, padding=1, algorithm="winograd"), want) <= 8 * theirs
+
+
+def test_float64_keeps_its_digits():
+    x, w = normal((1, 64, 20, 21)), normal((16, 64, 3, 3))
+    assert error(nc.conv(x, w, padding=1, algorithm="winograd"), exact(x, w)) < 1e-13
+
+
+#: (N, C, K, rows, columns, groups): less than a tile, less than a vector, blocks that end inside a row or an image.
+SHAPES = [
+    (1, 1, 1, 1, 1, 1), (1, 3, 5, 2, 70, 1), (3, 4, 9, 7, 7, 1), (2, 40, 20, 14, 14, 1), (5, 3, 3, 13, 30, 3),
+    (2, 130, 8, 6, 5, 1), (1, 2, 17, 61, 67, 1), (1, 6, 4, 41, 40, 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("boundary", ["constant", "reflect", "wrap"])
+@pytest.mark.parametrize(("N", "C", "K", "rows", "columns", "groups"), SHAPES)
+def test_every_shape_forward_and_back(N, C, K, rows, columns, groups, boundary):
+    arguments = {"padding": ((1, 2), (2, 0)), "groups": groups, "boundary": boundary}
+    x, w = normal((N, C, rows, columns), np.float32), normal((K, C // groups, 3, 3), np.float32, 1)
+    bias = normal((K,), np.float32, 2)
+    for flip in (False, True):
+        y = nc.conv(x, w, bias, flip=flip, algorithm="winograd", **arguments)
+        want = nc.conv(x.astype("f8"), w.astype("f8"), bias.astype("f8"), flip=flip, algorithm="im2col", **arguments)
+        assert error(y, want) < 3e-5
+        dx = nc.conv_grad_input(x.shape, w, y, flip=flip, algorithm="winograd", **arguments)
+        want = nc.conv_grad_input(
+            x.shape, w.astype("f8"), y.astype("f8"), flip=flip, algorithm="im2col", **arguments
+        )
+        assert error(dx, want) < 3e-5
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("size", [14, 40])
+def test_nan_and_infinity_stay_where_the_formula_puts_them(size, value):
+    x, w = normal((2, 5, size, size), np.float32), normal((9, 5, 3, 3), np.float32, 1)
+    x[1, 3, 0, 5] = x[0, 2, size - 1, size - 1] = x[0, 0, 6, 7] = value
+    got = nc.conv(x, w, padding=1, algorithm="winograd")
+    want = nc.conv(x, w, padding=1, algorithm="direct")
+    np.testing.assert_array_equal(got[~np.isfinite(want)], want[~np.isfinite(want)])
+    np.testing.assert_allclose(got[np.isfinite(want)], want[np.isfinite(want)], rtol=1e-4, atol=1e-4)
+    dx = nc.conv_grad_input((2, 9, size, size), w.swapaxes(0, 1).copy(), x, padding=1, algorithm="winograd")
+    want = nc.conv_grad_input((2, 9, size, size), w.swapaxes(0, 1).copy(), x, padding=1, algorithm="direct")
+    np.testing.assert_array_equal(np.isnan(dx), np.isnan(want))
+    np.testing.assert_array_equal(np.isinf(dx), np.isinf(want))
+
+
+def test_a_weight_or_a_constant_that_is_not_finite():
+    x, w = normal((1, 4, 17, 30), np.float32), normal((8, 4, 3, 3), np.float32, 1)
+    w[3, 1, 0, 2], w[6, 0, 1, 1] = np.inf, np.nan
+    for arguments in ({}, {"fill_value": np.inf}, {"boundary": "edge"}):
+        got = nc.conv(x, w, padding=1, algorithm="winograd", **arguments)
+        want = nc.conv(x, w, padding=1, algorithm="direct", **arguments)
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
+        np.testing.assert_array_equal(np.isinf(got), np.isinf(want))
+
+
+def test_the_transforms_do_not_overflow_where_the_sum_does_not():
+    x = np.full((1, 2, 12, 12), 3e38, np.float32)
+    x[:, :, ::2] *= -1
+    w = np.zeros((3, 2, 3, 3), np.float32)
+    w[0, 0, 1, 1], w[1, 1, 0, 2], w[2, 0, 2, 2] = 1, -1, 0.5
+    y = nc.conv(x, w, padding=1, algorithm="winograd")
+    assert np.isfinite(y).all()
+    np.testing.assert_allclose(y, nc.conv(x, w, padding=1, algorithm="direct"), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 14, 14), (2, 24, 30, 33)])
+def test_bits_are_the_same_for_any_number_of_threads(shape):
+    numba = pytest.importorskip("numba")
+    most = numba.get_num_threads()
+    x, w = normal(shape, np.float32), normal((48, shape[1], 3, 3), np.float32, 1)
+    dy = normal((shape[0], 48, *shape[2:]), np.float32, 2)
+    x[0, 3, 5, 5] = np.nan
+    results = []
+    try:
+        for threads in (1, most):
+            numba.set_num_threads(threads)
+            y = nc.conv(x, w, padding=1, algorithm="winograd")
+            results.append((y, nc.conv_grad_input(shape, w, dy, padding=1, algorithm="winograd")))
+    finally:
+        numba.set_num_threads(most)
+    for one, all_of_them in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, all_of_them)
