@@ -105,5 +105,5 @@ def flat(array: np.ndarray, *shape: int) -> np.ndarray:
     All inputs reach kernels read-only and contiguous, so that one compilation serves every caller.
     """
     view = array.reshape(shape)
-    view.flags.writeable = False
+    view.setflags(write=False)
     return view
