@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from . import _memory, arrays, dispatch, matrices
+from . import _memory, arrays, dispatch, matrices, select
 from .arguments import mode_padding, one_of, per_axis
 from .geometry import SCALARS, ConvGeometry, conv_geometry, frozen
-from .select import choose
+from .select import Choice
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -34,7 +34,7 @@ class ConvPlan:
     geometry: ConvGeometry
     dtype: np.dtype
     device: str
-    algorithm: str
+    choice: Choice
 
     def __repr__(self) -> str:
         g = self.geometry
@@ -42,6 +42,11 @@ class ConvPlan:
             f"ConvPlan({g.input_shape} * {g.kernel_shape} -> {g.output_shape}, {self.dtype}, "
             f"algorithm={self.algorithm!r}, device={self.device!r})"
         )
+
+    @property
+    def algorithm(self) -> str:
+        """The algorithm of ``forward``."""
+        return self.choice.forward
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -176,7 +181,26 @@ class ConvPlan:
             return matrices.matrix_nbytes(self.geometry, self.dtype)
         if what == "im2col":
             return prod(self.geometry.cols_shape) * self.dtype.itemsize
-        return self._room.workspace(self.geometry, arrays.computed_in(self.dtype))
+        return select.workspace(self.algorithm, self.geometry, self.dtype, self.device)
+
+    def explain_choice(self) -> str:
+        """Say what was chosen and why: for every algorithm the time expected, its workspace, and why not.
+
+        Returns
+        -------
+        str
+            A table with a line for each algorithm; a star marks what each product uses. The times follow from shapes
+            and dtype by a model that was fitted on one machine: they say which is faster, not how fast it is here.
+
+        Examples
+        --------
+        >>> import numconv
+        >>> plan = numconv.plan_conv((8, 64, 56, 56), (64, 64, 3, 3), dtype="int32")
+        >>> page = plan.explain_choice()
+        >>> [line for line in page.splitlines() if "winograd" in line][0].endswith("not exact for int32")
+        True
+        """
+        return select.explain(self.geometry, self.dtype, self.device, self.choice)
 
     def check(self, seed: int = 0) -> dict[str, float]:
         """Compute every form on random data and compare.
@@ -201,11 +225,10 @@ class ConvPlan:
     # inside: canonical arrays x (N, C, *in), w (K, C/G, *k), y (N, K, *out) of one dtype ------------------------------
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ConvPlan, (self.geometry, self.dtype, self.device, self.algorithm)  # without what is found once below
+        return ConvPlan, (self.geometry, self.dtype, self.device, self.choice)  # without what is found once below
 
-    @cached_property
-    def _room(self) -> ModuleType:
-        return dispatch.backend(self.device, self.algorithm)
+    def _room(self, name: str) -> ModuleType:
+        return dispatch.backend(self.device, name)
 
     @cached_property
     def _computed(self) -> np.dtype:
@@ -217,7 +240,7 @@ class ConvPlan:
 
     @cached_property
     def _workspace(self) -> int:
-        return self._room.workspace(self.geometry, self._computed)
+        return self.nbytes("workspace")
 
     def _run(
         self, compute: Callable[..., None], inputs: Sequence[tuple[str, np.ndarray | None, tuple[int, ...]]],
@@ -279,7 +302,7 @@ class ConvPlan:
         if not (y.size and w.size):  # a sum over no channels
             y[...] = bias.reshape(-1, *(1,) * g.d)
             return
-        self._room.forward(x, self._weights(w), bias, g.axes, g.boundary_code, self._fill, y)
+        self._room(self.choice.forward).forward(x, self._weights(w), bias, g.axes, g.boundary_code, self._fill, y)
 
     def _grad_input(self, dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
         self._transposed(dy, w.conj(), dx)
@@ -294,7 +317,7 @@ class ConvPlan:
         if not (dy.size and w.size):
             dx[...] = 0
             return
-        dispatch.backend(self.device, "adjoint").grad_input(self._room, dy, self._weights(w), g, dx)
+        self._room("adjoint").grad_input(self._room(self.choice.grad_input), dy, self._weights(w), g, dx)
 
     def _grad_weight(self, x: np.ndarray, dy: np.ndarray, dw: np.ndarray) -> None:
         g = self.geometry
@@ -302,15 +325,15 @@ class ConvPlan:
             dw[...] = 0
             return
         x, dy = self._canonical(x, g.C, g.size), self._canonical(dy, g.K, g.out)
-        grad_weight = getattr(self._room, "grad_weight", dispatch.backend(self.device, "implicit").grad_weight)
-        grad_weight(x, dy, g.axes, g.boundary_code, self._fill, self._weights(dw))
+        room = self._room(self.choice.grad_weight)
+        room.grad_weight(x, dy, g.axes, g.boundary_code, self._fill, self._weights(dw))
 
 
 @lru_cache(maxsize=1024)
 def make_plan(geometry: ConvGeometry, dtype: np.dtype, device: str, algorithm: str) -> ConvPlan:
     """The plan for a geometry; equal arguments give the same object."""
     arrays.as_fill(geometry.fill_value, arrays.computed_in(dtype))  # an error now if the dtype cannot hold it
-    return ConvPlan(geometry, dtype, device, choose(algorithm, geometry, dtype))
+    return ConvPlan(geometry, dtype, device, select.choose(algorithm, geometry, dtype, device))
 
 
 def plan_for(

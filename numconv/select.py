@@ -1,20 +1,58 @@
-"""Which algorithm serves a convolution, and which is the best for it. Nothing is measured at call time."""
+"""Which algorithm serves a convolution, and which is the best for it. Nothing is measured at call time.
+
+Each algorithm is described by a few amounts (multiply-adds, values moved, rows begun, …) that follow from the shapes,
+and by what one of each costs in nanoseconds. ``asv_bench/sweep.py`` measures random convolutions and fits the costs;
+its measurements lie in ``asv_bench/results``. The costs are those of two threads of one machine whatever machine runs
+them, so that the choice, and with it every bit of a result, follows from shapes and dtype alone.
+"""
 
 from __future__ import annotations
 
-from math import prod
-from typing import Literal, get_args
+from collections.abc import Callable, Sequence
+from math import gcd, log2, prod
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-import numpy as np
-
+from . import arrays, dispatch
 from .arguments import one_of
+from .costs import COSTS
 from .geometry import ConvGeometry
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Algorithm = Literal["auto", "im2col", "kernel2row", "implicit", "direct", "winograd", "fft"]
 ALGORITHMS: tuple[str, ...] = get_args(Algorithm)[1:]
+Product = Literal["forward", "grad_input", "grad_weight"]
+PRODUCTS: tuple[str, ...] = get_args(Product)
 
-#: What ``auto`` may take beyond inputs and outputs, in bytes.
+#: What ``auto`` may take beyond inputs, outputs and a second copy of the kernel, in bytes.
 WORKSPACE = 64 << 20
+
+#: Algorithms with a weight gradient of their own; the others' is the implicit one.
+HAVE_GRAD_WEIGHT = ("im2col", "implicit", "direct")
+
+#: What ``auto`` does not take, and why.
+NOT_BY_ITSELF = {
+    "kernel2row": "it builds a matrix for a single product",
+    "winograd": "it spreads NaN and infinity beyond the windows that hold them",
+    "fft": "it spreads NaN and infinity beyond the windows that hold them",
+}
+
+
+class Choice(NamedTuple):
+    """The algorithm of each product."""
+
+    forward: str
+    grad_input: str
+    grad_weight: str
+
+
+class Estimate(NamedTuple):
+    """What to expect of an algorithm: seconds, or why ``auto`` does not take it."""
+
+    algorithm: str
+    seconds: float
+    why_not: str
 
 
 def refusal(algorithm: str, geometry: ConvGeometry, dtype: np.dtype) -> str:
@@ -33,8 +71,8 @@ def refusal(algorithm: str, geometry: ConvGeometry, dtype: np.dtype) -> str:
     return ""
 
 
-def choose(algorithm: str, geometry: ConvGeometry, dtype: np.dtype) -> str:
-    """The algorithm asked for, if it can serve; for ``"auto"`` the one expected to be the fastest.
+def choose(algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: str) -> Choice:
+    """The algorithm asked for, if it can serve; for ``"auto"`` the ones expected to be the fastest.
 
     Raises
     ------
@@ -42,15 +80,241 @@ def choose(algorithm: str, geometry: ConvGeometry, dtype: np.dtype) -> str:
         If there is no such algorithm, or it cannot serve this convolution; the message says why.
     """
     one_of("algorithm", algorithm, get_args(Algorithm))
-    if algorithm != "auto":
-        why_not = refusal(algorithm, geometry, dtype)
-        if why_not:
-            raise ValueError(f"algorithm {algorithm!r} cannot serve this convolution: {why_not}")
-        return algorithm
-    channels, kernels = geometry.C // geometry.groups, geometry.K // geometry.groups
-    if channels * kernels <= 4 or kernels == 1:
-        return "direct"  # a matrix with one row, or nearly: nothing to reuse
-    stored = geometry.N * geometry.C * prod(geometry.kernel) * prod(geometry.out) * dtype.itemsize
-    if dtype.kind == "c" and stored <= WORKSPACE:
-        return "im2col"  # there is no register tile for complex numbers; BLAS is worth storing X_conv for
-    return "implicit"
+    if algorithm == "auto":
+        return Choice(*(_fastest(product, geometry, dtype, device) for product in PRODUCTS))
+    why_not = refusal(algorithm, geometry, dtype)
+    if why_not:
+        raise ValueError(f"algorithm {algorithm!r} cannot serve this convolution: {why_not}")
+    return Choice(algorithm, algorithm, algorithm if algorithm in HAVE_GRAD_WEIGHT else "implicit")
+
+
+def _fastest(product: str, geometry: ConvGeometry, dtype: np.dtype, device: str) -> str:
+    """The first in the order of time that keeps to the limit of memory; ``direct`` needs none."""
+    allowed = limit(geometry, dtype)
+    able = [e for e in estimates(product, geometry, dtype) if not e.why_not]
+    for estimate in sorted(able, key=lambda e: e.seconds):  # a stable sort: ties go by the order of ALGORITHMS
+        if workspace(estimate.algorithm, geometry, dtype, device) <= allowed:
+            return estimate.algorithm
+    return "direct"
+
+
+def limit(geometry: ConvGeometry, dtype: np.dtype) -> int:
+    """What ``auto`` may take beyond inputs and outputs, in bytes: there may be a second copy of the kernel."""
+    return WORKSPACE + prod(geometry.kernel_shape) * dtype.itemsize
+
+
+def workspace(algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: str) -> int:
+    """Bytes that ``forward`` takes beside its arguments and result."""
+    return int(dispatch.backend(device, algorithm).workspace(geometry, arrays.computed_in(dtype)))
+
+
+def estimates(product: str, geometry: ConvGeometry, dtype: np.dtype) -> list[Estimate]:
+    """What to expect of every algorithm for one of ``PRODUCTS``."""
+    computed = arrays.computed_in(dtype)
+    sizes, times = sizes_of(product, geometry, computed)
+    amounts = GRAD_WEIGHT_AMOUNTS if product == "grad_weight" else AMOUNTS
+    found = []
+    for algorithm in ALGORITHMS:
+        why_not = refusal(algorithm, geometry, dtype) or NOT_BY_ITSELF.get(algorithm, "")
+        if not why_not and algorithm not in amounts:
+            why_not = "it has no weight gradient of its own"
+        seconds = 0.0
+        if not why_not:
+            costs = COSTS[product][algorithm][like(computed)]
+            one = sum(cost * amount for cost, amount in zip(costs, amounts[algorithm](sizes), strict=True))
+            seconds = 1e-9 * times * one
+        found.append(Estimate(algorithm, seconds, why_not))
+    return found
+
+
+def like(dtype: np.dtype) -> str:
+    """The dtype whose costs stand for this one's."""
+    if dtype.kind == "f":
+        return dtype.name
+    return "complex" if dtype.kind == "c" else "integer"
+
+
+def explain(geometry: ConvGeometry, dtype: np.dtype, device: str, choice: Choice) -> str:
+    """A table of all algorithms: the time expected for each product, the workspace, and why not."""
+    lines = [f"{'':12}{'forward':>12}{'grad_input':>12}{'grad_weight':>12}{'workspace':>14}"]
+    tables = [estimates(product, geometry, dtype) for product in PRODUCTS]
+    for row in zip(*tables, strict=True):
+        algorithm, forward = row[0].algorithm, row[0]
+        cells = []
+        for estimate, chosen in zip(row, choice, strict=True):
+            time = "-" if estimate.why_not else f"{estimate.seconds * 1e3:.3g} ms"
+            cells.append(f"{time + ('*' if chosen == algorithm else ' '):>12}")
+        memory, why_not = "", forward.why_not
+        if not refusal(algorithm, geometry, dtype):
+            nbytes = workspace(algorithm, geometry, dtype, device)
+            memory = f"{nbytes / 2**20:.4g} MiB"
+            if nbytes > limit(geometry, dtype) and not why_not:
+                why_not = f"it takes more than {limit(geometry, dtype) / 2**20:.4g} MiB"
+        lines.append(f"{algorithm:12}{''.join(cells)}{memory:>14}  {why_not}".rstrip())
+    return "\n".join([*lines, "* is taken; times are estimates for two threads of the machine that was measured"])
+
+
+# the amounts --------------------------------------------------------------------------------------------------------
+
+
+class Sizes(NamedTuple):
+    """What the cost of a product depends on: those of a convolution, or of one phase of its input gradient."""
+
+    N: int
+    C: int
+    K: int
+    G: int
+    kernel: tuple[int, ...]
+    out: tuple[int, ...]
+    reach: tuple[int, ...]  # how much of the padded input is read along each axis
+    stride: tuple[int, ...]
+    step: tuple[int, ...]
+    itemsize: int
+
+    @property
+    def multiply_adds(self) -> int:
+        """Those of the sum as it is written."""
+        return self.N * self.K * prod(self.out) * self.C // self.G * prod(self.kernel)
+
+    @property
+    def share(self) -> float:
+        """How much of the work one of two threads does: all of it where it is too little to share."""
+        return 1.0 if self.multiply_adds < 1 << 17 else 0.5
+
+
+def sizes_of(product: str, g: ConvGeometry, dtype: np.dtype) -> tuple[Sizes, int]:
+    """The sizes of the convolution that a product is, and how often it is done.
+
+    The input gradient is one for each phase of the stride, from the output to every stride-th pixel with every
+    ``m``-th tap; the phases are nearly alike.
+    """
+    rows, times = g.axis_rows, 1
+    if product != "grad_input":
+        return _from_rows(g.N, g.C, g.K, g.groups, rows, dtype.itemsize), times
+    phase = []
+    for size, kernel, out, _, stride, step in rows:
+        m = stride // gcd(stride, step)
+        times *= min(m, kernel, size)
+        phase.append((out, -(-kernel // m), -(-size // stride), 0, 1, abs(step) * m // stride))
+    return _from_rows(g.N, g.K, g.C, g.groups, phase, dtype.itemsize), times
+
+
+def _from_rows(N: int, C: int, K: int, G: int, rows: Sequence[tuple[int, ...]], itemsize: int) -> Sizes:
+    kernel, out, stride = (tuple(row[i] for row in rows) for i in (1, 2, 4))
+    step = tuple(abs(row[5]) for row in rows)
+    reach = tuple((o - 1) * s + (k - 1) * t + 1 for k, o, s, t in zip(kernel, out, stride, step, strict=True))
+    return Sizes(N, C, K, G, kernel, out, reach, stride, step, itemsize)
+
+
+def _up(n: int, multiple: int) -> int:
+    """``n`` filled up to whole tiles."""
+    return -(-n // multiple) * multiple
+
+
+#: Output channels in a register tile, and bytes of its row of pixels.
+MR, NR = 8, 192
+
+
+def _implicit(s: Sizes) -> tuple[float, ...]:
+    Q, P = s.C // s.G * prod(s.kernel), s.N * prod(s.out)
+    lanes = NR // s.itemsize
+    return (
+        1,
+        s.share * _up(s.K // s.G, MR) * s.G * Q * _up(P, lanes),  # multiply-adds of whole tiles
+        s.share * s.G * Q * P * (s.stride[-1] == 1),  # values copied into panels
+        s.share * s.G * Q * P * (s.stride[-1] > 1),  # values gathered one by one
+        s.share * s.G * Q * P / s.out[-1],  # runs begun
+        s.share * s.K * Q,  # weights packed
+        s.share * s.K * P * (1 + Q // 384),  # tiles added to the output
+    )
+
+
+def _direct(s: Sizes) -> tuple[float, ...]:
+    Cg, rows = s.C // s.G, prod(s.out[:-1])
+    lanes = NR // s.itemsize
+    by_tiles = len(s.out) > 1 and s.out[-2] > 1 and max(s.stride[-2], s.step[-2]) <= 2
+    if by_tiles and (s.kernel[-2] >= 7 or s.out[-1] < 128):
+        high = (MR - 1) * s.stride[-2] + (s.kernel[-2] - 1) * s.step[-2] + 1
+        bands = s.share * s.N * s.K * Cg * prod(s.kernel[:-2]) * prod(s.out[:-2]) * -(-s.out[-2] // MR)
+        return (
+            1,
+            bands * high * MR * s.kernel[-1] * _up(s.out[-1], lanes),  # multiply-adds of whole tiles
+            bands * high * (s.out[-1] + s.kernel[-1]),  # pixels gathered
+            bands * high,  # lines begun
+            s.share * s.K * Cg * high * MR * prod(s.kernel) / s.kernel[-2],  # values of the bands
+            bands * MR * s.out[-1],  # tiles added to the output
+            0, 0, 0,
+        )
+    return (
+        1, 0, 0, 0, 0, 0,
+        s.share * s.multiply_adds * (s.stride[-1] == 1),
+        s.share * s.multiply_adds * (s.stride[-1] > 1),
+        s.share * s.N * s.K * Cg * rows * prod(s.kernel),  # taps begun, row by row
+    )
+
+
+def _im2col(s: Sizes) -> tuple[float, ...]:
+    entries = s.N * s.C * prod(s.kernel) * prod(s.out)
+    return (
+        1,
+        entries,  # values stored
+        entries / s.out[-1],  # runs begun
+        s.multiply_adds,
+        s.N * s.G,  # products called
+    )
+
+
+def _winograd(s: Sizes) -> tuple[float, ...]:
+    tiles = s.N * -(-s.out[0] // 4) * -(-s.out[-1] // 4)
+    return (
+        1,
+        s.share * 36 * s.G * _up(s.K // s.G, MR) * (s.C // s.G) * _up(tiles, NR // s.itemsize),  # multiply-adds
+        s.share * 36 * s.C * tiles,  # values of transformed tiles
+        s.share * 36 * s.K * tiles,
+        s.share * 36 * s.K * s.C // s.G,  # values of transformed kernels
+    )
+
+
+def _fft(s: Sizes) -> tuple[float, ...]:
+    values, length = prod(s.reach), log2(prod(s.reach) + 1)
+    return (
+        1,
+        s.N * s.C * values * length,  # transforms of the input, the kernel and the result
+        s.K * s.C // s.G * values * length,
+        s.N * s.K * values * length,
+        s.N * s.K * s.C // s.G * values,  # products
+        s.N * (s.C + s.K) + s.K * s.C // s.G,  # transforms begun
+    )
+
+
+AMOUNTS: dict[str, Callable[[Sizes], tuple[float, ...]]] = {
+    "im2col": _im2col, "implicit": _implicit, "direct": _direct, "winograd": _winograd, "fft": _fft,
+}
+
+
+def _implicit_grad_weight(s: Sizes) -> tuple[float, ...]:
+    Q, P = s.C // s.G * prod(s.kernel), s.N * prod(s.out)
+    return (
+        1,
+        s.share * _up(s.K // s.G, 4) * s.G * _up(Q, 6) * P,  # multiply-adds of whole tiles
+        s.share * s.G * Q * P * (s.stride[-1] == 1),  # values copied into panels
+        s.share * s.G * Q * P * (s.stride[-1] > 1),
+        s.share * s.G * Q * P / s.out[-1],  # runs begun
+        s.share * s.K * P * (1 + Q // 192),  # values of dY loaded
+        s.share * s.K * Q * (1 + P / 512),  # tiles added up
+    )
+
+
+def _direct_grad_weight(s: Sizes) -> tuple[float, ...]:
+    return (
+        1,
+        s.share * s.multiply_adds,
+        s.share * s.multiply_adds * (s.stride[-1] > 1),
+        s.share * s.multiply_adds / s.out[-1],  # rows begun
+        s.K * s.C // s.G * prod(s.kernel),
+    )
+
+
+GRAD_WEIGHT_AMOUNTS: dict[str, Callable[[Sizes], tuple[float, ...]]] = {
+    "im2col": _im2col, "implicit": _implicit_grad_weight, "direct": _direct_grad_weight,
+}
