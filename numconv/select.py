@@ -169,7 +169,7 @@ class Sizes(NamedTuple):
     reach: tuple[int, ...]  # how much of the padded input is read along each axis
     stride: tuple[int, ...]
     step: tuple[int, ...]
-    itemsize: int
+    lanes: int  # numbers in a vector register of the machine that was measured; 1 without vector code
 
     @property
     def multiply_adds(self) -> int:
@@ -190,20 +190,20 @@ def sizes_of(product: str, g: ConvGeometry, dtype: np.dtype) -> tuple[Sizes, int
     """
     rows, times = g.axis_rows, 1
     if product != "grad_input":
-        return _from_rows(g.N, g.C, g.K, g.groups, rows, dtype.itemsize), times
+        return _from_rows(g.N, g.C, g.K, g.groups, rows, dtype), times
     phase = []
     for size, kernel, out, _, stride, step in rows:
         m = stride // gcd(stride, step)
         times *= min(m, kernel, size)
         phase.append((out, -(-kernel // m), -(-size // stride), 0, 1, abs(step) * m // stride))
-    return _from_rows(g.N, g.K, g.C, g.groups, phase, dtype.itemsize), times
+    return _from_rows(g.N, g.K, g.C, g.groups, phase, dtype), times
 
 
-def _from_rows(N: int, C: int, K: int, G: int, rows: Sequence[tuple[int, ...]], itemsize: int) -> Sizes:
+def _from_rows(N: int, C: int, K: int, G: int, rows: Sequence[tuple[int, ...]], dtype: np.dtype) -> Sizes:
     kernel, out, stride = (tuple(row[i] for row in rows) for i in (1, 2, 4))
     step = tuple(abs(row[5]) for row in rows)
     reach = tuple((o - 1) * s + (k - 1) * t + 1 for k, o, s, t in zip(kernel, out, stride, step, strict=True))
-    return Sizes(N, C, K, G, kernel, out, reach, stride, step, itemsize)
+    return Sizes(N, C, K, G, kernel, out, reach, stride, step, 64 // dtype.itemsize if dtype.kind == "f" else 1)
 
 
 def _up(n: int, multiple: int) -> int:
@@ -211,16 +211,16 @@ def _up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-#: Output channels in a register tile, and bytes of its row of pixels.
-MR, NR = 8, 192
+def _tile(s: Sizes) -> tuple[int, int]:
+    """Output channels and pixels of a register tile."""
+    return (8, 3 * s.lanes) if s.lanes > 1 else (4, 64)
 
 
 def _implicit(s: Sizes) -> tuple[float, ...]:
-    Q, P = s.C // s.G * prod(s.kernel), s.N * prod(s.out)
-    lanes = NR // s.itemsize
+    Q, P, (MR, NR) = s.C // s.G * prod(s.kernel), s.N * prod(s.out), _tile(s)
     return (
         1,
-        s.share * _up(s.K // s.G, MR) * s.G * Q * _up(P, lanes),  # multiply-adds of whole tiles
+        s.share * _up(s.K // s.G, MR) * s.G * Q * _up(P, NR),  # multiply-adds of whole tiles
         s.share * s.G * Q * P * (s.stride[-1] == 1),  # values copied into panels
         s.share * s.G * Q * P * (s.stride[-1] > 1),  # values gathered one by one
         s.share * s.G * Q * P / s.out[-1],  # runs begun
@@ -230,26 +230,31 @@ def _implicit(s: Sizes) -> tuple[float, ...]:
 
 
 def _direct(s: Sizes) -> tuple[float, ...]:
-    Cg, rows = s.C // s.G, prod(s.out[:-1])
-    lanes = NR // s.itemsize
-    by_tiles = len(s.out) > 1 and s.out[-2] > 1 and max(s.stride[-2], s.step[-2]) <= 2
-    if by_tiles and (s.kernel[-2] >= 7 or s.out[-1] < 128):
-        high = (MR - 1) * s.stride[-2] + (s.kernel[-2] - 1) * s.step[-2] + 1
-        bands = s.share * s.N * s.K * Cg * prod(s.kernel[:-2]) * prod(s.out[:-2]) * -(-s.out[-2] // MR)
+    Cg, pixels = s.C // s.G, prod(s.reach)
+    if s.lanes == 1:
         return (
             1,
-            bands * high * MR * s.kernel[-1] * _up(s.out[-1], lanes),  # multiply-adds of whole tiles
-            bands * high * (s.out[-1] + s.kernel[-1]),  # pixels gathered
-            bands * high,  # lines begun
-            s.share * s.K * Cg * high * MR * prod(s.kernel) / s.kernel[-2],  # values of the bands
-            bands * MR * s.out[-1],  # tiles added to the output
+            s.share * s.multiply_adds * (s.stride[-1] == 1),
+            s.share * s.multiply_adds * (s.stride[-1] > 1),
+            s.share * s.multiply_adds / s.out[-1],  # taps begun, row by row
             0, 0, 0,
         )
+    if len(s.out) == 1:  # the rows of a tile follow each other
+        rows, columns, high, units = 7, _up(s.out[0], 7 * s.lanes) // 7, -(-s.kernel[0] // s.lanes), Cg
+        taps = s.lanes
+    else:
+        rows, columns, high = _up(s.out[-2], 7), _up(s.out[-1], s.lanes), s.kernel[-2]
+        units, taps = Cg * prod(s.kernel[:-2]), s.kernel[-1]
+    tiles = s.share * s.N * s.K * prod(s.out[:-2]) * rows // 7 * columns / s.lanes
+    stacks = -(-high // 5)
     return (
-        1, 0, 0, 0, 0, 0,
-        s.share * s.multiply_adds * (s.stride[-1] == 1),
-        s.share * s.multiply_adds * (s.stride[-1] > 1),
-        s.share * s.N * s.K * Cg * rows * prod(s.kernel),  # taps begun, row by row
+        1,
+        tiles * 7 * s.lanes * Cg * prod(s.kernel),  # multiply-adds of whole tiles
+        tiles * units * (high + 6 * stacks) * taps,  # lines of pixels loaded
+        tiles * units * stacks,  # stacks of kernel rows begun
+        tiles,
+        s.share * s.N * s.C * pixels,  # pixels read or copied
+        s.share * s.N * s.C * pixels * (s.stride[-1] > 1),  # pixels gathered one by one
     )
 
 
@@ -268,7 +273,7 @@ def _winograd(s: Sizes) -> tuple[float, ...]:
     tiles = s.N * -(-s.out[0] // 4) * -(-s.out[-1] // 4)
     return (
         1,
-        s.share * 36 * s.G * _up(s.K // s.G, MR) * (s.C // s.G) * _up(tiles, NR // s.itemsize),  # multiply-adds
+        s.share * 36 * s.G * _up(s.K // s.G, _tile(s)[0]) * (s.C // s.G) * _up(tiles, s.lanes),  # multiply-adds
         s.share * 36 * s.C * tiles,  # values of transformed tiles
         s.share * 36 * s.K * tiles,
         s.share * 36 * s.K * s.C // s.G,  # values of transformed kernels
@@ -276,15 +281,28 @@ def _winograd(s: Sizes) -> tuple[float, ...]:
 
 
 def _fft(s: Sizes) -> tuple[float, ...]:
-    values, length = prod(s.reach), log2(prod(s.reach) + 1)
-    return (
-        1,
-        s.N * s.C * values * length,  # transforms of the input, the kernel and the result
-        s.K * s.C // s.G * values * length,
-        s.N * s.K * values * length,
-        s.N * s.K * s.C // s.G * values,  # products
-        s.N * (s.C + s.K) + s.K * s.C // s.G,  # transforms begun
-    )
+    reach = [(k - 1) * t + 1 for k, t in zip(s.kernel, s.step, strict=True)]
+    best: tuple[float, ...] = ()
+    for room in (1, 2, 4, 8, 16, 1 << 40):  # blocks so much longer than the kernel; the last is one block
+        length = [min(room * 2 * r, n) for r, n in zip(reach, s.reach, strict=True)]
+        blocks = s.N * prod(
+            -(-o * step // max(n - r + 1, 1)) for o, step, n, r in zip(s.out, s.stride, length, reach, strict=True)
+        )
+        F = prod(length)
+        if best and F > 1 << 18:
+            break
+        passes = log2(F + 1) + 12 * len(length)
+        amounts = (
+            1,
+            blocks * s.C * F * passes,  # transforms of the input
+            blocks * s.K * F * passes,  # and of the result
+            s.K * s.C // s.G * F * passes,  # and of the kernel
+            blocks * s.K * s.C // s.G * F,  # products
+            blocks * (s.C + s.K) + s.K * s.C // s.G,  # transforms begun
+        )
+        if not best or sum(amounts[1:4]) < sum(best[1:4]):
+            best = amounts
+    return best
 
 
 AMOUNTS: dict[str, Callable[[Sizes], tuple[float, ...]]] = {
@@ -296,7 +314,7 @@ def _implicit_grad_weight(s: Sizes) -> tuple[float, ...]:
     Q, P = s.C // s.G * prod(s.kernel), s.N * prod(s.out)
     return (
         1,
-        s.share * _up(s.K // s.G, 4) * s.G * _up(Q, 6) * P,  # multiply-adds of whole tiles
+        s.share * _up(s.K // s.G, 4) * s.G * _up(Q, 6 if s.lanes > 1 else 4) * P,  # multiply-adds of whole tiles
         s.share * s.G * Q * P * (s.stride[-1] == 1),  # values copied into panels
         s.share * s.G * Q * P * (s.stride[-1] > 1),
         s.share * s.G * Q * P / s.out[-1],  # runs begun
