@@ -111,7 +111,6 @@ def workspace(algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: s
 def estimates(product: str, geometry: ConvGeometry, dtype: np.dtype) -> list[Estimate]:
     """What to expect of every algorithm for one of ``PRODUCTS``."""
     computed = arrays.computed_in(dtype)
-    sizes, times = sizes_of(product, geometry, computed)
     amounts = GRAD_WEIGHT_AMOUNTS if product == "grad_weight" else AMOUNTS
     found = []
     for algorithm in ALGORITHMS:
@@ -121,6 +120,7 @@ def estimates(product: str, geometry: ConvGeometry, dtype: np.dtype) -> list[Est
         seconds = 0.0
         if not why_not:
             costs = COSTS[product][algorithm][like(computed)]
+            sizes, times = sizes_of(product, algorithm, geometry, computed)
             one = sum(cost * amount for cost, amount in zip(costs, amounts[algorithm](sizes), strict=True))
             seconds = 1e-9 * times * one
         found.append(Estimate(algorithm, seconds, why_not))
@@ -182,14 +182,14 @@ class Sizes(NamedTuple):
         return 1.0 if self.multiply_adds < 1 << 17 else 0.5
 
 
-def sizes_of(product: str, g: ConvGeometry, dtype: np.dtype) -> tuple[Sizes, int]:
+def sizes_of(product: str, algorithm: str, g: ConvGeometry, dtype: np.dtype) -> tuple[Sizes, int]:
     """The sizes of the convolution that a product is, and how often it is done.
 
     The input gradient is one for each phase of the stride, from the output to every stride-th pixel with every
-    ``m``-th tap; the phases are nearly alike.
+    ``m``-th tap; the phases are nearly alike. By ``im2col`` it is the same steps as forward, backwards.
     """
     rows, times = g.axis_rows, 1
-    if product != "grad_input":
+    if product != "grad_input" or algorithm == "im2col":
         return _from_rows(g.N, g.C, g.K, g.groups, rows, dtype), times
     phase = []
     for size, kernel, out, _, stride, step in rows:
@@ -237,6 +237,7 @@ def _direct(s: Sizes) -> tuple[float, ...]:
             s.share * s.multiply_adds * (s.stride[-1] == 1),
             s.share * s.multiply_adds * (s.stride[-1] > 1),
             s.share * s.multiply_adds / s.out[-1],  # taps begun, row by row
+            s.K * Cg * prod(s.kernel),  # weights
             0, 0, 0,
         )
     if len(s.out) == 1:  # the rows of a tile follow each other
@@ -255,6 +256,7 @@ def _direct(s: Sizes) -> tuple[float, ...]:
         tiles,
         s.share * s.N * s.C * pixels,  # pixels read or copied
         s.share * s.N * s.C * pixels * (s.stride[-1] > 1),  # pixels gathered one by one
+        s.K * Cg * prod(s.kernel),  # weights put in order
     )
 
 
@@ -265,6 +267,8 @@ def _im2col(s: Sizes) -> tuple[float, ...]:
         entries,  # values stored
         entries / s.out[-1],  # runs begun
         s.multiply_adds,
+        s.N * s.K * prod(s.out),  # values of the output
+        s.N * s.K * s.C // s.G * prod(s.kernel),  # weights read
         s.N * s.G,  # products called
     )
 

@@ -95,7 +95,7 @@ def pretend(monkeypatch, **seconds):
     for product in select.PRODUCTS:
         amounts = select.GRAD_WEIGHT_AMOUNTS if product == "grad_weight" else select.AMOUNTS
         g = conv_geometry((1, 1, 9, 9), (1, 1, 3, 3))
-        sizes, _ = select.sizes_of(product, g, np.dtype(np.float32))
+        sizes, _ = select.sizes_of(product, "direct", g, np.dtype(np.float32))
         costs[product] = {
             name: dict.fromkeys(
                 ("float32", "float64", "integer", "complex"),
@@ -149,7 +149,7 @@ def test_every_cost_is_known():
     g = conv_geometry((1, 4, 9, 9), (4, 4, 3, 3))
     for product in select.PRODUCTS:
         amounts = select.GRAD_WEIGHT_AMOUNTS if product == "grad_weight" else select.AMOUNTS
-        sizes, _ = select.sizes_of(product, g, np.dtype(np.float32))
+        sizes, _ = select.sizes_of(product, "direct", g, np.dtype(np.float32))
         for name, amount in amounts.items():
             if name in select.NOT_BY_ITSELF:
                 continue
