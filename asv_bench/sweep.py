@@ -134,7 +134,7 @@ def measure(geometry: ConvGeometry, dtype: str, product: str) -> dict[str, float
 def call_of(geometry: ConvGeometry, dtype: str, product: str, name: str) -> Any:
     """A call of one product by one algorithm on fresh random data, or None where the algorithm does not serve."""
     if select.refusal(name, geometry, np.dtype(dtype)) or (
-        product == "grad_weight" and name not in select.HAVE_GRAD_WEIGHT
+        product == "grad_weight" and not select.has_grad_weight(name, "cpu")
     ):
         return None
     plan = make_plan(geometry, np.dtype(dtype), "cpu", name)

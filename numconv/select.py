@@ -28,9 +28,6 @@ PRODUCTS: tuple[str, ...] = get_args(Product)
 #: What ``auto`` may take beyond inputs, outputs and a second copy of the kernel, in bytes.
 WORKSPACE = 64 << 20
 
-#: Algorithms with a weight gradient of their own; the others' is the implicit one.
-HAVE_GRAD_WEIGHT = ("im2col", "implicit", "direct")
-
 #: What ``auto`` does not take, and why.
 NOT_BY_ITSELF = {
     "kernel2row": "it builds a matrix for a single product",
@@ -85,7 +82,12 @@ def choose(algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: str)
     why_not = refusal(algorithm, geometry, dtype)
     if why_not:
         raise ValueError(f"algorithm {algorithm!r} cannot serve this convolution: {why_not}")
-    return Choice(algorithm, algorithm, algorithm if algorithm in HAVE_GRAD_WEIGHT else "implicit")
+    return Choice(algorithm, algorithm, algorithm if has_grad_weight(algorithm, device) else "implicit")
+
+
+def has_grad_weight(algorithm: str, device: str) -> bool:
+    """Whether an algorithm has a weight gradient of its own; the others' is the implicit one."""
+    return hasattr(dispatch.backend(device, algorithm), "grad_weight")
 
 
 def _fastest(product: str, geometry: ConvGeometry, dtype: np.dtype, device: str) -> str:
@@ -115,11 +117,11 @@ def estimates(product: str, geometry: ConvGeometry, dtype: np.dtype) -> list[Est
     found = []
     for algorithm in ALGORITHMS:
         why_not = refusal(algorithm, geometry, dtype) or NOT_BY_ITSELF.get(algorithm, "")
-        if not why_not and algorithm not in amounts:
-            why_not = "it has no weight gradient of its own"
+        costs = COSTS[product].get(algorithm, {}).get(like(computed))
+        if not why_not and not costs:
+            why_not = "no measurement says what it costs"
         seconds = 0.0
-        if not why_not:
-            costs = COSTS[product][algorithm][like(computed)]
+        if costs and not why_not:
             sizes, times = sizes_of(product, algorithm, geometry, computed)
             one = sum(cost * amount for cost, amount in zip(costs, amounts[algorithm](sizes), strict=True))
             seconds = 1e-9 * times * one
@@ -338,5 +340,5 @@ def _direct_grad_weight(s: Sizes) -> tuple[float, ...]:
 
 
 GRAD_WEIGHT_AMOUNTS: dict[str, Callable[[Sizes], tuple[float, ...]]] = {
-    "im2col": _im2col, "implicit": _implicit_grad_weight, "direct": _direct_grad_weight,
+    "im2col": _im2col, "implicit": _implicit_grad_weight, "direct": _direct_grad_weight, "fft": _fft,
 }
