@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .api.plain import convolve, correlate
     from .dispatch import devices, use_device
     from .plan import ConvPlan, plan_conv, plan_convolve
+    from .warm import warmup
 
 _ROOMS = {
     "api.layers": (
@@ -43,6 +44,7 @@ _ROOMS = {
     "api.plain": ("convolve", "correlate"),
     "dispatch": ("devices", "use_device"),
     "plan": ("ConvPlan", "plan_conv", "plan_convolve"),
+    "warm": ("warmup",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
@@ -63,5 +65,5 @@ __all__ = [
     "ConvPlan", "__version__", "col2im", "conv", "conv1d", "conv2d", "conv3d", "conv_grad_input", "conv_grad_weight",
     "conv_transpose", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolve", "correlate",
     "csr_matvec", "csr_rmatvec", "devices", "fold", "im2col", "kernel2row", "plan_conv", "plan_convolve", "unfold",
-    "use_device",
+    "use_device", "warmup",
 ]

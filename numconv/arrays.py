@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -22,13 +23,17 @@ COMPUTED_IN: dict[np.dtype, np.dtype] = {
 
 def product_dtype(**arrays: Any) -> np.dtype:
     """The dtype of a product of these arrays (``numpy.result_type``), or an error naming the one that has none."""
-    for name, array in arrays.items():
-        dtype = np.dtype(array) if isinstance(array, (np.dtype, type, str)) else array.dtype
+    return _product_dtype(**{name: getattr(array, "dtype", array) for name, array in arrays.items()})
+
+
+@lru_cache(maxsize=1024)
+def _product_dtype(**dtypes: np.dtype) -> np.dtype:
+    for name, dtype in dtypes.items():
         if dtype.kind not in "biufc" or dtype.itemsize > (16 if dtype.kind == "c" else 8):
             raise TypeError(
                 f"{name} must be bool, integer, float16/32/64 or complex64/128 to be multiplied, got dtype {dtype}"
             )
-    result: np.dtype = np.result_type(*arrays.values())
+    result: np.dtype = np.result_type(*dtypes.values())
     return result.newbyteorder("=")
 
 
@@ -49,9 +54,9 @@ def computed_in(dtype: np.dtype) -> np.dtype:
 
 def ready(array: Array, dtype: np.dtype) -> Array:
     """The array as kernels take it: contiguous, aligned, native, of this dtype. Copies only when it must."""
-    nbytes = copied(array, dtype)
-    if not nbytes and array.dtype == dtype:
+    if fits(array, dtype):
         return array
+    nbytes = array.size * dtype.itemsize
     if nbytes >= _memory.ALWAYS_THERE:
         _memory.require(
             nbytes, f"a contiguous copy of an input of shape {array.shape} as {dtype}",
@@ -60,11 +65,10 @@ def ready(array: Array, dtype: np.dtype) -> Array:
     return np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED"])
 
 
-def copied(array: Array, dtype: np.dtype) -> int:
-    """Bytes of the copy that ``ready`` has to make, 0 if none."""
-    if array.dtype == dtype and array.flags.c_contiguous and array.flags.aligned:
-        return 0
-    return array.size * dtype.itemsize
+def fits(array: Array, dtype: np.dtype) -> bool:
+    """Whether kernels take the array as it is."""
+    flags = array.flags
+    return array.dtype == dtype and flags.c_contiguous and flags.aligned
 
 
 def as_fill(value: Any, dtype: np.dtype) -> Any:

@@ -15,15 +15,17 @@ if TYPE_CHECKING:
 
 def check(plan: ConvPlan, seed: int) -> dict[str, float]:
     """Errors of every algorithm against ``direct`` in the widest type, and of both adjoint identities."""
+    from .plan import make_plan
+
     g, dtype = plan.geometry, plan.dtype
     rng = np.random.default_rng(seed)
     x, w, dy = (random(rng, shape, dtype) for shape in (g.input_shape, g.kernel_shape, g.output_shape))
     wide = {"f": np.dtype(np.float64), "c": np.dtype(np.complex128)}.get(dtype.kind, dtype)
-    exact = replace(plan, algorithm="direct", dtype=wide).forward(x, w)
+    exact = make_plan(g, wide, plan.device, "direct").forward(x, w)
     errors = {}
     for algorithm in ALGORITHMS:
         if not refusal(algorithm, g, dtype):
-            errors[algorithm] = distance(replace(plan, algorithm=algorithm).forward(x, w), exact)
+            errors[algorithm] = distance(make_plan(g, dtype, plan.device, algorithm).forward(x, w), exact)
     if dtype.kind == "b":
         return errors  # "any" is not linear
     linear = replace(plan, geometry=replace(g, fill_value=0))

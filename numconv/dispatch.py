@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Literal, get_args
@@ -101,9 +102,14 @@ def choose_device(device: str = "auto") -> str:
     return "cpu"
 
 
+@cache
 def backend(device: str, room: str) -> ModuleType:
     """A room of a device's backend, imported on first use."""
     return import_module(f"numconv.{device}.{room}")
+
+
+_OPTIONAL = ("bias", "out")
+_ONLY_NUMPY = frozenset({np.ndarray})
 
 
 def read(**arguments: Any) -> tuple[list[Any], Callable[[np.ndarray], Any]]:
@@ -112,6 +118,10 @@ def read(**arguments: Any) -> tuple[list[Any], Callable[[np.ndarray], Any]]:
     Arguments named ``bias`` and ``out`` may be ``None`` and stay so; the way back of a call with ``out=`` gives
     ``out`` itself.
     """
+    given = [value for name, value in arguments.items() if value is not None or name not in _OPTIONAL]
+    if _ONLY_NUMPY.issuperset(map(type, given)):  # the common case, in one look
+        out = arguments.get("out")
+        return list(arguments.values()), _as_is if out is None else lambda result: out
     arrays, kinds = [], {}
     for name, value in arguments.items():
         kind, array = _read(name, value)
@@ -146,7 +156,7 @@ def _read(name: str, value: Any) -> tuple[str, Any]:
     if type(value) is np.ndarray:
         return "numpy", value
     if value is None:
-        if name in ("bias", "out"):
+        if name in _OPTIONAL:
             return "", None
         raise TypeError(f"{name} must be an array, got None")
     if isinstance(value, np.ma.MaskedArray):

@@ -68,17 +68,17 @@ class ConvGeometry:
             return spatial
         return (self.N, channels, *spatial) if self.batched else (channels, *spatial)
 
-    @property
+    @cached_property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of ``x`` as the caller sees it."""
         return self._around(self.C, self.size)
 
-    @property
+    @cached_property
     def output_shape(self) -> tuple[int, ...]:
         """Shape of ``y`` as the caller sees it."""
         return self._around(self.K, self.out)
 
-    @property
+    @cached_property
     def kernel_shape(self) -> tuple[int, ...]:
         """Shape of ``w`` as the caller sees it."""
         return self.kernel if self.plain else (self.K, self.C // self.groups, *self.kernel)
@@ -115,7 +115,7 @@ class ConvGeometry:
         """The table of axes as an ``int64`` array of shape ``(d, 6)``, columns as in ``_indexing``."""
         return axes_table(self.axis_rows)
 
-    @property
+    @cached_property
     def boundary_code(self) -> int:
         """The boundary as kernels know it."""
         return BOUNDARIES.index(self.boundary)
@@ -190,19 +190,23 @@ def conv_geometry(
     arguments give the same, cached object. ``names`` says what the caller calls the two arrays.
     """
     return _conv_geometry(
-        _frozen(input_shape), _frozen(kernel_shape), plain, _frozen(stride), _frozen(padding), _frozen(dilation),
-        _frozen(groups), _frozen(boundary), as_number("fill_value", fill_value), bool(flip), names,
+        frozen(input_shape), frozen(kernel_shape), plain, frozen(stride), frozen(padding), frozen(dilation),
+        frozen(groups), frozen(boundary), as_number("fill_value", fill_value), bool(flip), names,
     )
 
 
-def _frozen(value: Any) -> Any:
+#: Types that a cache can look up as they are.
+SCALARS = frozenset({int, float, complex, bool, str, bytes})
+
+
+def frozen(value: Any) -> Any:
     """Sequences as tuples, so that a cache can look them up."""
-    if type(value) is int or isinstance(value, (str, bytes)):
+    if type(value) in SCALARS:
         return value
     if getattr(value, "shape", None) == ():
         return value.item()
     if hasattr(value, "__iter__"):
-        return tuple(_frozen(v) for v in value)
+        return tuple(frozen(v) for v in value)
     return value
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from . import _memory, arrays, dispatch, matrices
+from . import _memory, arrays, dispatch, matrices, select
 from .arguments import mode_padding, one_of, per_axis
-from .geometry import ConvGeometry, conv_geometry
-from .select import choose
+from .geometry import SCALARS, ConvGeometry, conv_geometry, frozen
+from .select import Choice
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -34,7 +34,7 @@ class ConvPlan:
     geometry: ConvGeometry
     dtype: np.dtype
     device: str
-    algorithm: str
+    choice: Choice
 
     def __repr__(self) -> str:
         g = self.geometry
@@ -42,6 +42,11 @@ class ConvPlan:
             f"ConvPlan({g.input_shape} * {g.kernel_shape} -> {g.output_shape}, {self.dtype}, "
             f"algorithm={self.algorithm!r}, device={self.device!r})"
         )
+
+    @property
+    def algorithm(self) -> str:
+        """The algorithm of ``forward``."""
+        return self.choice.forward
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -75,8 +80,9 @@ class ConvPlan:
             Of the plan's dtype, or ``out``.
         """
         (x, w, bias, out), give = dispatch.read(x=x, w=w, bias=bias, out=out)
-        wanted = {"x": self.input_shape, "w": self.kernel_shape, "bias": (self.geometry.K,)}
-        return give(self._run(self._forward, wanted, (x, w, bias), self.output_shape, out))
+        g = self.geometry
+        inputs = (("x", x, g.input_shape), ("w", w, g.kernel_shape), ("bias", bias, (g.K,)))
+        return give(self._run(self._forward, inputs, g.output_shape, out))
 
     def grad_input(self, dy: Any, w: Any, out: Any = None) -> Any:
         """``dX = W_conv^H @ dY_flat``, reshaped: the adjoint of ``forward`` in ``x``.
@@ -91,8 +97,9 @@ class ConvPlan:
         array of ``input_shape``
         """
         (dy, w, out), give = dispatch.read(dy=dy, w=w, out=out)
-        wanted = {"dy": self.output_shape, "w": self.kernel_shape}
-        return give(self._run(self._grad_input, wanted, (dy, w), self.input_shape, out))
+        g = self.geometry
+        inputs = (("dy", dy, g.output_shape), ("w", w, g.kernel_shape))
+        return give(self._run(self._grad_input, inputs, g.input_shape, out))
 
     def grad_weight(self, x: Any, dy: Any, out: Any = None) -> Any:
         """``dW = dY_flat @ X_conv^H``, reshaped: the adjoint of ``forward`` in ``w``.
@@ -107,8 +114,9 @@ class ConvPlan:
         array of ``kernel_shape``
         """
         (x, dy, out), give = dispatch.read(x=x, dy=dy, out=out)
-        wanted = {"x": self.input_shape, "dy": self.output_shape}
-        return give(self._run(self._grad_weight, wanted, (x, dy), self.kernel_shape, out))
+        g = self.geometry
+        inputs = (("x", x, g.input_shape), ("dy", dy, g.output_shape))
+        return give(self._run(self._grad_weight, inputs, g.kernel_shape, out))
 
     def transpose(self, x: Any, w: Any, bias: Any = None, out: Any = None) -> Any:
         """``W_conv.T @ X_flat``, reshaped, plus a bias: ``conv_transpose``. Unlike ``grad_input``, no conjugate.
@@ -124,8 +132,9 @@ class ConvPlan:
         array of ``input_shape``
         """
         (x, w, bias, out), give = dispatch.read(x=x, w=w, bias=bias, out=out)
-        wanted = {"x": self.output_shape, "w": self.kernel_shape, "bias": (self.geometry.C,)}
-        return give(self._run(self._transpose, wanted, (x, w, bias), self.input_shape, out))
+        g = self.geometry
+        inputs = (("x", x, g.output_shape), ("w", w, g.kernel_shape), ("bias", bias, (g.C,)))
+        return give(self._run(self._transpose, inputs, g.input_shape, out))
 
     # the matrices ---------------------------------------------------------------------------------------------------
 
@@ -172,7 +181,26 @@ class ConvPlan:
             return matrices.matrix_nbytes(self.geometry, self.dtype)
         if what == "im2col":
             return prod(self.geometry.cols_shape) * self.dtype.itemsize
-        return self._room.workspace(self.geometry, arrays.computed_in(self.dtype))
+        return select.workspace(self.algorithm, self.geometry, self.dtype, self.device)
+
+    def explain_choice(self) -> str:
+        """Say what was chosen and why: for every algorithm the time expected, its workspace, and why not.
+
+        Returns
+        -------
+        str
+            A table with a line for each algorithm; a star marks what each product uses. The times follow from shapes
+            and dtype by a model that was fitted on one machine: they say which is faster, not how fast it is here.
+
+        Examples
+        --------
+        >>> import numconv
+        >>> plan = numconv.plan_conv((8, 64, 56, 56), (64, 64, 3, 3), dtype="int32")
+        >>> page = plan.explain_choice()
+        >>> [line for line in page.splitlines() if "winograd" in line][0].endswith("not exact for int32")
+        True
+        """
+        return select.explain(self.geometry, self.dtype, self.device, self.choice)
 
     def check(self, seed: int = 0) -> dict[str, float]:
         """Compute every form on random data and compare.
@@ -196,25 +224,43 @@ class ConvPlan:
 
     # inside: canonical arrays x (N, C, *in), w (K, C/G, *k), y (N, K, *out) of one dtype ------------------------------
 
-    @property
-    def _room(self) -> ModuleType:
-        return dispatch.backend(self.device, self.algorithm)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ConvPlan, (self.geometry, self.dtype, self.device, self.choice)  # without what is found once below
+
+    def _room(self, name: str) -> ModuleType:
+        return dispatch.backend(self.device, name)
+
+    @cached_property
+    def _computed(self) -> np.dtype:
+        return arrays.computed_in(self.dtype)
+
+    @cached_property
+    def _fill(self) -> Any:
+        return arrays.as_fill(self.geometry.fill_value, self._computed)
+
+    @cached_property
+    def _workspace(self) -> int:
+        return self.nbytes("workspace")
 
     def _run(
-        self, compute: Callable[..., None], wanted: dict[str, tuple[int, ...]], inputs: tuple[np.ndarray | None, ...],
+        self, compute: Callable[..., None], inputs: Sequence[tuple[str, np.ndarray | None, tuple[int, ...]]],
         shape: tuple[int, ...], out: np.ndarray | None,
     ) -> np.ndarray:
-        """Look at everything, ask for all memory, and only then copy, allocate and compute."""
-        computed = arrays.computed_in(self.dtype)
-        for (name, need), array in zip(wanted.items(), inputs, strict=True):
+        """Look at everything, ask for all memory, and only then copy, allocate and compute.
+
+        ``inputs`` are names, arrays and the shapes they must have; ``None`` stands for zeros.
+        """
+        computed = self._computed
+        nbytes = 0 if out is not None else prod(shape) * computed.itemsize
+        for name, array, need in inputs:
             if array is not None:
                 self._check(name, array, need)
+                nbytes += 0 if arrays.fits(array, computed) else array.size * computed.itemsize
         if out is not None:
             arrays.check_out(out, shape, self.dtype)
-        self._require(inputs, shape, out, computed)
+        self._require(nbytes + self._workspace, shape)
         ready = [
-            np.zeros(need, computed) if array is None else arrays.ready(array, computed)
-            for need, array in zip(wanted.values(), inputs, strict=True)
+            np.zeros(need, computed) if array is None else arrays.ready(array, computed) for _, array, need in inputs
         ]
         with np.errstate(all="ignore"):  # infinity gives NaN as the formula says, whichever library multiplies
             return arrays.deliver(
@@ -223,34 +269,32 @@ class ConvPlan:
 
     def _check(self, name: str, array: np.ndarray, need: tuple[int, ...]) -> None:
         arrays.check_shape(name, array, need)
-        arrays.product_dtype(**{name: array})
-        if not np.can_cast(array.dtype, self.dtype, "safe"):
-            raise TypeError(f"{name} must cast to the plan's dtype {self.dtype} without loss, got {array.dtype}")
+        if array.dtype != self.dtype:
+            arrays.product_dtype(**{name: array})
+            if not np.can_cast(array.dtype, self.dtype, "safe"):
+                raise TypeError(f"{name} must cast to the plan's dtype {self.dtype} without loss, got {array.dtype}")
 
-    def _require(
-        self, inputs: tuple[np.ndarray | None, ...], shape: tuple[int, ...], out: np.ndarray | None, computed: np.dtype
-    ) -> None:
-        """Copies of inputs that are not as kernels want them, the result, and what the algorithm takes."""
-        nbytes = 0 if out is not None else prod(shape) * computed.itemsize
-        nbytes += sum(arrays.copied(array, computed) for array in inputs if array is not None)
-        nbytes += self._room.workspace(self.geometry, computed)
-        if nbytes >= _memory.ALWAYS_THERE:
-            way_out = "use smaller pieces: fewer images, channels or rows at a time"
-            if self.algorithm not in ("implicit", "direct"):
-                way_out = f"use algorithm='implicit', which stores no matrix; or {way_out}"
-            _memory.require(nbytes, f"this convolution by {self.algorithm!r}, with a result of shape {shape},", way_out)
+    def _require(self, nbytes: int, shape: tuple[int, ...]) -> None:
+        if nbytes < _memory.ALWAYS_THERE:
+            return
+        way_out = "use smaller pieces: fewer images, channels or rows at a time"
+        if self.algorithm not in ("implicit", "direct"):
+            way_out = f"use algorithm='implicit', which stores no matrix; or {way_out}"
+        _memory.require(nbytes, f"this convolution by {self.algorithm!r}, with a result of shape {shape},", way_out)
 
     def _weights_for_a_matrix(self, w: np.ndarray) -> np.ndarray:
         self._check("w", w, self.kernel_shape)
         return arrays.ready(w, self.dtype)
 
     def _canonical(self, array: np.ndarray, channels: int, spatial: tuple[int, ...]) -> np.ndarray:
+        if array.ndim == 2 + len(spatial):
+            return array
         images = array.size // max(channels * prod(spatial), 1) if array.size else self.geometry.N
         return array.reshape(images, channels, *spatial)
 
     def _weights(self, w: np.ndarray) -> np.ndarray:
         g = self.geometry
-        return w.reshape(g.K, g.C // g.groups, *g.kernel)
+        return w.reshape(g.K, g.C // g.groups, *g.kernel) if g.plain else w
 
     def _forward(self, x: np.ndarray, w: np.ndarray, bias: np.ndarray, y: np.ndarray) -> None:
         g = self.geometry
@@ -258,8 +302,7 @@ class ConvPlan:
         if not (y.size and w.size):  # a sum over no channels
             y[...] = bias.reshape(-1, *(1,) * g.d)
             return
-        fill = arrays.as_fill(g.fill_value, y.dtype)
-        self._room.forward(x, self._weights(w), bias, g.axes, g.boundary_code, fill, y)
+        self._room(self.choice.forward).forward(x, self._weights(w), bias, g.axes, g.boundary_code, self._fill, y)
 
     def _grad_input(self, dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
         self._transposed(dy, w.conj(), dx)
@@ -274,24 +317,45 @@ class ConvPlan:
         if not (dy.size and w.size):
             dx[...] = 0
             return
-        dispatch.backend(self.device, "adjoint").grad_input(self._room, dy, self._weights(w), g, dx)
+        self._room("adjoint").grad_input(self._room(self.choice.grad_input), dy, self._weights(w), g, dx)
 
     def _grad_weight(self, x: np.ndarray, dy: np.ndarray, dw: np.ndarray) -> None:
         g = self.geometry
         if not (dy.size and dw.size):
             dw[...] = 0
             return
-        fill = arrays.as_fill(g.fill_value, dw.dtype)
         x, dy = self._canonical(x, g.C, g.size), self._canonical(dy, g.K, g.out)
-        grad_weight = getattr(self._room, "grad_weight", dispatch.backend(self.device, "implicit").grad_weight)
-        grad_weight(x, dy, g.axes, g.boundary_code, fill, self._weights(dw))
+        room = self._room(self.choice.grad_weight)
+        room.grad_weight(x, dy, g.axes, g.boundary_code, self._fill, self._weights(dw))
 
 
 @lru_cache(maxsize=1024)
 def make_plan(geometry: ConvGeometry, dtype: np.dtype, device: str, algorithm: str) -> ConvPlan:
-    """The plan for a geometry; equal arguments give the same object, which is what makes functional calls cheap."""
+    """The plan for a geometry; equal arguments give the same object."""
     arrays.as_fill(geometry.fill_value, arrays.computed_in(dtype))  # an error now if the dtype cannot hold it
-    return ConvPlan(geometry, dtype, device, choose(algorithm, geometry, dtype))
+    return ConvPlan(geometry, dtype, device, select.choose(algorithm, geometry, dtype, device))
+
+
+def plan_for(
+    geometry_of: Callable[..., ConvGeometry], input_shape: tuple[int, ...], kernel_shape: tuple[int, ...],
+    dtype: np.dtype, algorithm: str, **arguments: Any,
+) -> ConvPlan:
+    """The plan for ``geometry_of(input_shape, kernel_shape, **arguments)``, looked up by the arguments themselves.
+
+    This makes functional calls cheap: one that was made before costs no thought about its geometry.
+    """
+    if not SCALARS.issuperset(map(type, arguments.values())):
+        arguments = {name: frozen(value) for name, value in arguments.items()}
+    device = dispatch.choose_device()
+    return _plan_for(geometry_of, input_shape, kernel_shape, dtype, device, algorithm, **arguments)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _plan_for(
+    geometry_of: Callable[..., ConvGeometry], input_shape: Any, kernel_shape: Any, dtype: np.dtype, device: str,
+    algorithm: str, **arguments: Any,
+) -> ConvPlan:
+    return make_plan(geometry_of(input_shape, kernel_shape, **arguments), dtype, device, algorithm)
 
 
 def plan_conv(

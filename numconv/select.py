@@ -1,20 +1,55 @@
-"""Which algorithm serves a convolution, and which is the best for it. Nothing is measured at call time."""
+"""Which algorithm serves a convolution, and which is the best for it. Nothing is measured at call time.
+
+Each algorithm is described by a few amounts (multiply-adds, values moved, rows begun, …) that follow from the shapes,
+and by what one of each costs in nanoseconds. ``asv_bench/sweep.py`` measures random convolutions and fits the costs;
+its measurements lie in ``asv_bench/results``. The costs are those of two threads of one machine whatever machine runs
+them, so that the choice, and with it every bit of a result, follows from shapes and dtype alone.
+"""
 
 from __future__ import annotations
 
-from math import prod
-from typing import Literal, get_args
+from collections.abc import Callable, Sequence
+from math import gcd, log2, prod
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-import numpy as np
-
+from . import arrays, dispatch
 from .arguments import one_of
+from .costs import COSTS
 from .geometry import ConvGeometry
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Algorithm = Literal["auto", "im2col", "kernel2row", "implicit", "direct", "winograd", "fft"]
 ALGORITHMS: tuple[str, ...] = get_args(Algorithm)[1:]
+Product = Literal["forward", "grad_input", "grad_weight"]
+PRODUCTS: tuple[str, ...] = get_args(Product)
 
-#: What ``auto`` may take beyond inputs and outputs, in bytes.
+#: What ``auto`` may take beyond inputs, outputs and a second copy of the kernel, in bytes.
 WORKSPACE = 64 << 20
+
+#: What ``auto`` does not take, and why.
+NOT_BY_ITSELF = {
+    "kernel2row": "it builds a matrix for a single product",
+    "winograd": "it spreads NaN and infinity beyond the windows that hold them",
+    "fft": "it spreads NaN and infinity beyond the windows that hold them",
+}
+
+
+class Choice(NamedTuple):
+    """The algorithm of each product."""
+
+    forward: str
+    grad_input: str
+    grad_weight: str
+
+
+class Estimate(NamedTuple):
+    """What to expect of an algorithm: seconds, or why ``auto`` does not take it."""
+
+    algorithm: str
+    seconds: float
+    why_not: str
 
 
 def refusal(algorithm: str, geometry: ConvGeometry, dtype: np.dtype) -> str:
@@ -33,8 +68,8 @@ def refusal(algorithm: str, geometry: ConvGeometry, dtype: np.dtype) -> str:
     return ""
 
 
-def choose(algorithm: str, geometry: ConvGeometry, dtype: np.dtype) -> str:
-    """The algorithm asked for, if it can serve; for ``"auto"`` the one expected to be the fastest.
+def choose(algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: str) -> Choice:
+    """The algorithm asked for, if it can serve; for ``"auto"`` the ones expected to be the fastest.
 
     Raises
     ------
@@ -42,15 +77,268 @@ def choose(algorithm: str, geometry: ConvGeometry, dtype: np.dtype) -> str:
         If there is no such algorithm, or it cannot serve this convolution; the message says why.
     """
     one_of("algorithm", algorithm, get_args(Algorithm))
-    if algorithm != "auto":
-        why_not = refusal(algorithm, geometry, dtype)
-        if why_not:
-            raise ValueError(f"algorithm {algorithm!r} cannot serve this convolution: {why_not}")
-        return algorithm
-    channels, kernels = geometry.C // geometry.groups, geometry.K // geometry.groups
-    if channels * kernels <= 4 or kernels == 1:
-        return "direct"  # a matrix with one row, or nearly: nothing to reuse
-    stored = geometry.N * geometry.C * prod(geometry.kernel) * prod(geometry.out) * dtype.itemsize
-    if dtype.kind == "c" and stored <= WORKSPACE:
-        return "im2col"  # there is no register tile for complex numbers; BLAS is worth storing X_conv for
-    return "implicit"
+    if algorithm == "auto":
+        return Choice(*(_fastest(product, geometry, dtype, device) for product in PRODUCTS))
+    why_not = refusal(algorithm, geometry, dtype)
+    if why_not:
+        raise ValueError(f"algorithm {algorithm!r} cannot serve this convolution: {why_not}")
+    return Choice(algorithm, algorithm, algorithm if has_grad_weight(algorithm, device) else "implicit")
+
+
+def has_grad_weight(algorithm: str, device: str) -> bool:
+    """Whether an algorithm has a weight gradient of its own; the others' is the implicit one."""
+    return hasattr(dispatch.backend(device, algorithm), "grad_weight")
+
+
+def _fastest(product: str, geometry: ConvGeometry, dtype: np.dtype, device: str) -> str:
+    """The first in the order of time that keeps to the limit of memory; ``direct`` needs none."""
+    allowed = limit(geometry, dtype)
+    able = [e for e in estimates(product, geometry, dtype) if not e.why_not]
+    for estimate in sorted(able, key=lambda e: e.seconds):  # a stable sort: ties go by the order of ALGORITHMS
+        if workspace(estimate.algorithm, geometry, dtype, device) <= allowed:
+            return estimate.algorithm
+    return "direct"
+
+
+def limit(geometry: ConvGeometry, dtype: np.dtype) -> int:
+    """What ``auto`` may take beyond inputs and outputs, in bytes: there may be a second copy of the kernel."""
+    return WORKSPACE + prod(geometry.kernel_shape) * dtype.itemsize
+
+
+def workspace(algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: str) -> int:
+    """Bytes that ``forward`` takes beside its arguments and result."""
+    return int(dispatch.backend(device, algorithm).workspace(geometry, arrays.computed_in(dtype)))
+
+
+def estimates(product: str, geometry: ConvGeometry, dtype: np.dtype) -> list[Estimate]:
+    """What to expect of every algorithm for one of ``PRODUCTS``."""
+    computed = arrays.computed_in(dtype)
+    amounts = GRAD_WEIGHT_AMOUNTS if product == "grad_weight" else AMOUNTS
+    found = []
+    for algorithm in ALGORITHMS:
+        why_not = refusal(algorithm, geometry, dtype) or NOT_BY_ITSELF.get(algorithm, "")
+        costs = COSTS[product].get(algorithm, {}).get(like(computed))
+        if not why_not and not costs:
+            why_not = "no measurement says what it costs"
+        seconds = 0.0
+        if costs and not why_not:
+            sizes, times = sizes_of(product, algorithm, geometry, computed)
+            one = sum(cost * amount for cost, amount in zip(costs, amounts[algorithm](sizes), strict=True))
+            seconds = 1e-9 * times * one
+        found.append(Estimate(algorithm, seconds, why_not))
+    return found
+
+
+def like(dtype: np.dtype) -> str:
+    """The dtype whose costs stand for this one's."""
+    if dtype.kind == "f":
+        return dtype.name
+    return "complex" if dtype.kind == "c" else "integer"
+
+
+def explain(geometry: ConvGeometry, dtype: np.dtype, device: str, choice: Choice) -> str:
+    """A table of all algorithms: the time expected for each product, the workspace, and why not."""
+    lines = [f"{'':12}{'forward':>12}{'grad_input':>12}{'grad_weight':>12}{'workspace':>14}"]
+    tables = [estimates(product, geometry, dtype) for product in PRODUCTS]
+    for row in zip(*tables, strict=True):
+        algorithm, forward = row[0].algorithm, row[0]
+        cells = []
+        for estimate, chosen in zip(row, choice, strict=True):
+            time = "-" if estimate.why_not else f"{estimate.seconds * 1e3:.3g} ms"
+            cells.append(f"{time + ('*' if chosen == algorithm else ' '):>12}")
+        memory, why_not = "", forward.why_not
+        if not refusal(algorithm, geometry, dtype):
+            nbytes = workspace(algorithm, geometry, dtype, device)
+            memory = f"{nbytes / 2**20:.4g} MiB"
+            if nbytes > limit(geometry, dtype) and not why_not:
+                why_not = f"it takes more than {limit(geometry, dtype) / 2**20:.4g} MiB"
+        lines.append(f"{algorithm:12}{''.join(cells)}{memory:>14}  {why_not}".rstrip())
+    return "\n".join([*lines, "* is taken; times are estimates for two threads of the machine that was measured"])
+
+
+# the amounts --------------------------------------------------------------------------------------------------------
+
+
+class Sizes(NamedTuple):
+    """What the cost of a product depends on: those of a convolution, or of one phase of its input gradient."""
+
+    N: int
+    C: int
+    K: int
+    G: int
+    kernel: tuple[int, ...]
+    out: tuple[int, ...]
+    reach: tuple[int, ...]  # how much of the padded input is read along each axis
+    stride: tuple[int, ...]
+    step: tuple[int, ...]
+    lanes: int  # numbers in a vector register of the machine that was measured; 1 without vector code
+
+    @property
+    def multiply_adds(self) -> int:
+        """Those of the sum as it is written."""
+        return self.N * self.K * prod(self.out) * self.C // self.G * prod(self.kernel)
+
+    @property
+    def share(self) -> float:
+        """How much of the work one of two threads does: all of it where it is too little to share."""
+        return 1.0 if self.multiply_adds < 1 << 17 else 0.5
+
+
+def sizes_of(product: str, algorithm: str, g: ConvGeometry, dtype: np.dtype) -> tuple[Sizes, int]:
+    """The sizes of the convolution that a product is, and how often it is done.
+
+    The input gradient is one for each phase of the stride, from the output to every stride-th pixel with every
+    ``m``-th tap; the phases are nearly alike. By ``im2col`` it is the same steps as forward, backwards.
+    """
+    rows, times = g.axis_rows, 1
+    if product != "grad_input" or algorithm == "im2col":
+        return _from_rows(g.N, g.C, g.K, g.groups, rows, dtype), times
+    phase = []
+    for size, kernel, out, _, stride, step in rows:
+        m = stride // gcd(stride, step)
+        times *= min(m, kernel, size)
+        phase.append((out, -(-kernel // m), -(-size // stride), 0, 1, abs(step) * m // stride))
+    return _from_rows(g.N, g.K, g.C, g.groups, phase, dtype), times
+
+
+def _from_rows(N: int, C: int, K: int, G: int, rows: Sequence[tuple[int, ...]], dtype: np.dtype) -> Sizes:
+    kernel, out, stride = (tuple(row[i] for row in rows) for i in (1, 2, 4))
+    step = tuple(abs(row[5]) for row in rows)
+    reach = tuple((o - 1) * s + (k - 1) * t + 1 for k, o, s, t in zip(kernel, out, stride, step, strict=True))
+    return Sizes(N, C, K, G, kernel, out, reach, stride, step, 64 // dtype.itemsize if dtype.kind == "f" else 1)
+
+
+def _up(n: int, multiple: int) -> int:
+    """``n`` filled up to whole tiles."""
+    return -(-n // multiple) * multiple
+
+
+def _tile(s: Sizes) -> tuple[int, int]:
+    """Output channels and pixels of a register tile."""
+    return (8, 3 * s.lanes) if s.lanes > 1 else (4, 64)
+
+
+def _implicit(s: Sizes) -> tuple[float, ...]:
+    Q, P, (MR, NR) = s.C // s.G * prod(s.kernel), s.N * prod(s.out), _tile(s)
+    return (
+        1,
+        s.share * _up(s.K // s.G, MR) * s.G * Q * _up(P, NR),  # multiply-adds of whole tiles
+        s.share * s.G * Q * P * (s.stride[-1] == 1),  # values copied into panels
+        s.share * s.G * Q * P * (s.stride[-1] > 1),  # values gathered one by one
+        s.share * s.G * Q * P / s.out[-1],  # runs begun
+        s.share * s.K * Q,  # weights packed
+        s.share * s.K * P * (1 + Q // 384),  # tiles added to the output
+    )
+
+
+def _direct(s: Sizes) -> tuple[float, ...]:
+    Cg, pixels = s.C // s.G, prod(s.reach)
+    if s.lanes == 1:
+        return (
+            1,
+            s.share * s.multiply_adds * (s.stride[-1] == 1),
+            s.share * s.multiply_adds * (s.stride[-1] > 1),
+            s.share * s.multiply_adds / s.out[-1],  # taps begun, row by row
+            s.K * Cg * prod(s.kernel),  # weights
+            0, 0, 0,
+        )
+    if len(s.out) == 1:  # the rows of a tile follow each other
+        rows, columns, high, units = 7, _up(s.out[0], 7 * s.lanes) // 7, -(-s.kernel[0] // s.lanes), Cg
+        taps = s.lanes
+    else:
+        rows, columns, high = _up(s.out[-2], 7), _up(s.out[-1], s.lanes), s.kernel[-2]
+        units, taps = Cg * prod(s.kernel[:-2]), s.kernel[-1]
+    tiles = s.share * s.N * s.K * prod(s.out[:-2]) * rows // 7 * columns / s.lanes
+    stacks = -(-high // 5)
+    return (
+        1,
+        tiles * 7 * s.lanes * Cg * prod(s.kernel),  # multiply-adds of whole tiles
+        tiles * units * (high + 6 * stacks) * taps,  # lines of pixels loaded
+        tiles * units * stacks,  # stacks of kernel rows begun
+        tiles,
+        s.share * s.N * s.C * pixels,  # pixels read or copied
+        s.share * s.N * s.C * pixels * (s.stride[-1] > 1),  # pixels gathered one by one
+        s.K * Cg * prod(s.kernel),  # weights put in order
+    )
+
+
+def _im2col(s: Sizes) -> tuple[float, ...]:
+    entries = s.N * s.C * prod(s.kernel) * prod(s.out)
+    return (
+        1,
+        entries,  # values stored
+        entries / s.out[-1],  # runs begun
+        s.multiply_adds,
+        s.N * s.K * prod(s.out),  # values of the output
+        s.N * s.K * s.C // s.G * prod(s.kernel),  # weights read
+        s.N * s.G,  # products called
+    )
+
+
+def _winograd(s: Sizes) -> tuple[float, ...]:
+    tiles = s.N * -(-s.out[0] // 4) * -(-s.out[-1] // 4)
+    return (
+        1,
+        s.share * 36 * s.G * _up(s.K // s.G, _tile(s)[0]) * (s.C // s.G) * _up(tiles, s.lanes),  # multiply-adds
+        s.share * 36 * s.C * tiles,  # values of transformed tiles
+        s.share * 36 * s.K * tiles,
+        s.share * 36 * s.K * s.C // s.G,  # values of transformed kernels
+    )
+
+
+def _fft(s: Sizes) -> tuple[float, ...]:
+    reach = [(k - 1) * t + 1 for k, t in zip(s.kernel, s.step, strict=True)]
+    best: tuple[float, ...] = ()
+    for room in (1, 2, 4, 8, 16, 1 << 40):  # blocks so much longer than the kernel; the last is one block
+        length = [min(room * 2 * r, n) for r, n in zip(reach, s.reach, strict=True)]
+        blocks = s.N * prod(
+            -(-o * step // max(n - r + 1, 1)) for o, step, n, r in zip(s.out, s.stride, length, reach, strict=True)
+        )
+        F = prod(length)
+        if best and F > 1 << 18:
+            break
+        passes = log2(F + 1) + 12 * len(length)
+        amounts = (
+            1,
+            blocks * s.C * F * passes,  # transforms of the input
+            blocks * s.K * F * passes,  # and of the result
+            s.K * s.C // s.G * F * passes,  # and of the kernel
+            blocks * s.K * s.C // s.G * F,  # products
+            blocks * (s.C + s.K) + s.K * s.C // s.G,  # transforms begun
+        )
+        if not best or sum(amounts[1:4]) < sum(best[1:4]):
+            best = amounts
+    return best
+
+
+AMOUNTS: dict[str, Callable[[Sizes], tuple[float, ...]]] = {
+    "im2col": _im2col, "implicit": _implicit, "direct": _direct, "winograd": _winograd, "fft": _fft,
+}
+
+
+def _implicit_grad_weight(s: Sizes) -> tuple[float, ...]:
+    Q, P = s.C // s.G * prod(s.kernel), s.N * prod(s.out)
+    return (
+        1,
+        s.share * _up(s.K // s.G, 4) * s.G * _up(Q, 6 if s.lanes > 1 else 4) * P,  # multiply-adds of whole tiles
+        s.share * s.G * Q * P * (s.stride[-1] == 1),  # values copied into panels
+        s.share * s.G * Q * P * (s.stride[-1] > 1),
+        s.share * s.G * Q * P / s.out[-1],  # runs begun
+        s.share * s.K * P * (1 + Q // 192),  # values of dY loaded
+        s.share * s.K * Q * (1 + P / 512),  # tiles added up
+    )
+
+
+def _direct_grad_weight(s: Sizes) -> tuple[float, ...]:
+    return (
+        1,
+        s.share * s.multiply_adds,
+        s.share * s.multiply_adds * (s.stride[-1] > 1),
+        s.share * s.multiply_adds / s.out[-1],  # rows begun
+        s.K * s.C // s.G * prod(s.kernel),
+    )
+
+
+GRAD_WEIGHT_AMOUNTS: dict[str, Callable[[Sizes], tuple[float, ...]]] = {
+    "im2col": _im2col, "implicit": _implicit_grad_weight, "direct": _direct_grad_weight, "fft": _fft,
+}

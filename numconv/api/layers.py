@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .. import arrays, dispatch
 from ..arguments import Boundary, Ints, Padding
-from ..geometry import conv_geometry, transpose_geometry
-from ..plan import make_plan
+from ..geometry import conv_geometry, frozen, transpose_geometry
+from ..plan import plan_for
 from ..select import Algorithm
+
+# where the caller gives a shape, errors name that argument
+_geometry_of_grad_input = partial(conv_geometry, names=("input_shape", "w"))
+_geometry_of_grad_weight = partial(conv_geometry, names=("x", "kernel_shape"))
 
 
 def conv(
@@ -65,12 +70,12 @@ def conv(
             [117, 121]]])
     """
     (x, w, bias, out), give = dispatch.read(x=x, w=w, bias=bias, out=out)
-    geometry = conv_geometry(
-        x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary,
-        fill_value=fill_value, flip=flip,
-    )
     dtype = arrays.product_dtype(x=x, w=w, **({} if bias is None else {"bias": bias}))
-    return give(make_plan(geometry, dtype, dispatch.choose_device(), algorithm).forward(x, w, bias, out))
+    plan = plan_for(
+        conv_geometry, x.shape, w.shape, dtype, algorithm, stride=stride, padding=padding, dilation=dilation,
+        groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
+    )
+    return give(plan.forward(x, w, bias, out))
 
 
 def _need_axes(name: str, w: Any, d: int) -> None:
@@ -220,12 +225,12 @@ def conv_transpose(
     array([[  1,  10, 102,  20, 200]])
     """
     (x, w, bias, out), give = dispatch.read(x=x, w=w, bias=bias, out=out)
-    geometry = transpose_geometry(
-        x.shape, w.shape, stride=stride, padding=padding, output_padding=output_padding, dilation=dilation,
-        groups=groups, boundary=boundary, flip=flip,
-    )
     dtype = arrays.product_dtype(x=x, w=w, **({} if bias is None else {"bias": bias}))
-    return give(make_plan(geometry, dtype, dispatch.choose_device(), algorithm).transpose(x, w, bias, out))
+    plan = plan_for(
+        transpose_geometry, x.shape, w.shape, dtype, algorithm, stride=stride, padding=padding,
+        output_padding=output_padding, dilation=dilation, groups=groups, boundary=boundary, flip=flip,
+    )
+    return give(plan.transpose(x, w, bias, out))
 
 
 def conv_transpose1d(
@@ -373,11 +378,11 @@ def conv_grad_input(
     array([[ 1, 12, 20]])
     """
     (w, dy, out), give = dispatch.read(w=w, dy=dy, out=out)
-    geometry = conv_geometry(
-        input_shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary,
-        fill_value=fill_value, flip=flip, names=("input_shape", "w"),
+    plan = plan_for(
+        _geometry_of_grad_input, frozen(input_shape), w.shape, arrays.product_dtype(w=w, dy=dy), algorithm,
+        stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value,
+        flip=flip,
     )
-    plan = make_plan(geometry, arrays.product_dtype(w=w, dy=dy), dispatch.choose_device(), algorithm)
     return give(plan.grad_input(dy, w, out))
 
 
@@ -415,9 +420,9 @@ def conv_grad_weight(
     array([[[ 21, 210]]])
     """
     (x, dy, out), give = dispatch.read(x=x, dy=dy, out=out)
-    geometry = conv_geometry(
-        x.shape, kernel_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary,
-        fill_value=fill_value, flip=flip, names=("x", "kernel_shape"),
+    plan = plan_for(
+        _geometry_of_grad_weight, x.shape, frozen(kernel_shape), arrays.product_dtype(x=x, dy=dy), algorithm,
+        stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value,
+        flip=flip,
     )
-    plan = make_plan(geometry, arrays.product_dtype(x=x, dy=dy), dispatch.choose_device(), algorithm)
     return give(plan.grad_weight(x, dy, out))

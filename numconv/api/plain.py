@@ -11,7 +11,7 @@ from .. import arrays, dispatch
 from .._indexing import extent
 from ..arguments import MODES, Boundary, Ints, Mode, one_of, per_axis
 from ..geometry import conv_geometry
-from ..plan import make_plan, plain_geometry
+from ..plan import make_plan, plain_geometry, plan_for
 from ..select import Algorithm
 
 
@@ -120,25 +120,27 @@ def _slide(
     kernel = w if flip else w.conj()
     if x.ndim == w.ndim == 0:
         return give(arrays.deliver(lambda y: np.multiply(x, kernel, out=y), (), dtype, out, x, w))
+    arguments: dict[str, Any] = {"boundary": boundary, "fill_value": fill_value, "flip": flip}
     chosen = tuple(range(x.ndim)) if axes is None else _normal_axes(axes, x.ndim)
     if axes is not None and w.ndim != len(chosen):
         raise ValueError(f"w must have one axis for each of axes={chosen}, got shape {w.shape}")
-    device = dispatch.choose_device()
-    steps, spacing = per_axis("stride", stride, w.ndim, 1), per_axis("dilation", dilation, w.ndim, 1)
-    size, spread = tuple(x.shape[a] for a in chosen), tuple(map(extent, w.shape, spacing))
-    exchanged = mode == "valid" and len(size) == w.ndim and _inside(size, spread)
-    options: dict[str, Any] = {"boundary": boundary, "fill_value": fill_value, "flip": flip}
-    if exchanged:
-        y = _exchanged(x, _spread(kernel, spacing), chosen, dtype, steps, algorithm, options)
+    size = tuple(x.shape[a] for a in chosen)
+    if mode == "valid" and len(size) == w.ndim and _inside(size, w.shape, dilation):
+        y = _exchanged(x, _spread(kernel, dilation), chosen, dtype, stride, algorithm, arguments)
+    elif axes is None:
+        plan = plan_for(
+            plain_geometry, size, w.shape, dtype, algorithm, mode=mode, stride=stride, dilation=dilation, **arguments
+        )
+        return give(plan.forward(x, kernel, out=out))
     else:
-        plain = plain_geometry(size, w.shape, mode, stride=steps, dilation=spacing, **options)
-        if axes is None:
-            return give(make_plan(plain, dtype, device, algorithm).forward(x, kernel, out=out))
+        plain = plain_geometry(size, w.shape, mode, stride=stride, dilation=dilation, **arguments)
         rows = _rows(x, chosen, dtype)
         geometry = conv_geometry(
-            rows.shape, (1, 1, *w.shape), stride=steps, dilation=spacing, padding=plain.padding, **options
+            rows.shape, (1, 1, *w.shape), stride=stride, dilation=dilation, padding=plain.padding, **arguments
         )
-        y = make_plan(geometry, dtype, device, algorithm).forward(rows, kernel.reshape(1, 1, *w.shape))
+        y = make_plan(geometry, dtype, dispatch.choose_device(), algorithm).forward(
+            rows, kernel.reshape(1, 1, *w.shape)
+        )
     rest = [n for a, n in enumerate(x.shape) if a not in chosen]
     y = np.moveaxis(y.reshape(*rest, *y.shape[2:]), range(-len(chosen), 0), chosen)
     return give(arrays.deliver(lambda target: np.copyto(target, y), y.shape, dtype, out, x, w))
@@ -152,28 +154,32 @@ def _rows(x: np.ndarray, chosen: tuple[int, ...], dtype: np.dtype) -> np.ndarray
 
 
 def _exchanged(
-    x: np.ndarray, spread: np.ndarray, chosen: tuple[int, ...], dtype: np.dtype, steps: tuple[int, ...],
-    algorithm: str, options: dict[str, Any],
+    x: np.ndarray, spread: np.ndarray, chosen: tuple[int, ...], dtype: np.dtype, stride: Any, algorithm: str,
+    arguments: dict[str, Any],
 ) -> np.ndarray:
     """The valid part where the kernel is the larger: it becomes the input, and every row of ``x`` a kernel over it."""
     rows = _rows(x, chosen, dtype)
-    geometry = conv_geometry((1, 1, *spread.shape), rows.shape, **options)
+    geometry = conv_geometry((1, 1, *spread.shape), rows.shape, **arguments)
     plan = make_plan(geometry, dtype, dispatch.choose_device(), algorithm)
     y = plan.forward(spread.reshape(1, 1, *spread.shape), rows)
-    if not options["flip"]:
+    if not arguments["flip"]:
         y = np.flip(y, tuple(range(2, y.ndim)))  # a correlation seen from the other array runs backwards
+    steps = per_axis("stride", stride, spread.ndim, 1)
     return y[(slice(None), slice(None), *(slice(None, None, step) for step in steps))]
 
 
-def _spread(w: np.ndarray, spacing: tuple[int, ...]) -> np.ndarray:
+def _spread(w: np.ndarray, dilation: Any) -> np.ndarray:
     """The kernel with its dilation filled with zeros."""
+    spacing = per_axis("dilation", dilation, w.ndim, 1)
     spread = np.zeros(tuple(map(extent, w.shape, spacing)), dtype=w.dtype)
     spread[tuple(slice(None, None, distance) for distance in spacing)] = w
     return spread
 
 
-def _inside(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
-    return small != large and all(0 < a <= b for a, b in zip(small, large, strict=True))
+def _inside(size: tuple[int, ...], kernel: tuple[int, ...], dilation: Any) -> bool:
+    """Whether the kernel, spread out, is the larger on every axis (and not equal)."""
+    spread = tuple(map(extent, kernel, per_axis("dilation", dilation, len(kernel), 1)))
+    return size != spread and all(0 < a <= b for a, b in zip(size, spread, strict=True))
 
 
 def _normal_axes(axes: Any, ndim: int) -> tuple[int, ...]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
 
@@ -56,7 +57,7 @@ class Kernel:
         self.parallel = numba.njit(parallel=True, cache=True, **OPTIONS)(_renamed(loop, f"{loop.__name__}_parallel"))
 
     def __call__(self, *arguments: Any, work: int) -> None:
-        if work < SERIAL_BELOW or _threads.lost_in_fork:
+        if (work < SERIAL_BELOW and not _threads.wanted) or _threads.lost_in_fork:
             self.serial(*arguments)
         else:
             _threads.launch(self.parallel, arguments)
@@ -78,6 +79,7 @@ class _Threads:
 
     def __init__(self) -> None:
         self.lost_in_fork = False
+        self.wanted = 0  # by how many ``every_launch_parallel``
         self._turn = threading.Lock()
         self._free = False
         if hasattr(os, "register_at_fork"):
@@ -99,11 +101,21 @@ class _Threads:
 _threads = _Threads()
 
 
+@contextmanager
+def every_launch_parallel() -> Iterator[None]:
+    """Launch threads however small the work, as ``warmup`` needs it; results do not depend on it."""
+    _threads.wanted += 1
+    try:
+        yield
+    finally:
+        _threads.wanted -= 1
+
+
 def flat(array: np.ndarray, *shape: int) -> np.ndarray:
     """A read-only view in the shape a kernel wants.
 
     All inputs reach kernels read-only and contiguous, so that one compilation serves every caller.
     """
     view = array.reshape(shape)
-    view.flags.writeable = False
+    view.setflags(write=False)
     return view

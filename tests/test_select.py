@@ -1,0 +1,299 @@
+"""``auto``: what it may take, that it is deterministic, that it is accurate, and that it says why."""
+
+import importlib.util
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+from conftest import ALGORITHMS, EXACT, normal, values
+
+import numconv as nc
+from numconv import plan as plans
+from numconv import select
+from numconv.geometry import conv_geometry
+
+SWEEP = Path(__file__).parents[1] / "asv_bench" / "sweep.py"
+
+#: One of every kind: shapes of input and kernel, and the rest of the geometry.
+KINDS = {
+    "3x3": ((2, 32, 28, 28), (48, 32, 3, 3), {"padding": 1}),
+    "3x3-wide": ((1, 128, 14, 14), (128, 128, 3, 3), {"padding": 1}),
+    "1x1": ((1, 64, 20, 20), (32, 64, 1, 1), {}),
+    "7x7-strided": ((1, 3, 64, 64), (16, 3, 7, 7), {"stride": 2, "padding": 3}),
+    "depthwise": ((1, 32, 30, 30), (32, 1, 3, 3), {"groups": 32, "padding": 1}),
+    "grouped": ((1, 32, 20, 20), (32, 8, 3, 3), {"groups": 4, "stride": 2}),
+    "dilated": ((1, 16, 30, 30), (16, 16, 3, 3), {"dilation": 2, "boundary": "reflect", "padding": 2}),
+    "filter": ((1, 1, 200, 300), (1, 1, 9, 9), {"flip": True}),
+    "large filter": ((1, 1, 200, 300), (1, 1, 61, 61), {}),
+    "signal": ((1, 1, 20000), (1, 1, 501), {}),
+    "channelled signal": ((2, 16, 1000), (24, 16, 5), {"padding": 2}),
+    "volume": ((1, 4, 16, 17, 18), (6, 4, 3, 3, 3), {"boundary": "wrap", "padding": 1}),
+    "four axes": ((1, 2, 7, 6, 5, 8), (3, 2, 2, 3, 2, 3), {}),
+    "tiny": ((1, 1, 16, 16), (1, 1, 3, 3), {}),
+}
+every_kind = pytest.mark.parametrize(("x_shape", "w_shape", "geometry"), KINDS.values(), ids=KINDS)
+
+
+# what it may take -----------------------------------------------------------------------------------------------------
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", ["bool", "int32", "uint8", "float16", "float32", "float64", "complex64"])
+@pytest.mark.parametrize("fill_value", [0, 2])
+def test_it_never_takes_what_refuses(x_shape, w_shape, geometry, dtype, fill_value):
+    if fill_value and (geometry.get("boundary") or dtype == "bool"):
+        geometry = {**geometry, "boundary": "constant"}
+    plan = nc.plan_conv(x_shape, w_shape, dtype=dtype, fill_value=fill_value and np.ones((), dtype), **geometry)
+    for algorithm in plan.choice:
+        assert not select.refusal(algorithm, plan.geometry, plan.dtype)
+        assert plan.dtype.kind in "fc" or algorithm in EXACT
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "rest"),
+    [
+        ((1, 64, 2048, 2048), (64, 64, 3, 3), {"padding": 1}), ((1, 1, 30000, 30000), (1, 1, 63, 63), {}),
+        ((1, 1, 10**9), (1, 1, 10**5), {}), ((8, 16, 300, 300, 300), (16, 16, 3, 3, 3), {}),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_it_keeps_to_the_limit_of_memory(x_shape, w_shape, rest, dtype):
+    plan = nc.plan_conv(x_shape, w_shape, dtype=dtype, **rest)
+    assert plan.nbytes("workspace") <= 64 << 20
+    for algorithm in plan.choice:
+        assert select.workspace(algorithm, plan.geometry, plan.dtype, "cpu") <= 64 << 20
+
+
+def test_a_layer_of_many_weights_may_copy_them():
+    plan = nc.plan_conv((64, 4096, 7, 7), (8192, 4096, 1, 1))
+    assert plan.nbytes("workspace") <= (64 << 20) + 4 * 8192 * 4096
+
+
+# deterministic --------------------------------------------------------------------------------------------------------
+
+
+@every_kind
+def test_it_follows_from_shapes_and_dtype_alone(x_shape, w_shape, geometry):
+    first = nc.plan_conv(x_shape, w_shape, **geometry)
+    threads = numba.get_num_threads()
+    try:
+        numba.set_num_threads(1)
+        plans.make_plan.cache_clear()
+        again = nc.plan_conv(x_shape, w_shape, **geometry)
+    finally:
+        numba.set_num_threads(threads)
+    assert again is not first
+    assert again.choice == first.choice
+
+
+def pretend(monkeypatch, **seconds):
+    """Costs that make each product's algorithms take so many seconds, ``forward={"direct": 1, …}``; others 9."""
+    costs = {}
+    for product in select.PRODUCTS:
+        amounts = select.GRAD_WEIGHT_AMOUNTS if product == "grad_weight" else select.AMOUNTS
+        g = conv_geometry((1, 1, 9, 9), (1, 1, 3, 3))
+        sizes, _ = select.sizes_of(product, "direct", g, np.dtype(np.float32))
+        costs[product] = {
+            name: dict.fromkeys(
+                ("float32", "float64", "integer", "complex"),
+                (1e9 * seconds.get(product, {}).get(name, 9), *(0,) * (len(amount(sizes)) - 1)),
+            )
+            for name, amount in amounts.items()
+        }
+    monkeypatch.setattr(select, "COSTS", costs)
+    plans.make_plan.cache_clear()
+
+
+@pytest.fixture
+def no_plans_left():
+    yield
+    plans.make_plan.cache_clear()
+    plans._plan_for.cache_clear()
+
+
+@pytest.mark.usefixtures("no_plans_left")
+def test_ties_go_by_the_order_of_the_algorithms(monkeypatch):
+    pretend(monkeypatch)
+    g = conv_geometry((1, 4, 9, 9), (4, 4, 3, 3))
+    able = [e.algorithm for e in select.estimates("forward", g, np.dtype(np.float32)) if not e.why_not]
+    assert select.choose("auto", g, np.dtype(np.float32), "cpu").forward == able[0]
+
+
+@pytest.mark.usefixtures("no_plans_left")
+def test_each_product_has_its_own(monkeypatch):
+    pretend(monkeypatch, forward={"im2col": 1}, grad_input={"direct": 1}, grad_weight={"implicit": 1})
+    plan = nc.plan_conv((2, 4, 9, 8), (6, 4, 3, 2), dtype=np.float64, stride=2)
+    assert plan.choice == ("im2col", "direct", "implicit")
+    assert plan.algorithm == "im2col"
+    x, w, dy = (normal(s, seed=i) for i, s in enumerate([plan.input_shape, plan.kernel_shape, plan.output_shape]))
+    naive = nc.plan_conv((2, 4, 9, 8), (6, 4, 3, 2), dtype=np.float64, stride=2, algorithm="kernel2row")
+    np.testing.assert_allclose(plan.forward(x, w), naive.forward(x, w), atol=1e-12)
+    np.testing.assert_array_equal(
+        plan.grad_input(dy, w), nc.conv_grad_input(x.shape, w, dy, stride=2, algorithm="direct")
+    )
+    np.testing.assert_array_equal(
+        plan.grad_weight(x, dy), nc.conv_grad_weight(x, w.shape, dy, stride=2, algorithm="implicit")
+    )
+
+
+def test_a_name_serves_all_products_that_it_has():
+    plan = nc.plan_conv((1, 4, 9, 9), (4, 4, 3, 3), algorithm="direct")
+    assert plan.choice == ("direct",) * 3
+    assert nc.plan_conv((1, 4, 9, 9), (4, 4, 3, 3), algorithm="winograd").choice == (
+        "winograd", "winograd", "implicit",
+    )
+
+
+def test_every_cost_is_known():
+    g = conv_geometry((1, 4, 9, 9), (4, 4, 3, 3))
+    for product in select.PRODUCTS:
+        amounts = select.GRAD_WEIGHT_AMOUNTS if product == "grad_weight" else select.AMOUNTS
+        sizes, _ = select.sizes_of(product, "direct", g, np.dtype(np.float32))
+        for name, amount in amounts.items():
+            if name in select.NOT_BY_ITSELF:
+                continue
+            kinds = ["float32", "float64", "complex"] + ["integer"] * (name in EXACT)
+            for kind in kinds:
+                costs = select.COSTS[product][name][kind]
+                assert len(costs) == len(amount(sizes))
+                assert min(costs) >= 0
+                assert max(costs) > 0
+
+
+def test_planning_does_not_count_the_phases_of_a_stride():
+    plan = nc.plan_conv((1, 1, 10**6, 10**6), (1, 1, 1000, 1000), stride=1000)  # a million phases
+    assert len(plan.choice) == 3
+
+
+# accurate -------------------------------------------------------------------------------------------------------------
+
+
+def error(got, exact):
+    """The largest error over the root mean square of what is exact."""
+    return float(np.abs(got.astype(np.float64) - exact).max() / np.sqrt(np.mean(exact**2)))
+
+
+def plain_products(x, w, dy, geometry):
+    """The three products in the arrays' own precision as people write them: torch's, or matrix products of columns."""
+    g = nc.plan_conv(x.shape, w.shape, dtype=x.dtype, **geometry).geometry
+    spatial = g.d if g.boundary == "constant" and not g.flip else 0
+    if find_spec("torch") and spatial in (1, 2, 3):
+        import torch
+
+        function = getattr(torch.nn.functional, f"conv{spatial}d")
+        t, k, d = (torch.from_numpy(a.copy()) for a in (x, w, dy))
+        t.requires_grad_()
+        k.requires_grad_()
+        y = function(t, k, **geometry)
+        y.backward(d)
+        return y.detach().numpy(), t.grad.numpy(), k.grad.numpy()
+    W, cols = w.reshape(g.groups, g.K // g.groups, -1), nc.im2col(x, g.kernel, **{**keep(geometry), "flip": g.flip})
+    columns, deltas = cols.reshape(g.N, g.groups, W.shape[2], -1), dy.reshape(g.N, g.groups, g.K // g.groups, -1)
+    back = (W.swapaxes(1, 2) @ deltas).reshape(cols.shape)
+    return (
+        (W @ columns).reshape(dy.shape),
+        nc.col2im(back, x.shape, g.kernel, **{**keep(geometry), "flip": g.flip}),
+        (deltas @ columns.swapaxes(2, 3)).sum(0).reshape(w.shape),
+    )
+
+
+def keep(geometry):
+    return {name: value for name, value in geometry.items() if name != "groups"}
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_it_errs_at_most_eight_times_as_much_as_plain_products(x_shape, w_shape, geometry, dtype):
+    plan = nc.plan_conv(x_shape, w_shape, dtype=dtype, **geometry)
+    shapes = plan.input_shape, plan.kernel_shape, plan.output_shape
+    random = normal if dtype == "float32" else values  # of values, float64 gives the exact sums itself
+    x, w, dy = (random(s, dtype, i) for i, s in enumerate(shapes))
+    got = plan.forward(x, w), plan.grad_input(dy, w), plan.grad_weight(x, dy)
+    plain = plain_products(x, w, dy, geometry)
+    exact_plan = nc.plan_conv(x_shape, w_shape, dtype="float64", algorithm="direct", **geometry)
+    x, w, dy = (a.astype(np.float64) for a in (x, w, dy))
+    exact = exact_plan.forward(x, w), exact_plan.grad_input(dy, w), exact_plan.grad_weight(x, dy)
+    floor = 4 * np.finfo(dtype).eps  # a reference that happens to hit the exact result is no measure
+    for name, ours, theirs, truth in zip(select.PRODUCTS, got, plain, exact, strict=True):
+        assert error(ours, truth) <= 8 * max(error(theirs, truth), floor), name
+
+
+# it says why ----------------------------------------------------------------------------------------------------------
+
+
+@every_kind
+def test_the_explanation_names_every_algorithm_and_marks_what_is_taken(x_shape, w_shape, geometry):
+    plan = nc.plan_conv(x_shape, w_shape, dtype=np.float64, **geometry)
+    page = plan.explain_choice()
+    lines = {line.split()[0]: line for line in page.splitlines() if line.split()[0] in ALGORITHMS}
+    assert list(lines) == sorted(ALGORITHMS, key=select.ALGORITHMS.index)
+    for algorithm, line in lines.items():
+        assert line.count("*") == plan.choice.count(algorithm)
+        why_not = select.refusal(algorithm, plan.geometry, plan.dtype)
+        assert why_not in line
+        assert ("MiB" in line) == (not why_not)
+    assert max(map(len, page.splitlines())) < 200
+
+
+def test_the_explanation_marks_what_was_asked_for():
+    page = nc.plan_conv((1, 4, 9, 9), (4, 4, 3, 3), algorithm="kernel2row").explain_choice()
+    (line,) = [line for line in page.splitlines() if line.startswith("kernel2row")]
+    assert line.count("*") == 2  # its weight gradient is the implicit one
+
+
+# the script that fits it ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sweep():
+    if not SWEEP.exists():
+        pytest.skip("asv_bench is not part of an installed package")
+    spec = importlib.util.spec_from_file_location("sweep", SWEEP)
+    sys.modules["sweep"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["sweep"]
+
+
+def test_a_case_survives_its_file(sweep, tmp_path, monkeypatch):
+    for geometry, dtype in sweep.cases(7, 20):
+        assert conv_geometry(**sweep.as_json(geometry)) == geometry
+        assert dtype in sweep.DTYPES
+    assert sweep.cases(7, 20) == sweep.cases(7, 30)[:20]
+    case = conv_geometry((1, 2, 9, 9), (2, 2, 3, 3)), "float64"
+    monkeypatch.setattr(sweep, "cases", lambda seed, count: [case] * count)
+    monkeypatch.setattr(sweep.nc, "warmup", lambda *arguments: 0.0)
+    monkeypatch.setattr(sweep, "SECONDS", 0.01)
+    path = tmp_path / "results" / "few.jsonl"
+    for _ in range(2):  # the second time finds everything done
+        sweep.measure_all(path, 1, 2, 60)
+        assert [(line["index"], line["product"]) for line in sweep.read(path)] == [
+            *((0, product) for product in select.PRODUCTS), (1, "forward"),
+        ]
+    lines = sweep.lines_of(path)
+    assert lines[0].geometry == case[0]
+    assert {"implicit", "direct"} & lines[0].seconds.keys()
+
+
+def test_the_fit_finds_costs_that_made_the_times(sweep, monkeypatch):
+    rng = np.random.default_rng(3)
+    lines = []
+    true = {name: rng.uniform(1, 2, 20) for name in select.AMOUNTS}
+    for geometry, dtype in sweep.cases(5, 400):
+        line = sweep.Line(
+            {"geometry": sweep.as_json(geometry), "dtype": dtype, "product": "forward", "seconds": {"clock": 1.0}}, 1.0
+        )
+        for name in select.AMOUNTS:
+            if not select.refusal(name, geometry, line.dtype):
+                amounts = line.amounts(name)
+                line.seconds[name] = float(amounts @ true[name][: len(amounts)]) * 1e-9
+        lines.append(line)
+    monkeypatch.setattr(select, "COSTS", select.COSTS)  # regrets sets it
+    ratios = sweep.regrets(lines[200:], sweep.fit(lines[:200]))["forward"]
+    assert np.mean(np.array(ratios) <= 1.1) > 0.97
+    worse = sweep.fit(lines[:200])
+    worse["forward"]["direct"] = {kind: (0.0,) * len(costs) for kind, costs in worse["forward"]["direct"].items()}
+    assert np.mean(np.array(sweep.regrets(lines[200:], worse)["forward"]) <= 1.1) < 0.9
