@@ -7,7 +7,7 @@
 
 Algorithms are interleaved round by round and their medians kept. The clock of a shared machine wanders, so a fixed loop
 is timed in every round too, and times are given at the clock at which it was fastest. A measurement that was broken off
-goes on where it stopped. Set ``OMP_WAIT_POLICY=PASSIVE``.
+goes on where it stopped. BLAS may not keep its threads awake here: they would take the cores of the next algorithm.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["OPENBLAS_THREAD_TIMEOUT"] = "4"  # read when NumPy is loaded
 
 import numba
 import numpy as np

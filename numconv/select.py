@@ -31,8 +31,6 @@ WORKSPACE = 64 << 20
 #: What ``auto`` does not take, and why.
 NOT_BY_ITSELF = {
     "kernel2row": "it builds a matrix for a single product",
-    "winograd": "it spreads NaN and infinity beyond the windows that hold them",
-    "fft": "it spreads NaN and infinity beyond the windows that hold them",
 }
 
 
@@ -213,21 +211,26 @@ def _up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def _tile(s: Sizes) -> tuple[int, int]:
-    """Output channels and pixels of a register tile."""
-    return (8, 3 * s.lanes) if s.lanes > 1 else (4, 64)
+def _pixels(s: Sizes) -> int:
+    """Outputs, those of an image filled up to whole vectors."""
+    return s.N * prod(s.out[:-2]) * _up(prod(s.out[-2:]), s.lanes if s.lanes > 1 else 16)
+
+
+def _gathered(s: Sizes) -> tuple[float, ...]:
+    """Values gathered into lines, those of them one by one, and rows of lines begun."""
+    pixels = s.N * s.C * prod(s.reach)
+    return s.share * pixels, s.share * pixels * (s.stride[-1] > 2), s.share * pixels / s.reach[-1]
 
 
 def _implicit(s: Sizes) -> tuple[float, ...]:
-    Q, P, (MR, NR) = s.C // s.G * prod(s.kernel), s.N * prod(s.out), _tile(s)
+    Q, P = s.C // s.G * prod(s.kernel), _pixels(s)
     return (
         1,
-        s.share * _up(s.K // s.G, MR) * s.G * Q * _up(P, NR),  # multiply-adds of whole tiles
-        s.share * s.G * Q * P * (s.stride[-1] == 1),  # values copied into panels
-        s.share * s.G * Q * P * (s.stride[-1] > 1),  # values gathered one by one
-        s.share * s.G * Q * P / s.out[-1],  # runs begun
-        s.share * s.K * Q,  # weights packed
-        s.share * s.K * P * (1 + Q // 384),  # tiles added to the output
+        s.share * s.K * Q * P,  # multiply-adds of whole tiles
+        *_gathered(s),
+        s.share * s.G * Q * P * (s.K // s.G >= 40),  # values copied into panels
+        s.share * s.K * P * (1 + Q // 1152),  # values added to the output
+        s.share * s.K * P / s.out[-1],  # rows of tiles begun
     )
 
 
@@ -279,7 +282,7 @@ def _winograd(s: Sizes) -> tuple[float, ...]:
     tiles = s.N * -(-s.out[0] // 4) * -(-s.out[-1] // 4)
     return (
         1,
-        s.share * 36 * s.G * _up(s.K // s.G, _tile(s)[0]) * (s.C // s.G) * _up(tiles, s.lanes),  # multiply-adds
+        s.share * 36 * s.G * _up(s.K // s.G, 8) * (s.C // s.G) * _up(tiles, s.lanes),  # multiply-adds
         s.share * 36 * s.C * tiles,  # values of transformed tiles
         s.share * 36 * s.K * tiles,
         s.share * 36 * s.K * s.C // s.G,  # values of transformed kernels
@@ -320,22 +323,23 @@ def _implicit_grad_weight(s: Sizes) -> tuple[float, ...]:
     Q, P = s.C // s.G * prod(s.kernel), s.N * prod(s.out)
     return (
         1,
-        s.share * _up(s.K // s.G, 4) * s.G * _up(Q, 6 if s.lanes > 1 else 4) * P,  # multiply-adds of whole tiles
-        s.share * s.G * Q * P * (s.stride[-1] == 1),  # values copied into panels
-        s.share * s.G * Q * P * (s.stride[-1] > 1),
-        s.share * s.G * Q * P / s.out[-1],  # runs begun
-        s.share * s.K * P * (1 + Q // 192),  # values of dY loaded
-        s.share * s.K * Q * (1 + P / 512),  # tiles added up
+        s.share * s.G * _up(s.K // s.G, s.lanes) * Q * P,  # multiply-adds of whole tiles
+        *_gathered(s),
+        s.share * s.K * P,  # values of dY turned
+        s.share * s.K * Q * (1 + P // 2048),  # sums
     )
 
 
 def _direct_grad_weight(s: Sizes) -> tuple[float, ...]:
+    Cg, taps = s.C // s.G, prod(s.kernel)
+    columns = _up(s.out[-1], s.lanes)
     return (
         1,
-        s.share * s.multiply_adds,
-        s.share * s.multiply_adds * (s.stride[-1] > 1),
-        s.share * s.multiply_adds / s.out[-1],  # rows begun
-        s.K * s.C // s.G * prod(s.kernel),
+        s.share * s.N * s.K * prod(s.out[:-1]) * columns * Cg * taps,  # multiply-adds of whole vectors
+        s.share * s.N * s.K * Cg * prod(s.reach),  # pixels read or copied
+        s.share * s.N * s.K * Cg * prod(s.reach) * (s.stride[-1] > 1),
+        s.share * s.N * s.K * Cg * prod(s.reach[:-1]),  # rows begun
+        s.K * Cg * taps,
     )
 
 
