@@ -25,7 +25,7 @@ ALGORITHMS: tuple[str, ...] = get_args(Algorithm)[1:]
 Product = Literal["forward", "grad_input", "grad_weight"]
 PRODUCTS: tuple[str, ...] = get_args(Product)
 
-#: What ``auto`` may take beyond inputs, outputs and a second copy of the kernel, in bytes.
+#: What ``auto`` may take beyond inputs and outputs, in bytes.
 WORKSPACE = 64 << 20
 
 #: What ``auto`` does not take, and why.
@@ -89,18 +89,12 @@ def has_grad_weight(algorithm: str, device: str) -> bool:
 
 
 def _fastest(product: str, geometry: ConvGeometry, dtype: np.dtype, device: str) -> str:
-    """The first in the order of time that keeps to the limit of memory; ``direct`` needs none."""
-    allowed = limit(geometry, dtype)
+    """The first in the order of time that keeps to the limit of memory, as ``implicit`` does at any size."""
     able = [e for e in estimates(product, geometry, dtype) if not e.why_not]
     for estimate in sorted(able, key=lambda e: e.seconds):  # a stable sort: ties go by the order of ALGORITHMS
-        if workspace(estimate.algorithm, geometry, dtype, device) <= allowed:
+        if workspace(estimate.algorithm, geometry, dtype, device) <= WORKSPACE:
             return estimate.algorithm
-    return "direct"
-
-
-def limit(geometry: ConvGeometry, dtype: np.dtype) -> int:
-    """What ``auto`` may take beyond inputs and outputs, in bytes: there may be a second copy of the kernel."""
-    return WORKSPACE + prod(geometry.kernel_shape) * dtype.itemsize
+    return "implicit"
 
 
 def workspace(algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: str) -> int:
@@ -148,8 +142,8 @@ def explain(geometry: ConvGeometry, dtype: np.dtype, device: str, choice: Choice
         if not refusal(algorithm, geometry, dtype):
             nbytes = workspace(algorithm, geometry, dtype, device)
             memory = f"{nbytes / 2**20:.4g} MiB"
-            if nbytes > limit(geometry, dtype) and not why_not:
-                why_not = f"it takes more than {limit(geometry, dtype) / 2**20:.4g} MiB"
+            if nbytes > WORKSPACE and not why_not:
+                why_not = f"it takes more than {WORKSPACE >> 20} MiB"
         lines.append(f"{algorithm:12}{''.join(cells)}{memory:>14}  {why_not}".rstrip())
     return "\n".join([*lines, "* is taken; times are estimates for two threads of the machine that was measured"])
 

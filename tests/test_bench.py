@@ -257,6 +257,7 @@ def test_a_process_does_not_outlive_the_block():
 def test_the_machine_is_measured():
     assert peak.flops("float32", 0.01) > peak.flops("float64", 0.01) > 1e8
     assert all(rate > 1e8 for rate in peak.memory(0.01).values())
+    assert peak.share("float32", 0.01) > 0
 
 
 # the report ---------------------------------------------------------------------------------------------------------

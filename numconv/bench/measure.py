@@ -237,6 +237,10 @@ class Contest:
         """Bytes a second, filled and copied."""
         return self.ours.ask("memory")
 
+    def share(self) -> float:
+        """What the register tile reaches of the machine's multiply-adds."""
+        return self.ours.ask("share")
+
     def measure(self, case: Case, seconds: float) -> Measured:
         """One case beside every peer."""
         return measure(case, self.ours, self.peers, seconds, self.folder)

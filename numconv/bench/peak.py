@@ -11,7 +11,7 @@ import numpy as np
 from numba import prange
 
 from ..cpu._jit import Kernel
-from ..cpu.simd import HIGHEST, SUMS, WIDEST, address, keep, outer_sum, sum_lanes
+from ..cpu.simd import HIGHEST, SUMS, WIDEST, address, keep, multiply_add, outer_sum, sum_lanes
 
 #: Two panels of this many rows stay in the nearest cache (30 KB).
 DEPTH = 128
@@ -21,7 +21,16 @@ PIECES = 64
 
 
 @Kernel
-def multiply_add(weights, pixels, tiles, height, vectors, terms, repeats, zero):
+def registers(tiles, n, zero):
+    """Multiply-adds with nothing to load, for each thread."""
+    for thread in prange(tiles.shape[0]):
+        tile = tiles[thread].reshape(tiles.shape[1] * tiles.shape[2])
+        multiply_add(n, address(tile, zero), zero)
+        keep(tile)
+
+
+@Kernel
+def tile_alone(weights, pixels, tiles, height, vectors, terms, repeats, zero):
     """The register tile again and again over two panels for each thread."""
     for thread in prange(tiles.shape[0]):
         a, b, tile = weights[thread], pixels[thread], tiles[thread]
@@ -62,8 +71,20 @@ def flops(dtype: str, seconds: float = 0.03) -> float:
     tiles = np.empty((threads, HIGHEST, WIDEST * sum_lanes(kind)), kind)
     work = threads * height * width * DEPTH * REPEATS
     terms = np.arange(DEPTH) * np.array([[DEPTH], [1], [width]])
-    run = partial(multiply_add, weights, pixels, tiles, height, vectors, terms, REPEATS, kind.type(0), work=work)
+    run = partial(tile_alone, weights, pixels, tiles, height, vectors, terms, REPEATS, kind.type(0), work=work)
     return 2 * work / best(run, seconds)
+
+
+def share(dtype: str, seconds: float = 0.1) -> float:
+    """Which part of the multiply-adds that registers alone allow the tile reaches."""
+    kind, threads = np.dtype(dtype), numba.get_num_threads()
+    tiles, n = np.zeros((threads, SUMS, sum_lanes(kind)), kind), DEPTH * REPEATS
+    work = tiles.size * n
+    parts = []
+    for _ in range(5):  # clocks change: both at nearly the same time, the median of some
+        most = 2 * work / best(lambda: registers(tiles, n, kind.type(0), work=work), seconds / 10)
+        parts.append(flops(dtype, seconds / 10) / most)
+    return float(np.median(parts))
 
 
 def memory(seconds: float = 0.3) -> dict[str, float]:

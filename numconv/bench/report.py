@@ -27,6 +27,7 @@ class Report:
     versions: dict[str, str]
     missing: dict[str, str]
     memory: dict[str, float]
+    tile: float = 0.0
     found: list[Measured] = field(default_factory=list)
 
     @property
@@ -80,7 +81,7 @@ class Report:
             })
         return {
             "settings": asdict(self.settings), "machine": self.machine, "versions": self.versions,
-            "missing": self.missing, "memory": self.memory, "groups": self.groups(), "cases": cases,
+            "missing": self.missing, "memory": self.memory, "tile": self.tile, "groups": self.groups(), "cases": cases,
         }
 
     def table(self, colour: bool = False) -> str:
@@ -92,6 +93,8 @@ class Report:
         if peaks := [m.peak / 1e9 for m in self.found if m.peak]:
             spread = f"{median(peaks):.0f} GFLOP/s ({min(peaks):.0f} to {max(peaks):.0f})"
             speeds.append(f"multiply-adds in {self.settings.dtype} {spread}")
+        if self.tile:
+            speeds.append(f"the register tile reaches {self.tile:.0%} of what registers alone allow")
         lines += [f"threads: {self.settings.threads}", f"measured peak: {', '.join(speeds)}"]
         for group in dict.fromkeys(m.case.group for m in self.found):
             lines += ["", *self._block(group, colour)]

@@ -60,6 +60,12 @@ class Work:
 
         return flops(self.settings.dtype)
 
+    def share(self) -> float:
+        """Which part of the multiply-adds that registers alone allow the tile reaches."""
+        from .peak import share
+
+        return share(self.settings.dtype)
+
     def memory(self) -> dict[str, float]:
         """Bytes a second."""
         from .peak import memory

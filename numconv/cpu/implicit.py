@@ -13,6 +13,7 @@ The order of every sum follows from the shapes alone.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 
 import numba
@@ -199,18 +200,33 @@ def product(
 ) -> None:
     """``y[(…, *place)] = W_flat @ X_conv + bias``; row ``k`` of ``W_flat`` lies in ``w`` from ``k * k_step`` on."""
     N, C = x.shape[:2]
-    part = y[(slice(None), slice(None), *place)]
-    begin = (part.__array_interface__["data"][0] - y.__array_interface__["data"][0]) // y.itemsize
-    steps = [s // y.itemsize for s in part.strides]
-    axes, steps = merged(axes, steps)
-    block = blocks_of(axes, N, C // groups, bias.size // groups, groups, y.dtype)
-    size = axes[:, SIZE].tolist()
+    part = y[(slice(None), slice(None), *place)] if place else y
+    begin = (part.ctypes.data - y.ctypes.data) // y.itemsize if place else 0
+    axes, size, block, places = _layout(
+        axes.tobytes(), begin, part.strides, y.itemsize, N, C // groups, bias.size // groups, groups, y.dtype,
+        numba.get_num_threads(),
+    )
     _forward(
-        flat(x, N, C, prod(size[:-2]), *size[-2:]), flat(w, w.size), flat(w_terms, w_terms.size),
-        np.array([w.size // groups, k_step, c_step]), flat(bias, bias.size), flat(axes, *axes.shape), boundary, fill,
-        block, sum_lanes(y.dtype), groups, np.array([begin, *steps]), y.reshape(y.size),
+        flat(x, N, C, *size), flat(w, w.size), flat(w_terms, w_terms.size),
+        np.array([w.size // groups, k_step, c_step]), flat(bias, bias.size), axes, boundary, fill, block,
+        sum_lanes(y.dtype), groups, places, y.reshape(y.size),
         work=part.size * C // groups * w_terms.size,
     )
+
+
+@lru_cache(maxsize=1024)
+def _layout(
+    table: bytes, begin: int, strides: tuple[int, ...], item: int, N: int, C: int, K: int, G: int, dtype: np.dtype,
+    threads: int,
+) -> tuple[np.ndarray, tuple[int, ...], np.ndarray, np.ndarray]:
+    """What shapes alone decide: axes, the size of the input over them, blocks, the steps of the output."""
+    axes, steps = merged(np.frombuffer(table, np.int64).reshape(-1, 6), [stride // item for stride in strides])
+    size = axes[:, SIZE].tolist()
+    block = blocks_of(axes, N, C, K, G, dtype, threads)
+    places = np.array([begin, *steps])
+    for array in (axes, block, places):
+        array.flags.writeable = False
+    return axes, (prod(size[:-2]), *size[-2:]), block, places
 
 
 def grad_input(dY: np.ndarray, w: np.ndarray, geometry: ConvGeometry, dX: np.ndarray) -> None:
@@ -311,22 +327,35 @@ def grad_weight(
 ) -> None:
     """``dW = dY_flat @ X_conv^H``, the sum over pixels split into parts that follow from the shapes alone."""
     (N, K), G, Q, dtype = dY.shape[:2], groups_of(x, dW), prod(dW.shape[1:]), dW.dtype
-    axes, _ = merged(axes, contiguous_steps(dY.shape))
-    block, parts = blocks_for_weights(axes, N, dW.shape[1], K // G, G, dtype)
+    axes, size, block, parts = _layout_for_weights(axes.tobytes(), dY.shape, dW.shape[1], G, dtype)
     partial = dW.reshape(1, K, Q) if parts == 1 else np.empty((parts, K, Q), dtype)
-    size = axes[:, SIZE].tolist()
     _grad_weight(
-        flat(x, *x.shape[:2], prod(size[:-2]), *size[-2:]), flat(dY, N, K, prod(dY.shape[2:])), flat(axes, *axes.shape),
-        boundary, fill, block, sum_lanes(dtype), dtype.kind == "c", partial, work=dY.size * Q,
+        flat(x, *x.shape[:2], *size), flat(dY, N, K, prod(dY.shape[2:])), axes, boundary, fill, block,
+        sum_lanes(dtype), dtype.kind == "c", partial, work=dY.size * Q,
     )
     if parts > 1:
         dW.reshape(K, Q)[...] = partial.sum(axis=0, dtype=wide(dtype))
 
 
+@lru_cache(maxsize=1024)
+def _layout_for_weights(
+    table: bytes, shape: tuple[int, ...], C: int, G: int, dtype: np.dtype
+) -> tuple[np.ndarray, tuple[int, ...], np.ndarray, int]:
+    """The same for the weight gradient of ``dY`` of this shape, and into how many parts its sums are split."""
+    axes, _ = merged(np.frombuffer(table, np.int64).reshape(-1, 6), contiguous_steps(shape))
+    size = axes[:, SIZE].tolist()
+    block, parts = blocks_for_weights(axes, shape[0], C, shape[1] // G, G, dtype)
+    for array in (axes, block):
+        array.flags.writeable = False
+    return axes, (prod(size[:-2]), *size[-2:]), block, parts
+
+
 # blocks -------------------------------------------------------------------------------------------------------------
 
 
-def blocks_of(axes: np.ndarray, N: int, C: int, K: int, G: int, dtype: np.dtype) -> np.ndarray:
+def blocks_of(
+    axes: np.ndarray, N: int, C: int, K: int, G: int, dtype: np.dtype, threads: int
+) -> np.ndarray:
     """What a task computes: lines that fill half the L2 cache, and enough tasks for the threads.
 
     Which input channels are summed at a time does not follow from the number of threads, so no sum does.
@@ -347,7 +376,6 @@ def blocks_of(axes: np.ndarray, N: int, C: int, K: int, G: int, dtype: np.dtype)
     high = min(R_out, max(least, room // (C * (columns + across)) - down))
     channels = min(room // ((high + down) * (columns + across)), TERMS // taps)
     channels = even(C, max(1, channels))
-    threads = numba.get_num_threads()
     tasks = N * lead * G * -(-L_out // columns)
     high = even(R_out, high)
     if tasks * -(-R_out // high) % threads and high * (columns + across) >= 32 * width:
@@ -383,9 +411,10 @@ def blocks_for_weights(
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes that ``forward`` takes beside its arguments: the lines of a block for each thread."""
     g = geometry
+    threads = numba.get_num_threads()
     axes, _ = merged(g.axes, contiguous_steps((g.N, g.K, *g.out)))
-    block = blocks_of(axes, g.N, g.C // g.groups, g.K // g.groups, g.groups, dtype)
+    block = blocks_of(axes, g.N, g.C // g.groups, g.K // g.groups, g.groups, dtype, threads)
     width = sum_lanes(dtype)
     lines = int(block_size.py_func(axes, block)) + WIDEST * width
     panel = int(block[PACKED] * block[CHANNELS]) * prod(g.kernel) * WIDEST * width
-    return (lines + panel + HIGHEST * WIDEST * width) * dtype.itemsize * numba.get_num_threads()
+    return (lines + panel + HIGHEST * WIDEST * width) * dtype.itemsize * threads

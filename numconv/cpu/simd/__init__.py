@@ -12,6 +12,7 @@ from .tile import WIDEST as WIDEST
 from .tile import aligned as aligned
 from .tile import copy_every_second as copy_every_second
 from .tile import copy_run as copy_run
+from .tile import multiply_add as multiply_add
 from .tile import outer_sum as outer_sum
 from .tile import pack as pack
 from .tile import put as put

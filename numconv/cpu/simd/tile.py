@@ -45,6 +45,13 @@ def outer_sum(a, a0, rows, r0, a_terms, b, b0, b_terms, n, height, vectors, out,
                 out[i, j] += weight * b[b0 + b_terms[q] + j]
 
 
+def multiply_add(n, out, zero):
+    """``n`` times ``SUMS`` multiply-adds of vectors, with nothing to load: what the machine can do at the most."""
+    for _ in range(n):
+        for i in range(SUMS):
+            out[i] += zero
+
+
 def put(sums, column, n, height, target, t0, step, bias, k0, first, zero):
     """Columns ``column … column + n`` of a tile join the rows of ``target`` at ``t0 + i * step``, or begin them."""
     for i in range(height):
@@ -125,6 +132,14 @@ def _outer_sum(
             tile(i, j)
             build.branch(after)
     build.position_at_end(after)
+
+
+def _multiply_add(v: Vectors, n: Any, out: Any) -> None:
+    word = ir.IntType(64)
+    a, b = (v.load(v.at(out, word(i * v.lanes))) for i in range(2))
+    totals = v.loop(n, 1, [v.zero] * SUMS, lambda _, sums: [v.fma(a, b, total) for total in sums])
+    for i, total in enumerate(totals):
+        v.store(total, v.at(out, word(i * v.lanes)))
 
 
 def _put(v: Vectors, sums: Any, n: Any, height: Any, target: Any, step: Any, bias: Any, first: Any) -> None:
@@ -243,6 +258,7 @@ def _transpose(v: Vectors, source: Any, s_step: Any, target: Any, t_step: Any) -
 
 
 _SUM_CODE = {types.float32: vector_code(32, 9, _outer_sum), types.float64: vector_code(64, 9, _outer_sum)}
+_PEAK_CODE = {types.float32: vector_code(32, 2, _multiply_add), types.float64: vector_code(64, 2, _multiply_add)}
 _PUT_CODE = {types.float32: vector_code(32, 7, _put), types.float64: vector_code(64, 7, _put)}
 _APART_CODE = {types.float32: vector_code(32, 8, _put_apart), types.float64: vector_code(64, 8, _put_apart)}
 _PACK_CODE = {types.float32: vector_code(32, 5, _pack), types.float64: vector_code(64, 5, _pack)}
@@ -287,6 +303,14 @@ def _outer_sum_tile(a, a0, rows, r0, a_terms, b, b0, b_terms, n, height, vectors
         code((a + a0 * size, rows + r0 * 8, a_terms, b + b0 * size, b_terms, n, height, vectors, out))
 
     return tile
+
+
+@overload(multiply_add)
+def _multiply_add_loop(n, out, zero):
+    if zero not in _PEAK_CODE:
+        return multiply_add
+    code = _PEAK_CODE[zero]
+    return lambda n, out, zero: code((n, out))
 
 
 @overload(aligned)
