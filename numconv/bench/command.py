@@ -33,7 +33,7 @@ def bench(
     absent = {peer: "not installed" for peer in peers if peer not in installed}
     with Contest(installed, settings) as contest:
         versions, missing = contest.versions()
-        report = Report(settings, machine, versions, absent | missing, contest.memory(), contest.share())
+        report = Report(settings, machine, versions, absent | missing, contest.memory(), tile=contest.share())
         try:
             with progress(len(cases)) as step:
                 for case in cases:

@@ -27,8 +27,8 @@ class Report:
     versions: dict[str, str]
     missing: dict[str, str]
     memory: dict[str, float]
-    tile: float = 0.0
     found: list[Measured] = field(default_factory=list)
+    tile: float = 0.0  # what the register tile reaches of what registers alone allow
 
     @property
     def ok(self) -> bool:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import gcd, prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -115,15 +115,31 @@ def layout(row: tuple[int, ...], last: tuple[int, ...], vector: int) -> Layout:
     )
 
 
-def layout_of(axes: np.ndarray, dtype: np.dtype) -> Layout:
-    """The layout for a table of axes."""
-    table = [tuple(row) for row in axes[-2:].tolist()]
-    return layout(*([ONE_ROW] * (2 - len(table)) + table), lanes(dtype))
+class Prepared(NamedTuple):
+    """What follows from a table of axes: the table over two axes at least, its layout, and what kernels get of it."""
+
+    axes: np.ndarray
+    plan: Layout
+    patch: int
+    launch: tuple[Any, ...]
+
+
+@lru_cache(maxsize=1024)
+def prepared(table: bytes, dtype: np.dtype) -> Prepared:
+    """Made once for each table of axes and dtype."""
+    rows = [tuple(row) for row in np.frombuffer(table, np.int64).reshape(-1, 6).tolist()]
+    rows = [ONE_ROW] * (2 - len(rows)) + rows
+    axes = np.array(rows)
+    axes.flags.writeable = False
+    vector = lanes(dtype)
+    plan = layout(*rows[-2:], vector)
+    fixed = plan.entries, plan.lines, plan.line, plan.shift, plan.apart, plan.between, plan.height, plan.block
+    return Prepared(axes, plan, plan.patch, (*fixed, max(1, PATCH // plan.patch), vector))
 
 
 def serves(axes: np.ndarray, dtype: np.dtype) -> bool:
     """Whether there are vectors for the dtype, and a patch of one channel is not too large."""
-    return lanes(dtype) > 1 and layout_of(axes, dtype).patch <= LARGEST_PATCH
+    return lanes(dtype) > 1 and prepared(axes.tobytes(), dtype).patch <= LARGEST_PATCH
 
 
 @helper
@@ -265,9 +281,7 @@ def forward(
     x: np.ndarray, w: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, y: np.ndarray
 ) -> None:
     """``direct.forward`` for dtypes with vector code."""
-    plan = layout_of(axes, y.dtype)
-    if len(axes) == 1:
-        axes = np.array([ONE_ROW, *axes.tolist()])
+    axes, plan, _, launch = prepared(axes.tobytes(), y.dtype)
     (N, K), Cg, kernel, out = y.shape[:2], w.shape[1], w.shape[2:], y.shape[2:]
     taps = len(plan.order)
     units, G = Cg * (prod(kernel) // taps), x.shape[1] // Cg
@@ -276,8 +290,7 @@ def forward(
     tasks = N * G * lead_out * -(-rows // plan.block[0]) * -(-columns // plan.block[1])
     _forward(
         flat(x, N, x.shape[1], prod(x.shape[2:])), flat(weights, *weights.shape), flat(bias, K), axes, boundary, fill,
-        plan.entries, plan.lines, plan.line, plan.shift, plan.apart, plan.between, plan.height, plan.block,
-        max(1, PATCH // plan.patch), lanes(y.dtype), min(tasks, 16 * numba.get_num_threads()), G,
+        *launch, min(tasks, 16 * numba.get_num_threads()) if tasks > 16 else tasks, G,
         y.reshape(N, K, lead_out, rows, columns), work=y.size * units * taps,
     )
 
@@ -360,9 +373,7 @@ def grad_weight(
     x: np.ndarray, dY: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, dW: np.ndarray
 ) -> None:
     """``direct.grad_weight`` for dtypes with vector code."""
-    plan = layout_of(axes, dY.dtype)
-    if len(axes) == 1:
-        axes = np.array([ONE_ROW, *axes.tolist()])
+    axes, plan, _, launch = prepared(axes.tobytes(), dY.dtype)
     (N, K), Cg, kernel, out = dY.shape[:2], dW.shape[1], dW.shape[2:], dY.shape[2:]
     taps = len(plan.order)
     units = Cg * (prod(kernel) // taps)
@@ -371,8 +382,7 @@ def grad_weight(
     partial = np.empty((parts_of(blocks, tasks=K), K, units, taps), wide(dW.dtype))
     _grad_weight(
         flat(x, N, x.shape[1], prod(x.shape[2:])), flat(dY, N, K, lead_out, rows, columns), axes, boundary, fill,
-        plan.entries, plan.lines, plan.line, plan.shift, plan.apart, plan.between, plan.height, plan.block,
-        max(1, PATCH // plan.patch), lanes(dY.dtype), x.shape[1] // Cg, partial, work=dY.size * units * taps,
+        *launch, x.shape[1] // Cg, partial, work=dY.size * units * taps,
     )
     ordered = np.empty((K, units, taps), partial.dtype)
     ordered[:, :, plan.order] = partial.sum(axis=0)
@@ -396,7 +406,7 @@ def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes that ``forward`` takes beside its arguments: the weights in another order, and a patch for each thread."""
     if not serves(geometry.axes, dtype):
         return 0
-    plan = layout_of(geometry.axes, dtype)
+    plan = prepared(geometry.axes.tobytes(), dtype).plan
     weights = geometry.K * (geometry.C // geometry.groups) * prod(geometry.kernel)
     patch = min(max(PATCH, plan.patch), geometry.C // geometry.groups * prod(geometry.kernel[:-2]) * plan.patch)
     return (weights + numba.get_num_threads() * (patch + WINDOW * lanes(dtype))) * dtype.itemsize
