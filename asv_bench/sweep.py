@@ -226,6 +226,12 @@ class Line:
         seconds = dict(line["seconds"])
         scale = fastest_clock / seconds.pop("clock")
         self.seconds = {name: s * scale for name, s in seconds.items()}
+        self.best = min(self.seconds.values())
+
+    def serves(self, name: str) -> bool:
+        """Whether an algorithm could have been taken; one without a time was hopeless."""
+        estimates = select.estimates(self.product, self.geometry, self.dtype)
+        return any(e.algorithm == name and not e.why_not for e in estimates)
 
     def amounts(self, name: str) -> np.ndarray:
         """Those of one algorithm."""
@@ -241,25 +247,40 @@ def lines_of(path: Path) -> list[Line]:
     return [Line(line, fastest) for line in raw]
 
 
-def fit(lines: list[Line]) -> dict[str, dict[str, dict[str, tuple[float, ...]]]]:
-    """Costs in nanoseconds, none negative, by least squares on the relative error."""
-    costs: dict[str, dict[str, dict[str, tuple[float, ...]]]] = {}
+Costs = dict[str, dict[str, dict[str, tuple[float, ...]]]]
+
+
+def fit(lines: list[Line]) -> Costs:
+    """Costs in nanoseconds, by product, algorithm and the dtypes that are alike."""
+    costs: Costs = {}
     for product in PRODUCTS:
         table = select.GRAD_WEIGHT_AMOUNTS if product == "grad_weight" else select.AMOUNTS
-        for name in table:
-            for like in ("float32", "float64", "integer", "complex"):
-                rows = [
-                    line.amounts(name) / (line.seconds[name] * 1e9) for line in lines
-                    if line.product == product and select.like(line.dtype) == like and name in line.seconds
-                ]
-                if rows:
-                    A = np.array(rows)
-                    size, floor = np.maximum(A.max(axis=0), 1e-30), np.zeros(A.shape[1])
-                    if name in TILED and like.startswith("float"):  # else a cost nobody met would be nothing
-                        floor[1] = PEAK * np.dtype(like).itemsize / 4
-                    found = floor + nnls(A / size, 1 - A @ floor)[0] / size
+        for like in ("float32", "float64", "integer", "complex"):
+            some = [line for line in lines if line.product == product and select.like(line.dtype) == like]
+            for name in table:
+                found = least_squares(some, name, like)
+                if found is not None:
                     costs.setdefault(product, {}).setdefault(name, {})[like] = tuple(float(f"{c:.4g}") for c in found)
     return costs
+
+
+def least_squares(lines: list[Line], name: str, like: str) -> np.ndarray | None:
+    """Costs of one algorithm, none negative, with the least relative error; hopeless ones take so much at the least."""
+    timed = [line for line in lines if name in line.seconds]
+    if not timed:
+        return None
+    hopeless = [line for line in lines if name not in line.seconds and line.serves(name)]
+    A = np.array([line.amounts(name) / (line.seconds[name] * 1e9) for line in timed])
+    H = np.array([line.amounts(name) / (HOPELESS * line.best * 1e9) for line in hopeless]).reshape(-1, A.shape[1])
+    floor = np.zeros(A.shape[1])
+    if name in TILED and like.startswith("float"):  # else a cost nobody met would be nothing
+        floor[1] = PEAK * np.dtype(like).itemsize / 4
+    found = floor
+    for _ in range(4):  # those that the fit before thought too quick
+        rows = np.vstack([A, H[H @ found < 1]])
+        size = np.maximum(rows.max(axis=0), 1e-30)
+        found = floor + nnls(rows / size, 1 - rows @ floor)[0] / size
+    return found
 
 
 def regrets(lines: list[Line], costs: dict[str, Any]) -> dict[str, list[float]]:

@@ -109,6 +109,8 @@ def estimates(product: str, geometry: ConvGeometry, dtype: np.dtype) -> list[Est
     found = []
     for algorithm in ALGORITHMS:
         why_not = refusal(algorithm, geometry, dtype) or NOT_BY_ITSELF.get(algorithm, "")
+        if algorithm == "winograd" and computed.kind == "c":
+            why_not = "it has no vector code for complex numbers"
         costs = COSTS[product].get(algorithm, {}).get(like(computed))
         if not why_not and not costs:
             why_not = "no measurement says what it costs"
