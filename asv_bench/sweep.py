@@ -226,7 +226,11 @@ class Line:
         seconds = dict(line["seconds"])
         scale = fastest_clock / seconds.pop("clock")
         self.seconds = {name: s * scale for name, s in seconds.items()}
-        self.best = min(self.seconds.values())
+
+    @property
+    def best(self) -> float:
+        """The shortest time."""
+        return min(self.seconds.values())
 
     def serves(self, name: str) -> bool:
         """Whether an algorithm could have been taken; one without a time was hopeless."""

@@ -109,8 +109,8 @@ def estimates(product: str, geometry: ConvGeometry, dtype: np.dtype) -> list[Est
     found = []
     for algorithm in ALGORITHMS:
         why_not = refusal(algorithm, geometry, dtype) or NOT_BY_ITSELF.get(algorithm, "")
-        if algorithm == "winograd" and computed.kind == "c":
-            why_not = "it has no vector code for complex numbers"
+        if algorithm == "winograd" and computed.name != "float32" and not why_not:
+            why_not = "it rounds more, which matters where more than float32 is asked for"
         costs = COSTS[product].get(algorithm, {}).get(like(computed))
         if not why_not and not costs:
             why_not = "no measurement says what it costs"
