@@ -247,7 +247,7 @@ def _direct(s: Sizes) -> tuple[float, ...]:
     else:
         rows, columns, high = _up(s.out[-2], 7), _up(s.out[-1], s.lanes), s.kernel[-2]
         units, taps = Cg * prod(s.kernel[:-2]), s.kernel[-1]
-    tiles = s.share * s.N * s.K * prod(s.out[:-2]) * rows // 7 * columns / s.lanes
+    tiles = s.share * s.N * s.K * prod(s.out[:-2]) * (rows // 7) * columns / s.lanes
     stacks = -(-high // 5)
     return (
         1,

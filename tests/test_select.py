@@ -156,7 +156,7 @@ def test_every_cost_is_known():
             if name in select.NOT_BY_ITSELF:
                 continue
             wide = [] if name == "winograd" else ["float64", "complex"]
-                kinds = ["float32", *wide] + ["integer"] * (name in EXACT)
+            kinds = ["float32", *wide] + ["integer"] * (name in EXACT)
             for kind in kinds:
                 costs = select.COSTS[product][name][kind]
                 assert len(costs) == len(amount(sizes))
