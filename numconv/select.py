@@ -196,7 +196,7 @@ def sizes_of(product: str, algorithm: str, g: ConvGeometry, dtype: np.dtype) -> 
 
 
 def _from_rows(N: int, C: int, K: int, G: int, rows: Sequence[tuple[int, ...]], dtype: np.dtype) -> Sizes:
-    kernel, out, stride = (tuple(row[i] for row in rows) for i in (1, 2, 4))
+    kernel, out, stride = (tuple(max(row[i], 1) for row in rows) for i in (1, 2, 4))  # nothing counts as one pixel
     step = tuple(abs(row[5]) for row in rows)
     reach = tuple((o - 1) * s + (k - 1) * t + 1 for k, o, s, t in zip(kernel, out, stride, step, strict=True))
     return Sizes(N, C, K, G, kernel, out, reach, stride, step, 64 // dtype.itemsize if dtype.kind == "f" else 1)

@@ -18,7 +18,7 @@ rooms = [importlib.import_module(f"numconv.cpu.{room.name}") for room in pkgutil
 kernels = {id(k): k for room in rooms for k in vars(room).values() if isinstance(k, Kernel)}.values()
 
 def compiled():
-    return {k.__name__: (len(k.serial.signatures), len(k.parallel.signatures)) for k in kernels}
+    return {(k.__module__, k.__name__): (len(k.serial.signatures), len(k.parallel.signatures)) for k in kernels}
 
 assert not any(sum(counts) for counts in compiled().values())
 nc.warmup(%r, algorithms=%r)

@@ -52,7 +52,7 @@ class Kernel:
     """A loop over independent tasks, launched as ``kernel(*arrays, work=...)`` with ``work`` its multiply-adds."""
 
     def __init__(self, loop: Callable[..., None]) -> None:
-        self.__doc__, self.__name__ = loop.__doc__, loop.__name__
+        self.__doc__, self.__name__, self.__module__ = loop.__doc__, loop.__name__, loop.__module__
         self.serial = numba.njit(cache=True, **OPTIONS)(loop)
         self.parallel = numba.njit(parallel=True, cache=True, **OPTIONS)(_renamed(loop, f"{loop.__name__}_parallel"))
 

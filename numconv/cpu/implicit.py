@@ -411,6 +411,8 @@ def blocks_for_weights(
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes that ``forward`` takes beside its arguments: the lines of a block for each thread."""
     g = geometry
+    if not (g.N and g.C and g.K and prod(g.out)):
+        return 0
     threads = numba.get_num_threads()
     axes, _ = merged(g.axes, contiguous_steps((g.N, g.K, *g.out)))
     block = blocks_of(axes, g.N, g.C // g.groups, g.K // g.groups, g.groups, dtype, threads)
