@@ -310,7 +310,8 @@ def values(w: np.ndarray, axes: np.ndarray, boundary: int, before: Before, data:
     chunk, together = share(P, Cg * count)
     weights = np.tile(unturned(w, axes).reshape(K, Cg * count), together)
     _values(
-        flat(weights, *weights.shape), Cg, count, axes, boundary, flat(rows, -1), flat(line, -1), chunk, data, work=data.size
+        flat(weights, *weights.shape), Cg, count, axes, boundary, flat(rows, -1), flat(line, -1), chunk, data,
+        work=data.size,
     )
 
 
