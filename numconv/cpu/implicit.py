@@ -110,6 +110,7 @@ def _forward(x, w, w_terms, w_steps, bias, axes, boundary, fill, block, lanes, g
         lines, panel = np.empty(size + ALIGNED, x.dtype), np.empty(panel_size + ALIGNED, x.dtype)
         tile = np.empty((HIGHEST, WIDEST * lanes), x.dtype)
         l0, panel0 = aligned(lines), aligned(panel)
+        lines[size - WIDEST * lanes :] = 0  # never used, but denormals by chance would be slow
         lines_at, panel_at, tile_at = address(lines, zero), address(panel, zero), address(tile, zero)
         length = (high - 1) * columns + wide
         vectors = (length + lanes - 1) // lanes
