@@ -109,6 +109,8 @@ def estimates(product: str, geometry: ConvGeometry, dtype: np.dtype) -> list[Est
     found = []
     for algorithm in ALGORITHMS:
         why_not = refusal(algorithm, geometry, dtype) or NOT_BY_ITSELF.get(algorithm, "")
+        if algorithm == "im2col" and computed.kind == "f":
+            why_not = "it multiplies by BLAS, whose threads stay awake and hold up the calls that follow"
         if algorithm == "winograd" and computed.name != "float32" and not why_not:
             why_not = "it rounds more, which matters where more than float32 is asked for"
         costs = COSTS[product].get(algorithm, {}).get(like(computed))
