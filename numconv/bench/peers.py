@@ -64,7 +64,8 @@ class Numconv(Peer):
 
     def _product(self, case: Case, function: Any, *arguments: Any) -> Rivals:
         call = partial(function, *arguments, algorithm=self.algorithm, **case.geometry)
-        return {"numconv": {self._plan(case, arguments[-1].dtype).algorithm: call}}
+        choice = self._plan(case, arguments[-1].dtype).choice._asdict()  # each product has its own
+        return {"numconv": {choice.get(case.kind, choice["forward"]): call}}
 
     def conv(self, case: Case, x: Array, w: Array) -> Rivals:
         """``conv``."""
