@@ -1,0 +1,185 @@
+"""The one room that knows ``numba.cuda``: how kernels are compiled and launched, and what a machine lacks for it.
+
+Every other room takes ``cuda`` from here. Importing this calls no driver, so that a process may still fork.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib.util import find_spec
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+
+from .. import _indexing
+
+#: Whether kernels run as plain Python, thread by thread: numba's simulator, for tests without a GPU.
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") == "1"
+
+EXTRA = "pip install 'numconv-jit[cuda12]' (or [cuda13], as the driver is)"
+
+
+@contextmanager
+def _row_stack() -> Iterator[None]:
+    """NumPy 2.5 has no ``row_stack`` any more, which numba-cuda 0.30 asks for as it loads."""
+    missing = not hasattr(np, "row_stack")
+    if missing:
+        np.row_stack = np.vstack  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        if missing:
+            del np.row_stack  # type: ignore[attr-defined]
+
+
+def _load() -> Any:
+    """``numba.cuda`` as numba-cuda brings it; ``None`` where it is not installed."""
+    if find_spec("_numba_cuda_redirector") is None:
+        return None
+    import _numba_cuda_redirector  # noqa: F401  # does nothing more where its .pth file ran
+
+    with _row_stack():
+        from numba import cuda
+
+        if not SIMULATED:
+            import numba.cuda.np.arrayobj  # noqa: F401
+    return cuda if getattr(cuda, "implementation", "") == "NVIDIA" else None
+
+
+cuda = _load()
+
+
+def missing() -> str:
+    """What this machine lacks for kernels to run; empty if nothing. The first call asks the driver."""
+    if cuda is None:
+        return f"numba-cuda is not installed: {EXTRA}"
+    return "" if SIMULATED else _missing(os.getpid())
+
+
+@lru_cache(maxsize=1)
+def _missing(process: int) -> str:
+    try:
+        count = len(cuda.gpus)
+    except Exception as error:  # whatever a driver says, the reason is what the caller needs
+        return f"no CUDA driver can be used: {' '.join(str(error).split()) or type(error).__name__}"
+    return "" if count else "the CUDA driver finds no GPU"
+
+
+def describe() -> str:
+    """The GPUs by name."""
+    if SIMULATED:
+        return "numba's simulator"
+    names = []
+    for gpu in cuda.gpus:
+        name = gpu.name.decode() if isinstance(gpu.name, bytes) else gpu.name
+        names.append(f"{name} (compute capability {'.'.join(map(str, gpu.compute_capability))})")
+    return ", ".join(names)
+
+
+# compiling ----------------------------------------------------------------------------------------------------------
+
+if cuda is not None:
+    helper = cuda.jit(device=True)
+else:
+
+    def helper(f: Callable[..., Any]) -> Callable[..., Any]:
+        """Without numba-cuda a helper stays as it is: rooms can be imported, kernels cannot run."""
+        return f
+
+
+def _compiled_indexing() -> dict[str, Any]:
+    """The functions of ``_indexing`` for the GPU; each sees the compiled ones before it."""
+    names = dict(vars(_indexing))
+    for name, f in vars(_indexing).items():
+        if isinstance(f, FunctionType):
+            names[name] = helper(FunctionType(f.__code__, names, name))
+    return names
+
+
+_index = _compiled_indexing()
+position, source, output_hit = _index["position"], _index["source"], _index["output_hit"]
+row_source, row_output = _index["row_source"], _index["row_output"]
+
+
+@helper
+def load_four(shared, now, q, at, local, to):
+    """``local[to : to + 4] = shared[now, q, at : at + 4]``; float32 that begins at 16 bytes come in one load."""
+    for i in range(4):
+        local[to + i] = shared[now, q, at + i]
+
+
+def _teach_simulator() -> None:
+    """The simulator's shared arrays know no ``alignment``, which kernels ask for: one array for each line that asks."""
+    from numba.cuda.simulator.kernelapi import FakeCUDAShared
+
+    def array(self: Any, shape: Any, dtype: Any, alignment: int | None = None) -> np.ndarray:
+        caller = sys._getframe(1)
+        line = caller.f_code, caller.f_lineno
+        if line not in self._allocations:
+            self._allocations[line] = np.empty(shape, dtype)
+        return self._allocations[line]
+
+    FakeCUDAShared.array = array
+
+
+if SIMULATED and cuda is not None:
+    _teach_simulator()
+
+
+class Kernel:
+    """A kernel of so many ``threads`` a block, launched as ``kernel(blocks, *arguments, on=place)``.
+
+    All options stand here. ``fastmath`` would flush denormals and is off; a*b+c is one rounding anyway. ``resident``
+    is how many blocks of it an SM should hold at least, which bounds the registers of a thread.
+    """
+
+    def __init__(self, threads: int, resident: int = 0) -> None:
+        self.threads, self.resident = threads, resident
+
+    def __call__(self, loop: Callable[..., None]) -> Callable[..., None]:
+        self.loop = loop
+        self.__doc__, self.__name__ = loop.__doc__, loop.__name__
+        options: dict[str, Any] = {}
+        if not SIMULATED and self.resident:
+            options["launch_bounds"] = (self.threads, self.resident)
+        compiled = cuda.jit(**options)(loop) if cuda is not None else None
+        threads = self.threads
+
+        def launch(blocks: int | tuple[int, ...], *arguments: Any, on: Any) -> None:
+            if blocks:
+                on.launch(compiled, blocks, threads, arguments)
+
+        launch.loop, launch.threads, launch.options = loop, threads, options  # type: ignore[attr-defined]
+        launch.__name__, launch.__doc__, launch.__module__ = loop.__name__, loop.__doc__, loop.__module__
+        KERNELS.append(launch)
+        return launch
+
+
+#: Every kernel there is, for the tests that compile them all.
+KERNELS: list[Any] = []
+
+
+def fake(array: np.ndarray) -> Any:
+    """A NumPy array as the simulator hands arrays to kernels."""
+    from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
+
+    return FakeCUDAArray(array)
+
+
+def explained(error: Exception) -> Exception:
+    """An error of the driver or the compiler in words that say what helps."""
+    text = " ".join(str(error).split())
+    kind = type(error).__name__
+    if "OUT_OF_MEMORY" in text.upper():
+        return MemoryError(f"the GPU has no memory left for this: {text}; use smaller pieces")
+    if "Nvvm" in kind or "nvvm" in text.lower() or "nvrtc" in text.lower():
+        return RuntimeError(f"CUDA kernels cannot be compiled here: {text}; install the compiler: {EXTRA}")
+    if "UNSUPPORTED_PTX_VERSION" in text or "insufficient" in text.lower():
+        return RuntimeError(f"the CUDA driver is older than the compiler: {text}; install numconv-jit[cuda12]")
+    return error
+

@@ -1,0 +1,60 @@
+"""What kernels look up instead of calculating it: which rows and pixels the taps of a geometry meet.
+
+Made on the host by the index arithmetic that every room shares, and kept on the device by the geometry.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import prod
+
+import numpy as np
+
+from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE, position, source
+from .arrays import DeviceArray, Place, constant
+
+#: Positions, rows and pixels of a plane are 32-bit numbers in kernels.
+FAR = 2**31
+
+
+def met_along(axis: list[int], boundary: int) -> np.ndarray:
+    """The pixel that each tap of each output meets along one axis, -1 for the constant: ``(kernel, out)``."""
+    size, kernel, out, start, stride, step = axis
+    where = position(np.arange(out), np.arange(kernel)[:, None], start, stride, step)
+    positions, index = np.unique(where, return_inverse=True)
+    pixels = np.array([source(i, size, boundary) for i in positions.tolist()], dtype=np.int64)
+    return pixels[index].reshape(kernel, out)
+
+
+@lru_cache(maxsize=256)
+def _rows(axes: bytes, boundary: int) -> tuple[np.ndarray, np.ndarray]:
+    axis_rows = np.frombuffer(axes, np.int64).reshape(-1, 6).tolist()
+    *lead, last = axis_rows
+    furthest = max(abs(row[START]) + row[OUT] * row[STRIDE] + row[KERNEL] * abs(row[STEP]) for row in axis_rows)
+    if furthest >= FAR or prod(row[SIZE] for row in axis_rows) >= FAR:
+        raise ValueError(
+            f"an image on a GPU must have fewer than 2**31 pixels and positions, got spatial shape "
+            f"{tuple(row[SIZE] for row in axis_rows)} with positions up to {furthest}"
+        )
+    rows = np.zeros((1, 1), dtype=np.int64)
+    for row in lead:
+        met = met_along(row, boundary)
+        outside = np.logical_or.outer(rows < 0, met < 0)
+        both = np.where(outside, -1, np.add.outer(rows * row[SIZE], met))
+        T, O, t, o = both.shape
+        rows = both.swapaxes(1, 2).reshape(T * t, O * o)
+    taps, L_k = rows.shape[0], last[KERNEL]
+    met = np.empty((taps * L_k, 2), dtype=np.int32)
+    met[:, 0] = np.repeat(np.arange(taps) * rows.shape[1], L_k)
+    met[:, 1] = np.tile(last[START] + np.arange(L_k) * last[STEP], taps)
+    return rows.astype(np.int32).reshape(-1), met
+
+
+def rows_and_taps(place: Place, axes: np.ndarray, boundary: int) -> tuple[DeviceArray, DeviceArray]:
+    """``rows_met`` and ``met``: tap ``t`` of output ``(O, o)`` meets row ``rows_met[met[t, 0] + O]`` of the input and
+    the pixel ``source(o * stride + met[t, 1])`` of it; a row is a flat index over all axes but the last.
+    """
+    rows, met = _rows(axes.tobytes(), boundary)
+    return constant(place, rows.tobytes(), rows.dtype.str, rows.shape), constant(
+        place, met.tobytes(), met.dtype.str, met.shape
+    )
