@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -17,11 +18,14 @@ def available() -> int:
     return min(_system(), _container())
 
 
-def require(nbytes: int, what: str, instead: str) -> None:
-    """Raise ``MemoryError`` if ``nbytes`` for ``what`` would not fit, and say what to use instead."""
+def require(nbytes: int, what: str, instead: str, free: Callable[[], int] | None = None) -> None:
+    """Raise ``MemoryError`` if ``nbytes`` for ``what`` would not fit, and say what to use instead.
+
+    ``free`` tells how much there is on another device.
+    """
     if nbytes < ALWAYS_THERE:
         return
-    there = available()
+    there = free() if free else available()
     if nbytes > there:
         raise MemoryError(
             f"{what} needs {nbytes:,} bytes ({nbytes / 2**30:.1f} GiB), {there:,} bytes are available; {instead}"

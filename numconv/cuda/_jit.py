@@ -21,6 +21,9 @@ from .. import _indexing
 #: Whether kernels run as plain Python, thread by thread: numba's simulator, for tests without a GPU.
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") == "1"
 
+#: Threads in a block of a kernel that does not care.
+THREADS = 256
+
 EXTRA = "pip install 'numconv-jit[cuda12]' (or [cuda13], as the driver is)"
 
 
@@ -29,12 +32,12 @@ def _row_stack() -> Iterator[None]:
     """NumPy 2.5 has no ``row_stack`` any more, which numba-cuda 0.30 asks for as it loads."""
     missing = not hasattr(np, "row_stack")
     if missing:
-        np.row_stack = np.vstack  # type: ignore[attr-defined]
+        np.vstack = np.vstack  # type: ignore[attr-defined]
     try:
         yield
     finally:
         if missing:
-            del np.row_stack  # type: ignore[attr-defined]
+            del np.vstack  # type: ignore[attr-defined]
 
 
 def _load() -> Any:
@@ -132,36 +135,28 @@ if SIMULATED and cuda is not None:
 
 
 class Kernel:
-    """A kernel of so many ``threads`` a block, launched as ``kernel(blocks, *arguments, on=place)``.
+    """A loop over the threads of a grid, launched as ``kernel(blocks, *arguments, on=place)``; made by ``kernel``."""
+
+    def __init__(self, loop: Callable[..., None], threads: int, options: dict[str, Any]) -> None:
+        self.__doc__, self.__name__, self.__module__ = loop.__doc__, loop.__name__, loop.__module__
+        self.loop, self.threads, self.options = loop, threads, options
+        if cuda is not None:
+            self.code = cuda.jit(**({} if SIMULATED else options))(loop)
+
+    def __call__(self, blocks: int, *arguments: Any, on: Any) -> None:
+        if blocks:
+            on.launch(self, blocks, arguments)
+
+
+def kernel(threads: int = 0, resident: int = 0) -> Callable[[Callable[..., None]], Kernel]:
+    """A decorator for kernels with so many ``threads`` in a block; without a number, for loops over a grid of any size.
 
     All options stand here. ``fastmath`` would flush denormals and is off; a*b+c is one rounding anyway. ``resident``
     is how many blocks of it an SM should hold at least, which bounds the registers of a thread.
     """
-
-    def __init__(self, threads: int, resident: int = 0) -> None:
-        self.threads, self.resident = threads, resident
-
-    def __call__(self, loop: Callable[..., None]) -> Callable[..., None]:
-        self.loop = loop
-        self.__doc__, self.__name__ = loop.__doc__, loop.__name__
-        options: dict[str, Any] = {}
-        if not SIMULATED and self.resident:
-            options["launch_bounds"] = (self.threads, self.resident)
-        compiled = cuda.jit(**options)(loop) if cuda is not None else None
-        threads = self.threads
-
-        def launch(blocks: int | tuple[int, ...], *arguments: Any, on: Any) -> None:
-            if blocks:
-                on.launch(compiled, blocks, threads, arguments)
-
-        launch.loop, launch.threads, launch.options = loop, threads, options  # type: ignore[attr-defined]
-        launch.__name__, launch.__doc__, launch.__module__ = loop.__name__, loop.__doc__, loop.__module__
-        KERNELS.append(launch)
-        return launch
-
-
-#: Every kernel there is, for the tests that compile them all.
-KERNELS: list[Any] = []
+    size = threads or (16 if SIMULATED else THREADS)
+    options = {"launch_bounds": (size, resident)} if resident else {}
+    return lambda loop: Kernel(loop, size, options)
 
 
 def fake(array: np.ndarray) -> Any:

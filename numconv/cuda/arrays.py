@@ -16,12 +16,10 @@ import numpy as np
 
 from .. import _memory
 from . import _jit
-from ._jit import SIMULATED, Kernel, cuda
+from ._jit import SIMULATED, THREADS, Kernel, cuda, kernel
 
 #: Axes that a copy can have once neighbours that lie together are one.
 MOST_AXES = 8
-
-THREADS = 256
 
 
 class _At:
@@ -133,7 +131,7 @@ _MAKES: dict[Any, Callable[..., DeviceArray]] = {
 # copies -------------------------------------------------------------------------------------------------------------
 
 
-@Kernel(THREADS)
+@kernel()
 def _copy(source, s0, s_steps, target, t0, t_steps, shape, n, conjugate):
     # Item i of both, counted row by row over ``shape``; a step of 0 repeats an item.
     i = cuda.grid(1)
@@ -151,7 +149,7 @@ def _copy(source, s0, s_steps, target, t0, t_steps, shape, n, conjugate):
         i += cuda.gridsize(1)
 
 
-@Kernel(THREADS)
+@kernel()
 def _copy_run(source, target, n):
     i = cuda.grid(1)
     while i < n:
@@ -246,6 +244,16 @@ class Place:
         """A result, which is whole, in the type of the library."""
         return array.owner
 
+    def to_host(self, array: DeviceArray) -> np.ndarray:
+        """A copy as a NumPy array, when the work before it is done."""
+        result = np.empty(array.shape, array.dtype)
+        host(self.device).fetch(array, result, self.stream())
+        return result
+
+    def matmul(self, a: DeviceArray, b: DeviceArray, out: DeviceArray) -> bool:
+        """``out = a @ b`` by the library's BLAS; False where it has none."""
+        return False
+
     def available(self) -> int:
         """Bytes that can be allocated."""
         with self.current():
@@ -271,11 +279,11 @@ class Place:
         """One number, on the device."""
         return constant(self, np.asarray(value, dtype).tobytes(), dtype.str, ())
 
-    def launch(self, compiled: Any, blocks: Any, threads: int, arguments: tuple[Any, ...]) -> None:
+    def launch(self, kernel: Kernel, blocks: int, arguments: tuple[Any, ...]) -> None:
         """Start a kernel on the caller's stream."""
         with self.current():
             try:
-                compiled[blocks, threads, self.stream()](*arguments)
+                kernel.code[blocks, kernel.threads, self.stream()](*arguments)
             except Exception as error:
                 raise _jit.explained(error) from error
 
@@ -317,10 +325,12 @@ class Host(Place):
         with self.current():
             return self.read(cuda.to_device(np.ascontiguousarray(array)))
 
-    def fetch(self, array: DeviceArray, target: np.ndarray) -> None:
-        """Copy a contiguous array back to the host, into a contiguous one."""
+    def fetch(self, array: DeviceArray, target: np.ndarray, stream: Any = 0) -> None:
+        """Copy an array back to the host, into a contiguous one."""
         with self.current():
-            cuda.as_cuda_array(array.reshape(array.size), sync=False).copy_to_host(target.reshape(-1))
+            cuda.as_cuda_array(array.reshape(array.size), sync=False).copy_to_host(target.reshape(-1), stream=stream)
+            if stream:
+                stream.synchronize()
 
 
 class Simulator(Host):
@@ -348,13 +358,13 @@ class Simulator(Host):
         """A copy."""
         return self.read(array.copy())
 
-    def fetch(self, array: DeviceArray, target: np.ndarray) -> None:
+    def fetch(self, array: DeviceArray, target: np.ndarray, stream: Any = 0) -> None:
         """A copy."""
         target[...] = array._shadow.reshape(target.shape)
 
-    def launch(self, compiled: Any, blocks: Any, threads: int, arguments: tuple[Any, ...]) -> None:
+    def launch(self, kernel: Kernel, blocks: int, arguments: tuple[Any, ...]) -> None:
         """Run the threads, a block at a time."""
-        compiled[blocks, threads](*(_jit.fake(a._shadow) if isinstance(a, DeviceArray) else a for a in arguments))
+        kernel.code[blocks, kernel.threads](*(_jit.fake(a._shadow) if isinstance(a, DeviceArray) else a for a in arguments))
 
 
 def host(device: int = 0) -> Host:
@@ -383,6 +393,16 @@ class Torch(Place):
         }  # fmt: skip
         return _from_interface(self, owner, interface)
 
+    def matmul(self, a: DeviceArray, b: DeviceArray, out: DeviceArray) -> bool:
+        """By cuBLAS; torch has no product of integers on a GPU."""
+        import torch
+
+        if a.dtype.kind not in "fc":
+            return False
+        tensors = [array.owner.view(-1).view(array.shape) for array in (a, b, out)]
+        torch.matmul(tensors[0], tensors[1], out=tensors[2])
+        return True
+
     def stream(self) -> Any:
         """torch's current stream."""
         import torch
@@ -408,6 +428,15 @@ class CuPy(Place):
 
         with cupy.cuda.Device(self.device):
             return cupy.empty(shape, dtype)
+
+    def matmul(self, a: DeviceArray, b: DeviceArray, out: DeviceArray) -> bool:
+        """By cuBLAS."""
+        import cupy
+
+        with cupy.cuda.Device(self.device):
+            arrays = [array.owner.reshape(array.shape) for array in (a, b, out)]
+            arrays[2][...] = cupy.matmul(arrays[0], arrays[1])
+        return True
 
     def stream(self) -> Any:
         """CuPy's current stream."""

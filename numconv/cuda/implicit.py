@@ -22,7 +22,7 @@ from numpy import int32
 
 from .._indexing import CONSTANT, OUT, SIZE, STRIDE
 from ..geometry import ConvGeometry, axes_table
-from ._jit import Kernel, cuda, helper, load_four, source
+from ._jit import THREADS, cuda, helper, kernel, load_four, source
 from .arrays import DeviceArray, blocks_for, table
 from .tables import rows_and_taps
 
@@ -75,7 +75,7 @@ def tile_of(side: int, resident: int) -> Tile:
             for j in range(side):
                 sums[i, j] += a[i] * b[j]
 
-    @Kernel(THREADS, resident)
+    @kernel(THREADS, resident)
     def forward(x, w, bias, axes, rows_met, met, boundary, fill, steps, C, Cg, Kg, columns_all, P, depth_all, size, y):
         # x (N, C, prod in); w (G, strips, taps, depth_all, rows), filled up with zeros; y by its steps.
         thread, block = cuda.threadIdx.x, cuda.blockIdx.x
@@ -139,7 +139,7 @@ def tile_of(side: int, resident: int) -> Tile:
                 if k < Kg and q0 + q < columns_all:
                     y[places[q] + (g * Kg + k) * steps[2]] = sums[i, j] + bias[g * Kg + k]
 
-    @Kernel(THREADS, resident)
+    @kernel(THREADS, resident)
     def grad_weight(
         x, dY, axes, rows_met, met, boundary, fill, C, Cg, Kg, pixels_all, P, size, parts, conjugate, partial
     ):
@@ -219,7 +219,7 @@ def tile_for(rows: int, columns: int, itemsize: int, times: int) -> Tile:
 # the forward product, and the input gradient through it -------------------------------------------------------------
 
 
-@Kernel(THREADS)
+@kernel()
 def _turn(w, terms, g_step, k_step, c_step, T, Cg, Kg, depth_all, rows, n, turned):
     # turned (G, strips, T, depth_all, rows) from weights that lie in w with steps; zeros where there are none
     i = cuda.grid(1)
@@ -283,7 +283,7 @@ def grad_input(dY: DeviceArray, w: DeviceArray, geometry: ConvGeometry, dX: Devi
 # the weight gradient ------------------------------------------------------------------------------------------------
 
 
-@Kernel(THREADS)
+@kernel()
 def _add_parts(partial, parts, T, Cg, n, dW):
     # dW (G, Kg, Cg, T) from partial (parts, G, Kg, T, Cg), part by part
     i = cuda.grid(1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
@@ -58,3 +59,57 @@ def rows_and_taps(place: Place, axes: np.ndarray, boundary: int) -> tuple[Device
     return constant(place, rows.tobytes(), rows.dtype.str, rows.shape), constant(
         place, met.tobytes(), met.dtype.str, met.shape
     )
+
+
+def slots_along(met: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which entry of its row each tap adds to, ``(kernel, out)`` with -1 for none, and how many entries there are.
+
+    Entries ascend by their pixel; taps that a boundary folds onto one pixel share an entry.
+    """
+    order = np.argsort(met, axis=0, kind="stable")
+    ascending = np.take_along_axis(met, order, axis=0)
+    new = ascending >= 0
+    new[1:] &= ascending[1:] != ascending[:-1]
+    slots = np.empty_like(met)
+    np.put_along_axis(slots, order, np.where(ascending >= 0, np.cumsum(new, axis=0) - 1, -1), axis=0)
+    return slots, new.sum(axis=0)
+
+
+class Entries(NamedTuple):
+    """The structure of ``W_conv`` for one pair of channels: rows of the kernel by rows of the output, and along a row.
+
+    ``rows`` and ``line`` have a pair of tables each: the entry that a tap adds to, and what lies before an output.
+    """
+
+    row_slots: np.ndarray  # (R_k, R_out)
+    rows_before: np.ndarray  # (R_out + 1,)
+    line_slots: np.ndarray  # (L_k, L_out)
+    line_before: np.ndarray  # (L_out + 1,)
+
+    @property
+    def total(self) -> int:
+        """Entries of one pair of channels."""
+        return int(self.rows_before[-1]) * int(self.line_before[-1])
+
+
+@lru_cache(maxsize=256)
+def _entries(axes: bytes, boundary: int) -> Entries:
+    *lead, last = np.frombuffer(axes, np.int64).reshape(-1, 6).tolist()
+    slots, counts = np.zeros((1, 1), dtype=np.int64), np.ones(1, dtype=np.int64)
+    for row in lead:
+        more, count = slots_along(met_along(row, boundary))
+        outside = np.logical_or.outer(slots < 0, more < 0)
+        both = np.where(outside, -1, slots[:, :, None, None] * count[None, None, None, :] + more[None, None])
+        T, O, t, o = both.shape
+        slots = both.swapaxes(1, 2).reshape(T * t, O * o)
+        counts = np.multiply.outer(counts, count).reshape(-1)
+    line_slots, line_counts = slots_along(met_along(last, boundary))
+    return Entries(
+        slots.astype(np.int32), np.concatenate([[0], np.cumsum(counts)]), line_slots.astype(np.int32),
+        np.concatenate([[0], np.cumsum(line_counts)]),
+    )
+
+
+def entries_of(axes: np.ndarray, boundary: int) -> Entries:
+    """The structure of ``W_conv`` for one pair of channels."""
+    return _entries(axes.tobytes(), boundary)

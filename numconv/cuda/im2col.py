@@ -1,0 +1,140 @@
+"""``X_conv``, every window of the input as a column, and every column back to its pixels."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from .. import _memory
+from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
+from ..geometry import ConvGeometry
+from ._jit import cuda, kernel, output_hit, row_output, source
+from .arrays import DeviceArray, blocks_for, table
+from .implicit import forward as implicit_forward
+from .tables import rows_and_taps
+
+#: A thread finds a place once and goes through so many planes with it.
+PLANES = 8
+
+WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
+
+
+@kernel()
+def _im2col(x, axes, rows_met, met, boundary, fill, M, P, size, planes, X_conv):
+    # x (M, prod in), X_conv (M, taps, P). A thread owns one pixel of one tap, in some planes; neighbours own neighbours.
+    i = cuda.grid(1)
+    last, taps = axes.shape[0] - 1, met.shape[0]
+    while i < taps * P * ((M + planes - 1) // planes):
+        p, rest = i % P, i // P
+        tap, m0 = rest % taps, rest // taps * planes
+        row = rows_met[met[tap, 0] + p // axes[last, OUT]]
+        at = source(p % axes[last, OUT] * axes[last, STRIDE] + met[tap, 1], axes[last, SIZE], boundary)
+        for m in range(m0, min(m0 + planes, M)):
+            value = fill
+            if row >= 0 and at >= 0:
+                value = x[m * size + row * axes[last, SIZE] + at]
+            X_conv[(m * taps + tap) * P + p] = value
+        i += cuda.gridsize(1)
+
+
+def im2col(x: DeviceArray, axes: np.ndarray, boundary: int, fill: np.generic, X_conv: DeviceArray) -> None:
+    """Fill ``X_conv (N, C * prod k, prod out)`` from ``x (N, C, *in)``, of any dtype with an item size in ``WORDS``."""
+    word = WORDS[x.dtype.itemsize]
+    constant: Any = np.asarray(fill, x.dtype).view(word)[()]
+    M, P, size = x.shape[0] * x.shape[1], prod(axes[:, OUT].tolist()), prod(axes[:, SIZE].tolist())
+    threads = -(-X_conv.size // PLANES) if M >= PLANES else X_conv.size
+    _im2col(
+        blocks_for(threads), x.reshape(x.size).view(word), table(x.place, axes),
+        *rows_and_taps(x.place, axes, boundary), boundary, constant, M, P, size, min(M, PLANES),
+        X_conv.reshape(X_conv.size).view(word), on=x.place,
+    )  # fmt: skip
+
+
+@kernel()
+def _col2im(X_conv, axes, M, R_k, P, size, x):
+    # X_conv (M, taps, P), x (M, prod in). A thread gathers into its pixel every column entry that came from there.
+    i = cuda.grid(1)
+    last = axes.shape[0] - 1
+    L_in, L_k, L_out = axes[last, SIZE], axes[last, KERNEL], axes[last, OUT]
+    start, stride, step = axes[last, START], axes[last, STRIDE], axes[last, STEP]
+    while i < M * size:
+        pixel, m = i % size, i // size
+        total = x.dtype.type(0)
+        for T in range(R_k):
+            O = row_output(T, pixel // L_in, axes)
+            if O >= 0:
+                for t in range(L_k):
+                    o = output_hit(pixel % L_in, t, L_out, start, stride, step)
+                    if o >= 0:
+                        total += X_conv[((m * R_k + T) * L_k + t) * P + O * L_out + o]
+        x[i] = total
+        i += cuda.gridsize(1)
+
+
+def col2im(X_conv: DeviceArray, axes: np.ndarray, x: DeviceArray) -> None:
+    """The adjoint of ``im2col`` under zero padding: ``x (N, C, *in)`` from ``X_conv (N, C * prod k, prod out)``."""
+    M, size, P = x.shape[0] * x.shape[1], prod(axes[:, SIZE].tolist()), prod(axes[:, OUT].tolist())
+    _col2im(
+        blocks_for(x.size), X_conv.reshape(X_conv.size), table(x.place, axes), M, prod(axes[:-1, KERNEL].tolist()), P,
+        size, x.reshape(x.size), on=x.place,
+    )  # fmt: skip
+
+
+@kernel()
+def _add_bias(bias, K, P, n, y):
+    i = cuda.grid(1)
+    while i < n:
+        y[i] += bias[i // P % K]
+        i += cuda.gridsize(1)
+
+
+def product(a: DeviceArray, b: DeviceArray, out: DeviceArray) -> None:
+    """``out[i, g] = a[g] @ b[i, g]``: by the caller's own BLAS, or where there is none by the tiles of ``implicit``."""
+    if a.place.matmul(a, b, out):
+        return
+    (N, G, Q, P), R = b.shape, a.shape[1]
+    none = a.place.zeros((G * R,), a.dtype)
+    line = np.array([[P, 1, P, 0, 1, 1]])
+    implicit_forward(
+        b.reshape(N, G * Q, P), a.reshape(G * R, Q, 1), none, line, 0, a.dtype.type(0), out.reshape(N, G * R, P)
+    )
+
+
+def forward(
+    x: DeviceArray, w: DeviceArray, bias: DeviceArray, axes: np.ndarray, boundary: int, fill: np.generic,
+    y: DeviceArray,
+) -> None:
+    """``Y_flat = W_flat @ X_conv + bias`` as it stands: ``X_conv`` is stored."""
+    (N, K), G = y.shape[:2], x.shape[1] // w.shape[1]
+    X_conv = stored(x, prod(w.shape[2:]), prod(y.shape[2:]))
+    im2col(x, axes, boundary, fill, X_conv)
+    P, Q = prod(y.shape[2:]), prod(w.shape[1:])
+    product(w.reshape(G, K // G, Q), X_conv.reshape(N, G, Q, P), y.reshape(N, G, K // G, P))
+    _add_bias(blocks_for(y.size), bias, K, P, y.size, y.reshape(y.size), on=x.place)
+
+
+def grad_input(dY: DeviceArray, w: DeviceArray, axes: np.ndarray, dX: DeviceArray) -> None:
+    """``dX = col2im(W_flat^T @ dY_flat)``, under zero padding."""
+    (N, K), G = dY.shape[:2], dX.shape[1] // w.shape[1]
+    dX_conv = stored(dX, prod(w.shape[2:]), prod(dY.shape[2:]))
+    P, Q = prod(dY.shape[2:]), prod(w.shape[1:])
+    W_turned = w.reshape(G, K // G, Q).swapaxes(1, 2).astype(w.dtype)
+    product(W_turned, dY.reshape(N, G, K // G, P), dX_conv.reshape(N, G, Q, P))
+    col2im(dX_conv, axes, dX)
+
+
+def stored(x: DeviceArray, taps: int, pixels: int) -> DeviceArray:
+    """Memory for ``X_conv`` of ``x (N, C, *in)``, asked for before it is taken."""
+    shape = (x.shape[0], x.shape[1] * taps, pixels)
+    _memory.require(
+        prod(shape) * x.itemsize, f"X_conv of shape {shape}", "use algorithm='implicit', which stores none",
+        x.place.available,
+    )
+    return x.place.empty(shape, x.dtype)
+
+
+def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
+    """Bytes that ``forward`` takes beside its arguments: ``X_conv``."""
+    return prod(geometry.cols_shape) * dtype.itemsize

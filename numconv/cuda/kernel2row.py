@@ -1,0 +1,180 @@
+"""``W_conv``: the kernel laid over the input once for each output pixel, written straight into CSR arrays."""
+
+from __future__ import annotations
+
+import sys
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from .. import _memory
+from .._indexing import KERNEL, OUT, SIZE, STRIDE
+from ..geometry import ConvGeometry
+from . import direct
+from ._jit import cuda, helper, kernel, source
+from .arrays import DeviceArray, blocks_for, table
+from .tables import Entries, entries_of, rows_and_taps
+
+
+@helper
+def entry_of(tap, p, axes, row_slots, rows_before, line_slots, line_before):
+    """Where the entry that tap ``tap`` of output ``p`` adds to lies in the row, or -1, and how the row lies.
+
+    Returns that, how many entries the row has for one channel, and where they begin, counted for one channel pair.
+    """
+    last = axes.shape[0] - 1
+    L_out, R_out = axes[last, OUT], rows_before.size - 1
+    O, o = p // L_out, p % L_out
+    high, wide = rows_before[O + 1] - rows_before[O], line_before[o + 1] - line_before[o]
+    begin = rows_before[O] * line_before[L_out] + high * line_before[o]
+    T, t = tap // axes[last, KERNEL], tap % axes[last, KERNEL]
+    row, column = row_slots[T * R_out + O], line_slots[t * L_out + o]
+    return row * wide + column if row >= 0 and column >= 0 else -1, high * wide, begin
+
+
+@kernel()
+def _structure(
+    axes, rows_met, met, row_slots, rows_before, line_slots, line_before, boundary, K, Cg, Kg, P, size, total, indices,
+    indptr,
+):
+    # A thread owns one tap of one output pixel and input channel, for every kernel. Taps that share an entry write the
+    # same column.
+    i = cuda.grid(1)
+    last, taps = axes.shape[0] - 1, met.shape[0]
+    while i < P * Cg * taps:
+        tap, rest = i % taps, i // taps
+        c, p = rest % Cg, rest // Cg
+        entry, n, begin = entry_of(tap, p, axes, row_slots, rows_before, line_slots, line_before)
+        if entry >= 0:
+            row = rows_met[met[tap, 0] + p // axes[last, OUT]]
+            at = source(p % axes[last, OUT] * axes[last, STRIDE] + met[tap, 1], axes[last, SIZE], boundary)
+            column = row * axes[last, SIZE] + at
+            for k in range(K):
+                indices[Cg * (k * total + begin) + c * n + entry] = (k // Kg * Cg + c) * size + column
+        if tap == 0 and c == 0:
+            for k in range(K):
+                indptr[k * P + p] = Cg * (k * total + begin)
+            if p == 0:
+                indptr[K * P] = K * Cg * total
+        i += cuda.gridsize(1)
+
+
+@kernel()
+def _values(w, axes, row_slots, rows_before, line_slots, line_before, folds, K, Cg, taps, P, total, data):
+    # The same over the values; the first of the taps that share an entry adds them up. w (K, Cg, taps)
+    i = cuda.grid(1)
+    while i < P * Cg * taps:
+        tap, rest = i % taps, i // taps
+        c, p = rest % Cg, rest // Cg
+        entry, n, begin = entry_of(tap, p, axes, row_slots, rows_before, line_slots, line_before)
+        first = entry >= 0
+        for before in range(tap if folds and first else 0):
+            if entry_of(before, p, axes, row_slots, rows_before, line_slots, line_before)[0] == entry:
+                first = False
+        if first:
+            for k in range(K):
+                total_weight = w[(k * Cg + c) * taps + tap]
+                for other in range(tap + 1, taps if folds else 0):
+                    if entry_of(other, p, axes, row_slots, rows_before, line_slots, line_before)[0] == entry:
+                        total_weight += w[(k * Cg + c) * taps + other]
+                data[Cg * (k * total + begin) + c * n + entry] = total_weight
+        i += cuda.gridsize(1)
+
+
+@kernel()
+def _differ(a, b, n, found):
+    i = cuda.grid(1)
+    while i < n:
+        if a[i] != b[i]:
+            found[0] = 1
+        i += cuda.gridsize(1)
+
+
+def _tables(w: DeviceArray, entries: Entries) -> list[DeviceArray]:
+    return [table(w.place, part.reshape(-1)) for part in entries]
+
+
+def structure(
+    w: DeviceArray, axes: np.ndarray, boundary: int, groups: int, index_dtype: np.dtype
+) -> tuple[DeviceArray, DeviceArray]:
+    """``indices`` and ``indptr`` of W_conv for the kernel ``w (K, C/G, *k)``; they depend on the geometry alone."""
+    (K, Cg), P, size = w.shape[:2], prod(axes[:, OUT].tolist()), prod(axes[:, SIZE].tolist())
+    entries = entries_of(axes, boundary)
+    indices = w.place.empty((K * Cg * entries.total,), index_dtype)
+    indptr = w.place.empty((K * P + 1,), index_dtype)
+    _structure(
+        blocks_for(P * Cg * prod(w.shape[2:])), table(w.place, axes), *rows_and_taps(w.place, axes, boundary),
+        *_tables(w, entries), boundary, K, Cg, K // groups, P, size, entries.total, indices, indptr, on=w.place,
+    )  # fmt: skip
+    return indices, indptr
+
+
+def values(w: DeviceArray, axes: np.ndarray, boundary: int, data: DeviceArray) -> None:
+    """Write the weights of ``w (K, C/G, *k)`` into the ``data`` of W_conv."""
+    (K, Cg), taps, P = w.shape[:2], prod(w.shape[2:]), prod(axes[:, OUT].tolist())
+    entries = entries_of(axes, boundary)
+    _values(
+        blocks_for(P * Cg * taps), w.reshape(w.size), table(w.place, axes), *_tables(w, entries), boundary != 0, K, Cg,
+        taps, P, entries.total, data, on=w.place,
+    )  # fmt: skip
+
+
+def triple(
+    w: DeviceArray, axes: np.ndarray, boundary: int, groups: int
+) -> tuple[DeviceArray, DeviceArray, DeviceArray]:
+    """``data, indices, indptr`` of W_conv ``(K * prod out, C * prod in)``."""
+    K, Cg = w.shape[:2]
+    entries, rows = K * Cg * entries_of(axes, boundary).total, K * prod(axes[:, OUT].tolist())
+    columns = groups * Cg * prod(axes[:, SIZE].tolist())
+    index_dtype = np.dtype(np.int32 if max(entries, rows, columns) < 2**31 else np.int64)
+    _memory.require(
+        entries * (w.itemsize + index_dtype.itemsize) + (rows + 1) * index_dtype.itemsize,
+        f"W_conv with {entries:,} entries", "use algorithm='implicit', which stores no matrix", w.place.available,
+    )
+    indices, indptr = structure(w, axes, boundary, groups, index_dtype)
+    data = w.place.empty((entries,), w.dtype)
+    values(w, axes, boundary, data)
+    return data, indices, indptr
+
+
+def matrix(w: DeviceArray, axes: np.ndarray, boundary: int, groups: int) -> Any:
+    """W_conv as ``cupyx.scipy.sparse`` has it for CuPy's arrays, else the triple ``data, indices, indptr``."""
+    parts = triple(w, axes, boundary, groups)
+    shape = (w.shape[0] * prod(axes[:, OUT].tolist()), groups * w.shape[1] * prod(axes[:, SIZE].tolist()))
+    given = tuple(part.place.give(part) for part in parts)
+    if "cupy" not in sys.modules or w.place.library != "cupy":
+        return given
+    from cupyx.scipy.sparse import csr_matrix
+
+    W_conv = csr_matrix(given, shape=shape)
+    W_conv.has_canonical_format = True
+    return W_conv
+
+
+def has_structure(
+    indices: DeviceArray, indptr: DeviceArray, w: DeviceArray, axes: np.ndarray, boundary: int, groups: int
+) -> bool:
+    """Whether these are what ``structure`` gives."""
+    expected = structure(w, axes, boundary, groups, indices.dtype)
+    for given, need in zip((indices, indptr), expected, strict=True):
+        if given.shape != need.shape:
+            return False
+        found = w.place.zeros((1,), np.dtype(np.int32))
+        _differ(blocks_for(need.size), given, need, need.size, found, on=w.place)
+        if w.place.to_host(found)[0]:
+            return False
+    return True
+
+
+def forward(
+    x: DeviceArray, w: DeviceArray, bias: DeviceArray, axes: np.ndarray, boundary: int, fill: np.generic,
+    y: DeviceArray,
+) -> None:
+    """``Y_flat = W_conv @ X_flat + bias`` without a matrix: a thread sums its row as it would be written."""
+    direct.forward(x, w, bias, axes, boundary, fill, y)
+
+
+def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
+    """Bytes that ``forward`` takes beside its arguments."""
+    return 0
