@@ -1,6 +1,7 @@
 """Where an array lives decides where numconv computes, and in whose type the result comes back.
 
-No array library is imported here: a caller who has a torch tensor has imported torch.
+No array library is imported here: a caller who has a torch tensor has imported torch. Nor is a driver called before
+there is an array on a GPU, or somebody asks for one.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ import numpy as np
 
 Device = Literal["auto", "cpu", "cuda"]
 DEVICES: tuple[str, ...] = get_args(Device)
-
-NO_CUDA = "this version of numconv has no CUDA kernels yet"
 
 _wanted: contextvars.ContextVar[str | None] = contextvars.ContextVar("numconv_device", default=None)
 
@@ -47,13 +46,20 @@ def devices() -> list[DeviceInfo]:
     Examples
     --------
     >>> import numconv
-    >>> [(device.name, device.usable) for device in numconv.devices()]
-    [('cpu', True), ('cuda', False)]
+    >>> [device.name for device in numconv.devices()]
+    ['cpu', 'cuda']
     """
+    why_not = no_cuda()
+    gpus = "NVIDIA GPUs" if why_not else backend("cuda", "_jit").describe()
     return [
         DeviceInfo("cpu", True, "", f"{os.cpu_count()} logical cores"),
-        DeviceInfo("cuda", False, NO_CUDA, "NVIDIA GPUs"),
+        DeviceInfo("cuda", not why_not, why_not, gpus),
     ]
+
+
+def no_cuda() -> str:
+    """Why no GPU can be used here: what is missing, or an empty string. Asks the driver."""
+    return str(backend("cuda", "_jit").missing())
 
 
 @contextmanager
@@ -97,9 +103,14 @@ def choose_device(device: str = "auto") -> str:
         name, device = "the environment variable NUMCONV_DEVICE", os.environ["NUMCONV_DEVICE"]
     if device not in DEVICES:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, DEVICES))}, got {device!r}")
-    if device == "cuda":
-        raise RuntimeError(f"{name} is 'cuda', but no GPU is usable: {NO_CUDA}")
-    return "cpu"
+    if device == "cuda" and no_cuda():
+        raise RuntimeError(f"{name} is 'cuda', but no GPU is usable: {no_cuda()}")
+    return device
+
+
+def device_of(array: Any) -> str:
+    """Where an array that ``read`` gave lives."""
+    return "cpu" if isinstance(array, np.ndarray) else "cuda"
 
 
 @cache
@@ -112,36 +123,72 @@ _OPTIONAL = ("bias", "out")
 _ONLY_NUMPY = frozenset({np.ndarray})
 
 
-def read(**arguments: Any) -> tuple[list[Any], Callable[[np.ndarray], Any]]:
-    """The caller's arrays as NumPy arrays without a copy, and the way back for the result.
+def read(**arguments: Any) -> tuple[list[Any], Callable[[Any], Any]]:
+    """The caller's arrays as numconv sees them, without a copy, and the way back for the result.
 
-    Arguments named ``bias`` and ``out`` may be ``None`` and stay so; the way back of a call with ``out=`` gives
-    ``out`` itself.
+    Host arrays become NumPy's, those on a GPU ``numconv.cuda``'s. Arguments named ``bias`` and ``out`` may be ``None``
+    and stay so; the way back of a call with ``out=`` gives ``out`` itself.
     """
     given = [value for name, value in arguments.items() if value is not None or name not in _OPTIONAL]
+    out = arguments.get("out")
     if _ONLY_NUMPY.issuperset(map(type, given)):  # the common case, in one look
-        out = arguments.get("out")
         return list(arguments.values()), _as_is if out is None else lambda result: out
-    arrays, kinds = [], {}
+    kinds = {name: kind_of(name, value) for name, value in arguments.items() if value is not None}
     for name, value in arguments.items():
-        kind, array = _read(name, value)
-        if name == "out" and value is not None and not kind:
-            raise TypeError(f"out must be an array that can be written to, got {type(value).__name__}")
-        arrays.append(array)
-        if kind:
-            kinds[name] = kind
-    if len(set(kinds.values())) > 1:
+        if value is None and name not in _OPTIONAL:
+            raise TypeError(f"{name} must be an array, got None")
+    named = {name: kind for name, kind in kinds.items() if kind}
+    if len(set(named.values())) > 1:
         raise TypeError(
             "all arrays must live in one place and be of one kind, got "
-            + ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
+            + ", ".join(f"{name}: {kind}" for name, kind in named.items())
         )
-    out = arguments.get("out")
-    if out is not None:
-        return arrays, lambda result: out
-    return arrays, _ways_back.get(next(iter(kinds.values()), "numpy"), _as_is)
+    kind = next(iter(named.values()), "numpy")
+    if out is not None and not kinds["out"]:
+        raise TypeError(f"out must be an array that can be written to, got {type(out).__name__}")
+    if "cuda" in kind:
+        arrays, give = _read_gpu(arguments, named, kind)
+    else:
+        reader, give = _on_host[kind]
+        arrays = [value if value is None else reader(name, value) for name, value in arguments.items()]
+    return arrays, give if out is None else lambda result: out
 
 
-def _as_is(result: np.ndarray) -> np.ndarray:
+def kind_of(name: str, value: Any) -> str:
+    """Whose array this is and where it lives, as errors say it: ``"torch on cuda:0"``; empty for what is no array."""
+    if isinstance(value, np.ndarray):
+        if isinstance(value, np.ma.MaskedArray):
+            raise TypeError(
+                f"{name} is a masked array, whose mask would be lost; fill it first: {name}.filled(value)"
+            )
+        return "numpy"
+    library = type(value).__module__.partition(".")[0]
+    if library == "numconv" and hasattr(value, "place"):
+        return str(value.place.kind)
+    if library == "torch" and hasattr(value, "detach"):
+        if value.device.type not in ("cpu", "cuda"):
+            raise TypeError(f"{name} lives on the device {value.device}; numconv computes on CPUs and CUDA GPUs")
+        return f"torch on {value.device}"
+    if hasattr(value, "__dlpack_device__"):
+        kind, device = value.__dlpack_device__()
+        if kind in _DLPACK_CUDA:
+            return f"{library} on cuda:{device}"
+        if kind not in _DLPACK_CPU:
+            raise TypeError(
+                f"{name} lives on a device other than a CPU or a CUDA GPU ({type(value).__name__}, DLPack's device "
+                f"type {int(kind)})"
+            )
+        return "numpy"
+    if hasattr(value, "__cuda_array_interface__"):
+        return f"{library} on cuda:{getattr(getattr(value, 'device', None), 'id', 0)}"
+    return "numpy" if hasattr(value, "__array__") or hasattr(value, "__array_interface__") else ""
+
+
+#: Device types of dlpack.h: kDLCPU and kDLCUDAHost; kDLCUDA and kDLCUDAManaged.
+_DLPACK_CPU, _DLPACK_CUDA = (1, 3), (2, 13)
+
+
+def _as_is(result: Any) -> Any:
     return result
 
 
@@ -149,41 +196,49 @@ def _to_torch(result: np.ndarray) -> Any:
     return sys.modules["torch"].from_numpy(result)
 
 
-_ways_back: dict[str, Callable[[np.ndarray], Any]] = {"torch on cpu": _to_torch}
+def _read_gpu(arguments: dict[str, Any], kinds: dict[str, str], kind: str) -> tuple[list[Any], Callable[[Any], Any]]:
+    """The same for arrays on a GPU; lists and numbers beside them are sent there."""
+    if no_cuda():
+        name = next(iter(kinds))
+        raise RuntimeError(f"{name} lives on a GPU ({kind}), but numconv cannot use it: {no_cuda()}")
+    rooms = backend("cuda", "arrays")
+    own = next((value for name, value in arguments.items() if name in kinds and hasattr(value, "place")), None)
+    place = own.place if own is not None else rooms.place_of(kind)
+    arrays = []
+    for name, value in arguments.items():
+        if value is None or hasattr(value, "place"):
+            arrays.append(value)
+        elif name in kinds:
+            arrays.append(rooms.read(place, name, value))
+        else:
+            arrays.append(place.bring(_read_host(name, value)))
+    return arrays, _as_is if own is not None else place.give
 
 
-def _read(name: str, value: Any) -> tuple[str, Any]:
-    if type(value) is np.ndarray:
-        return "numpy", value
-    if value is None:
-        if name in _OPTIONAL:
-            return "", None
-        raise TypeError(f"{name} must be an array, got None")
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, whose mask would be lost; fill it first: {name}.filled(value)")
+def _read_host(name: str, value: Any) -> np.ndarray:
     if isinstance(value, np.ndarray):
-        return "numpy", value.view(np.ndarray)
-    if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach"):
-        return _read_torch(name, value)
-    if hasattr(value, "__cuda_array_interface__"):
-        raise TypeError(f"{name} lives on a GPU ({type(value).__name__}), but {NO_CUDA}")
+        return value.view(np.ndarray)
     if hasattr(value, "__dlpack_device__"):
-        if value.__dlpack_device__()[0] != 1:  # kDLCPU in dlpack.h
-            raise TypeError(f"{name} lives on a device other than the CPU ({type(value).__name__}), but {NO_CUDA}")
-        return "numpy", np.from_dlpack(value)
+        return np.from_dlpack(value)
     try:
         array = np.asarray(value)
     except ValueError as error:
         raise ValueError(f"{name} must be an array, got a {type(value).__name__} that NumPy refuses: {error}") from None
     if array.dtype.kind in "OSU" and not isinstance(value, np.generic):
         raise TypeError(f"{name} must be an array of numbers, got {type(value).__name__}")
-    return ("numpy" if hasattr(value, "__array__") or hasattr(value, "__array_interface__") else ""), array
+    return array
 
 
-def _read_torch(name: str, tensor: Any) -> tuple[str, np.ndarray]:
-    if tensor.device.type != "cpu":
-        raise TypeError(f"{name} lives on the device {tensor.device}, but {NO_CUDA}")
+def _read_torch(name: str, tensor: Any) -> np.ndarray:
+    if not hasattr(tensor, "detach"):
+        return _read_host(name, tensor)
     try:
-        return "torch on cpu", tensor.detach().resolve_conj().resolve_neg().numpy()
+        array: np.ndarray = tensor.detach().resolve_conj().resolve_neg().numpy()
     except (TypeError, RuntimeError) as error:  # bfloat16, sparse, quantised
         raise TypeError(f"{name} must be a dense tensor of a dtype NumPy has, got {tensor.dtype}: {error}") from None
+    return array
+
+
+_on_host: dict[str, tuple[Callable[[str, Any], np.ndarray], Callable[[np.ndarray], Any]]] = {
+    "numpy": (_read_host, _as_is), "torch on cpu": (_read_torch, _to_torch),
+}  # fmt: skip

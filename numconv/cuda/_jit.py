@@ -21,8 +21,8 @@ from .. import _indexing
 #: Whether kernels run as plain Python, thread by thread: numba's simulator, for tests without a GPU.
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") == "1"
 
-#: Threads in a block of a kernel that does not care.
-THREADS = 256
+#: Threads in a block of a kernel that runs with any number of them; the simulator makes each a thread of Python.
+THREADS = 16 if SIMULATED else 256
 
 EXTRA = "pip install 'numconv-jit[cuda12]' (or [cuda13], as the driver is)"
 
@@ -154,7 +154,7 @@ def kernel(threads: int = 0, resident: int = 0) -> Callable[[Callable[..., None]
     All options stand here. ``fastmath`` would flush denormals and is off; a*b+c is one rounding anyway. ``resident``
     is how many blocks of it an SM should hold at least, which bounds the registers of a thread.
     """
-    size = threads or (16 if SIMULATED else THREADS)
+    size = threads or THREADS
     options = {"launch_bounds": (size, resident)} if resident else {}
     return lambda loop: Kernel(loop, size, options)
 

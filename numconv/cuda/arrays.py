@@ -250,6 +250,12 @@ class Place:
         host(self.device).fetch(array, result, self.stream())
         return result
 
+    def bring(self, array: np.ndarray) -> DeviceArray:
+        """A host array, to be used beside arrays that are here."""
+        target = self.empty(array.shape, array.dtype)
+        copy(constant(self, array.tobytes(), array.dtype.str, array.shape), target)
+        return target
+
     def matmul(self, a: DeviceArray, b: DeviceArray, out: DeviceArray) -> bool:
         """``out = a @ b`` by the library's BLAS; False where it has none."""
         return False
@@ -451,6 +457,61 @@ class CuPy(Place):
 
         with cupy.cuda.Device(self.device):
             return int(cupy.cuda.runtime.memGetInfo()[0]) + cupy.get_default_memory_pool().free_bytes()
+
+
+class Foreign(Host):
+    """Arrays of a library that numconv does not know, by the CUDA array interface or by DLPack.
+
+    A result comes from the library's own array namespace where it has one, as the array API standard describes it,
+    else it is an array of numba.
+    """
+
+    def __init__(self, library: str, device: int) -> None:
+        super().__init__(device)
+        self.library = library
+        self.namespace: Any = None
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """An empty array of the library's, or of numba."""
+        if self.namespace is None:
+            return super().allocate(shape, dtype)
+        with self.current():
+            return self.namespace.empty(shape, dtype=getattr(self.namespace, dtype.name))
+
+    def read(self, owner: Any) -> DeviceArray:
+        """What the array tells about itself."""
+        if self.namespace is None and hasattr(owner, "__array_namespace__"):
+            self.namespace = owner.__array_namespace__()
+        interface = getattr(owner, "__cuda_array_interface__", None)
+        if interface is not None:
+            if interface.get("stream") not in (None, 1):
+                with self.current():
+                    cuda.external_stream(interface["stream"]).synchronize()
+            return _from_interface(self, owner, interface)
+        from cuda.core.utils import StridedMemoryView
+
+        with self.current():
+            view = StridedMemoryView.from_dlpack(owner, stream_ptr=1)
+        steps = None if view.strides is None else tuple(step * view.dtype.itemsize for step in view.strides)
+        return _from_interface(
+            self, (owner, view), {"data": (view.ptr,), "shape": view.shape, "strides": steps, "typestr": view.dtype.str}
+        )
+
+
+def place_of(kind: str) -> Place:
+    """The place that is called ``"library on cuda:device"``."""
+    library, _, device = kind.partition(" on cuda:")
+    known: dict[str, Callable[[int], Place]] = {"torch": Torch, "cupy": CuPy, "simulator": Simulator}
+    return known[library](int(device)) if library in known else Foreign(library, int(device))
+
+
+def read(place: Place, name: str, value: Any) -> DeviceArray:
+    """The caller's array, or an error that names it."""
+    try:
+        array = place.read(value)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:  # sparse, bfloat16, masked, …
+        raise TypeError(f"{name} must be a dense array of a dtype NumPy has, got {type(value).__name__}: {error}") from None
+    return array
 
 
 @lru_cache(maxsize=256)

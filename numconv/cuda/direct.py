@@ -66,7 +66,8 @@ def forward(
     """``Y[n, k, p] = bias[k] + sum over c, t of w[k, c, t] * x[n, c, source(p, t)]``."""
     (N, C), (K, Cg) = x.shape[:2], w.shape[:2]
     Kg, P = K * Cg // C, prod(y.shape[2:])
-    channels, kernel = (1, ONE) if Kg == 1 else (4, FEW) if Kg <= 4 else (16, MANY)
+    few = Kg <= 4 or x.itemsize > 4  # sums of wide numbers would not fit the registers
+    channels, kernel = (1, ONE) if Kg == 1 else (4, FEW) if few else (16, MANY)
     kernel(
         blocks_for(N * (C // Cg) * -(-Kg // channels) * P), x.reshape(x.size), w.reshape(w.size), bias,
         table(x.place, axes), *rows_and_taps(x.place, axes, boundary), boundary, fill, N, C, Cg, Kg, P,

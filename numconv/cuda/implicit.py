@@ -22,7 +22,7 @@ from numpy import int32
 
 from .._indexing import CONSTANT, OUT, SIZE, STRIDE
 from ..geometry import ConvGeometry, axes_table
-from ._jit import THREADS, cuda, helper, kernel, load_four, source
+from ._jit import cuda, helper, kernel, load_four, source
 from .arrays import DeviceArray, blocks_for, table
 from .tables import rows_and_taps
 
@@ -307,8 +307,9 @@ def grad_weight(
     parts = parts_of(N * P, -(-K // G // tile.rows) * -(-Cg // tile.columns) * G * T, dW.nbytes)
     partial = x.place.empty((parts * dW.size,), x.dtype)
     tile.grad_weight(
-        -(-K // G // tile.rows) * -(-Cg // tile.columns) * G * T * parts, x.reshape(x.size), dY.reshape(dY.size), table(x.place, axes),
-        *rows_and_taps(x.place, axes, boundary), boundary, fill, C, Cg, K // G, N * P, P, size, parts, x.dtype.kind == "c", partial, on=x.place,
+        -(-K // G // tile.rows) * -(-Cg // tile.columns) * G * T * parts, x.reshape(x.size), dY.reshape(dY.size),
+        table(x.place, axes), *rows_and_taps(x.place, axes, boundary), boundary, fill, C, Cg, K // G, N * P, P, size,
+        parts, x.dtype.kind == "c", partial, on=x.place,
     )  # fmt: skip
     _add_parts(blocks_for(dW.size), partial, parts, T, Cg, dW.size, dW.reshape(dW.size), on=x.place)
 

@@ -1,0 +1,133 @@
+"""Compile every CUDA kernel without a GPU, in the types in which its launcher calls it; ``ptxas`` counts its registers.
+
+    python tests/compile_cuda.py 9.0      prints a line of JSON for each kernel
+
+The launchers run on a place that computes nothing and writes down what they launch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+
+from numconv.cuda import adjoint, arrays, csr, direct, im2col, implicit, kernel2row
+from numconv.cuda._jit import cuda
+from numconv.geometry import conv_geometry
+
+
+class Notebook(arrays.Host):
+    """A place whose launches are written down: each kernel once for the types of its arguments."""
+
+    library = "notebook"
+
+    def __init__(self):
+        super().__init__(0)
+        self.launches = {}
+
+    def allocate(self, shape, dtype):
+        return np.zeros(shape, dtype)
+
+    def read(self, owner):
+        return arrays.DeviceArray(self, owner, owner)
+
+    send = read
+
+    def available(self):
+        return 1 << 40
+
+    def current(self):
+        return nullcontext()
+
+    def to_host(self, array):
+        return array.owner
+
+    def launch(self, kernel, blocks, arguments):
+        types = tuple(type_of(argument) for argument in arguments)
+        self.launches.setdefault((kernel, types), None)
+
+
+def type_of(value):
+    """The type in which numba takes an argument."""
+    from numba.cuda import types
+    from numba.cuda.np.numpy_support import from_dtype
+
+    if isinstance(value, arrays.DeviceArray):
+        return types.Array(from_dtype(value.dtype), value.ndim, "C")
+    if isinstance(value, (bool, np.bool_)):
+        return types.boolean
+    if isinstance(value, np.generic):
+        return from_dtype(value.dtype)
+    if isinstance(value, tuple):
+        return types.UniTuple(types.int64, len(value))
+    return types.int64
+
+
+def launches():
+    """What the launchers launch: every room and product, every tile, real, complex and whole numbers."""
+    place = Notebook()
+    arrays.host = lambda device=0: place
+    for dtype in map(np.dtype, ("float32", "float64", "complex64", "int64")):
+        for boundary in ("constant", "reflect"):
+            for K, C, size in ((4, 4, 8), (128, 64, 64), (32, 32, 8)):
+                g = conv_geometry((2, C, size, size), (K, C, 3, 3), padding=1, boundary=boundary)
+                x, w, y = (place.empty(s, dtype) for s in (g.input_shape, g.kernel_shape, g.output_shape))
+                bias, fill = place.empty((K,), dtype), dtype.type(0)
+                for room in (direct, im2col, implicit):
+                    room.forward(x, w, bias, g.axes, g.boundary_code, fill, y)
+                    adjoint.grad_input(room, y, w, g, x)
+                for room in (direct, implicit):
+                    room.grad_weight(x, y, g.axes, g.boundary_code, fill, w)
+        g = conv_geometry((1, 8, 8, 8), (8, 1, 3, 3), groups=8)
+        x, w, y = (place.empty(s, dtype) for s in (g.input_shape, g.kernel_shape, g.output_shape))
+        direct.forward(x, w, place.empty((8,), dtype), g.axes, 0, dtype.type(0), y)
+        data, indices, indptr = kernel2row.triple(w, g.axes, 0, 8)
+        a, b = (place.empty((1, n), dtype) for n in g.matrix_shape)
+        csr.matvec(data, indices, indptr, b, a)
+        csr.rmatvec(data, indices, indptr, a, b)
+        kernel2row.has_structure(indices, indptr, w, g.axes, 0, 8)
+        w.swapaxes(2, 3).astype(dtype).conj()
+    return list(place.launches)
+
+
+def main(capability):
+    import numba.cuda.dispatcher
+
+    cc = tuple(int(part) for part in capability.split("."))
+    device = type("Device", (), {"compute_capability": cc})
+    numba.cuda.dispatcher.get_current_device = lambda: device  # helpers ask for it as they are compiled
+    ptxas = find_ptxas()
+    with tempfile.TemporaryDirectory() as folder:
+        for kernel, types in launches():
+            ptx, _ = cuda.compile(kernel.loop, types, cc=cc, device=False, abi="numba", output="ptx", **kernel.options)
+            source = Path(folder, "kernel.ptx")
+            source.write_text(ptx)
+            command = [ptxas, "-v", f"-arch=sm_{cc[0]}{cc[1]}", source, "-o", Path(folder, "kernel.cubin")]
+            report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+            stack, stores, loads = re.search(
+                r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report
+            ).groups()
+            line = {
+                "kernel": f"{kernel.__module__.removeprefix('numconv.cuda.')}.{kernel.__name__}",
+                "threads": kernel.threads, "types": ", ".join(map(str, types)), "stack": int(stack),
+                "spills": int(stores) + int(loads), "registers": int(re.search(r"Used (\d+) registers", report)[1]),
+                "wide_loads": ptx.count("ld.shared.v4.f32") + ptx.count("ld.shared.v4.b32"),
+            }  # fmt: skip
+            print(json.dumps(line), flush=True)
+
+
+def find_ptxas():
+    """NVIDIA's assembler, from the wheel of its compiler."""
+    import nvidia
+
+    return next(path for root in nvidia.__path__ for path in Path(root).rglob("bin/ptxas"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,205 @@
+"""Every CUDA kernel against the naive oracle, thread by thread in numba's simulator: no GPU is needed.
+
+The simulator has to be asked for before numba is imported, so these run in a pytest process of their own, which
+``test_simulator`` starts; ``NUMBA_ENABLE_CUDASIM=1 pytest tests/test_cuda_kernels.py`` is the same by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from math import prod
+
+import naive
+import numpy as np
+import pytest
+import scipy.sparse
+from conftest import BOUNDARIES, values
+
+from numconv.geometry import conv_geometry
+
+simulated = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+needs_numba_cuda = pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore:.*overflow encountered:RuntimeWarning")  # of integers that wrap
+in_simulator = pytest.mark.skipif(not simulated, reason="runs in the simulator's own process")
+
+if simulated:
+    from numconv.cuda import adjoint, arrays, csr, direct, im2col, implicit, kernel2row
+
+    PLACE = arrays.host()
+    ROOMS = {"direct": direct, "im2col": im2col, "implicit": implicit, "kernel2row": kernel2row}
+
+
+@needs_numba_cuda
+@pytest.mark.skipif(simulated, reason="this is the simulator")
+def test_simulator():
+    """All tests below, in a process where kernels run as Python."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__]
+    done = subprocess.run(command, env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+
+
+CASES = {
+    "plain": ((1, 2, 4, 5), (4, 2, 3, 3), {"padding": 1}),
+    "stride": ((2, 3, 7, 5), (2, 3, 3, 2), {"stride": (2, 3), "padding": ((0, 1), (2, 0)), "flip": True}),
+    "groups": ((2, 4, 5, 6), (6, 2, 3, 2), {"padding": 1, "stride": 2, "groups": 2, "boundary": "reflect"}),
+    "depthwise": ((1, 3, 5, 4), (3, 1, 3, 3), {"padding": 1, "groups": 3, "boundary": "symmetric"}),
+    "line": ((1, 6, 9), (4, 3, 3), {"padding": 3, "dilation": 2, "groups": 2, "boundary": "wrap", "flip": True}),
+    "volume": ((1, 2, 3, 4, 3), (2, 2, 2, 2, 2), {"padding": 1, "stride": (1, 2, 1), "boundary": "edge"}),
+    "constant": ((1, 2, 4, 3), (2, 2, 2, 2), {"padding": 2, "fill_value": 2, "stride": 3}),
+    "deep": ((1, 9, 3, 3), (3, 9, 2, 2), {}),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    x_shape, w_shape, arguments = CASES[request.param]
+    return conv_geometry(x_shape, w_shape, **arguments), {"flip": False, **arguments}
+
+
+def data(g, dtype):
+    """An input, a kernel, a bias and an output gradient."""
+    shapes = (g.input_shape, g.kernel_shape, (g.K,), (g.N, g.K, *g.out))
+    return [values(shape, dtype, seed) for seed, shape in enumerate(shapes)]
+
+
+def empty(shape, dtype):
+    return PLACE.empty(shape, np.dtype(dtype))
+
+
+def numbers(array):
+    """What the simulator computed."""
+    return PLACE.to_host(array)
+
+
+@in_simulator
+@pytest.mark.parametrize("room", ["direct", "im2col", "implicit"])
+def test_products(case, room):
+    g, arguments = case
+    room, dtype = ROOMS[room], np.dtype(np.float32)
+    x, w, bias, dy = data(g, dtype)
+    X, W, dY, fill = PLACE.send(x), PLACE.send(w), PLACE.send(dy), dtype.type(g.fill_value)
+    y = empty(dy.shape, dtype)
+    room.forward(X, W, PLACE.send(bias), g.axes, g.boundary_code, fill, y)
+    np.testing.assert_array_equal(numbers(y), naive.conv(x, w, bias, **arguments))
+    dx = empty(x.shape, dtype)
+    adjoint.grad_input(room, dY, W, g, dx)
+    np.testing.assert_array_equal(numbers(dx), naive.conv_grad_input(x.shape, w, dy, **arguments))
+    if hasattr(room, "grad_weight"):
+        dw = empty(w.shape, dtype)
+        room.grad_weight(X, dY, g.axes, g.boundary_code, fill, dw)
+        np.testing.assert_array_equal(numbers(dw), naive.conv_grad_weight(x, w.shape, dy, **arguments))
+
+
+@in_simulator
+@pytest.mark.parametrize("room", ["direct", "implicit"])
+@pytest.mark.parametrize("dtype", ["float64", "complex64", "complex128", "int64", "uint8"])
+def test_dtypes(room, dtype):
+    room, dtype = ROOMS[room], np.dtype(dtype)
+    g = conv_geometry((2, 2, 3, 4), (3, 2, 2, 2), padding=1)
+    x, w, bias, dy = data(g, dtype)
+    y, dw = empty(dy.shape, dtype), empty(w.shape, dtype)
+    fill = dtype.type(0)
+    room.forward(PLACE.send(x), PLACE.send(w), PLACE.send(bias), g.axes, 0, fill, y)
+    np.testing.assert_array_equal(numbers(y), naive.narrow(naive.conv(x, w, bias, padding=1), dtype))
+    room.grad_weight(PLACE.send(x), PLACE.send(dy), g.axes, 0, fill, dw)
+    np.testing.assert_array_equal(numbers(dw), naive.narrow(naive.conv_grad_weight(x, w.shape, dy, padding=1), dtype))
+
+
+@in_simulator
+def test_every_tile_and_split():
+    """More rows, columns, channels and pixels than a tile has, none of them a multiple of its size."""
+    g = conv_geometry((1, 70, 9, 15), (67, 70, 1, 1))
+    x, w, bias, dy = data(g, np.float32)
+    for tile in (implicit.SMALL, implicit.LARGE):
+        implicit.tile_for, kept = lambda *_, tile=tile: tile, implicit.tile_for
+        try:
+            y, dw = empty(dy.shape, np.float32), empty(w.shape, np.float32)
+            implicit.forward(PLACE.send(x), PLACE.send(w), PLACE.send(bias), g.axes, 0, np.float32(0), y)
+            implicit.grad_weight(PLACE.send(x), PLACE.send(dy), g.axes, 0, np.float32(0), dw)
+        finally:
+            implicit.tile_for = kept
+        np.testing.assert_array_equal(numbers(y), np.einsum("kc,ncij->nkij", w[:, :, 0, 0], x) + bias[:, None, None])
+        np.testing.assert_array_equal(numbers(dw)[:, :, 0, 0], np.einsum("nkij,ncij->kc", dy, x))
+    assert implicit.parts_of(9 * 15, 1, 4) == 1
+    assert implicit.parts_of(1 << 20, 1, 1 << 10) == implicit.BLOCKS
+
+
+@in_simulator
+@pytest.mark.parametrize("dtype", ["bool", "float16", "int32", "complex128"])
+def test_im2col_of_any_dtype(case, dtype):
+    g, arguments = case
+    x = values(g.input_shape, dtype)
+    X_conv = empty((g.N, g.C * prod(g.kernel), prod(g.out)), dtype)
+    im2col.im2col(PLACE.send(x), g.axes, g.boundary_code, x.dtype.type(g.fill_value), X_conv)
+    window = {name: value for name, value in arguments.items() if name != "groups"}
+    np.testing.assert_array_equal(numbers(X_conv), naive.im2col(x, g.kernel, **window))
+
+
+@in_simulator
+def test_matrices(case):
+    g, arguments = case
+    if g.fill_value:
+        pytest.skip("an affine map has no matrix")
+    w = values(g.kernel_shape, np.float64)
+    W = PLACE.send(w)
+    data, indices, indptr = kernel2row.triple(W, g.axes, g.boundary_code, g.groups)
+    W_conv = scipy.sparse.csr_array(tuple(map(numbers, (data, indices, indptr))), shape=g.matrix_shape)
+    assert W_conv.has_canonical_format
+    assert indices.dtype == np.int32
+    dense = naive.conv_matrix(w, g.size, **arguments)
+    np.testing.assert_array_equal(W_conv.toarray(), dense)
+    assert kernel2row.has_structure(indices, indptr, W, g.axes, g.boundary_code, g.groups)
+    x, y = values((2, dense.shape[1])), values((2, dense.shape[0]))
+    Y, X = empty(y.shape, np.float64), empty(x.shape, np.float64)
+    assert csr.matvec(data, indices, indptr, PLACE.send(x), Y)
+    np.testing.assert_array_equal(numbers(Y), x @ dense.T)
+    assert csr.rmatvec(data, indices, indptr, PLACE.send(y), X)
+    np.testing.assert_array_equal(numbers(X), y @ dense)
+
+
+@in_simulator
+def test_csr_products_refuse_what_is_no_matrix():
+    data, indices, indptr = (PLACE.send(np.array(a)) for a in ([1.0, 2.0], [0, 3], [0, 1, 2]))
+    y = empty((1, 2), np.float64)
+    assert not csr.matvec(data, indices, indptr, PLACE.send(np.ones((1, 3))), y)
+    assert csr.matvec(data, indices, indptr, PLACE.send(np.ones((1, 4))), y)
+    descending = PLACE.send(np.array([0, 2, 1]))
+    assert not csr.matvec(data, indices, descending, PLACE.send(np.ones((1, 4))), y)
+
+
+@in_simulator
+def test_running_sums():
+    counts = np.random.default_rng(0).integers(0, 9, csr.CHUNK * 2 + 5)
+    got = numbers(csr.before_each(PLACE.send(counts)))
+    np.testing.assert_array_equal(got, np.cumsum(counts) - counts)
+
+
+@in_simulator
+def test_copies_of_any_strides():
+    x = np.arange(120.0).reshape(2, 3, 4, 5)
+    a = PLACE.send(x)
+    np.testing.assert_array_equal(numbers(np.moveaxis(a, 1, 3)), np.moveaxis(x, 1, 3))
+    np.testing.assert_array_equal(numbers(np.flip(a, (0, 2))[:, ::2, 1:, ::-2]), np.flip(x, (0, 2))[:, ::2, 1:, ::-2])
+    np.testing.assert_array_equal(numbers(a.swapaxes(1, 2).reshape(6, -1)), x.swapaxes(1, 2).reshape(6, -1))
+    np.testing.assert_array_equal(numbers(a[0].astype("complex64")), x[0].astype("complex64"))
+    z = x[0] * (1 + 2j)
+    np.testing.assert_array_equal(numbers(PLACE.send(z).conj()), z.conj())
+    b = np.zeros((2, 3), dtype=np.int32, like=a)
+    b[:, 1] = 7
+    np.testing.assert_array_equal(numbers(b), [[0, 7, 0], [0, 7, 0]])
+    np.copyto(b, a[:, :, 0, 0])
+    np.testing.assert_array_equal(numbers(b), x[:, :, 0, 0])
+
+
+@in_simulator
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_gradient_of_padding_wider_than_the_input(boundary):
+    arguments = {"padding": ((7, 4), (0, 5)), "boundary": boundary}
+    g = conv_geometry((1, 1, 3, 2), (1, 1, 2, 2), **arguments)
+    _, w, _, dy = data(g, np.float64)
+    dx = empty((1, 1, 3, 2), np.float64)
+    adjoint.grad_input(implicit, PLACE.send(dy), PLACE.send(w), g, dx)
+    np.testing.assert_array_equal(numbers(dx), naive.conv_grad_input((1, 1, 3, 2), w, dy, **arguments))
