@@ -56,6 +56,9 @@ def ready(array: Array, dtype: np.dtype) -> Array:
     """The array as kernels take it: contiguous, aligned, native, of this dtype. Copies only when it must."""
     if fits(array, dtype):
         return array
+    if not isinstance(array, np.ndarray):  # on a GPU
+        copy: Array = array.astype(dtype)
+        return copy
     nbytes = array.size * dtype.itemsize
     if nbytes >= _memory.ALWAYS_THERE:
         _memory.require(
@@ -95,7 +98,7 @@ def check_shape(name: str, array: Array, need: tuple[int, ...]) -> None:
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
     """Raise unless ``out`` can take a result of this shape and dtype."""
-    if not isinstance(out, np.ndarray):
+    if not isinstance(out, np.ndarray) and not hasattr(out, "place"):
         raise TypeError(f"out must be an array of shape {shape} and dtype {dtype}, got {type(out).__name__}")
     check_shape("out", out, shape)
     if out.dtype != dtype and (out.dtype.kind in "SU" or not np.can_cast(dtype, out.dtype, "same_kind")):
@@ -120,9 +123,11 @@ def deliver(
             compute(out)
             return out
     nbytes = prod(shape) * computed.itemsize
+    there = next((array.place for array in inputs if not isinstance(array, np.ndarray)), None)  # on a GPU
     if nbytes >= _memory.ALWAYS_THERE:
-        _memory.require(nbytes, f"{what} of shape {shape} and dtype {computed}", instead)
-    target = np.empty(shape, dtype=computed)
+        free = there.available if there else None
+        _memory.require(nbytes, f"{what} of shape {shape} and dtype {computed}", instead, free)
+    target = there.empty(shape, computed) if there else np.empty(shape, dtype=computed)
     compute(target)
     if out is not None:
         np.copyto(out, as_result(target, dtype), casting="same_kind")
@@ -134,7 +139,7 @@ def as_result(array: Array, dtype: np.dtype) -> Array:
     """What was computed, in the dtype promised: counts to bool, float32 to float16 (too large is infinity)."""
     if array.dtype == dtype:
         return array
-    if dtype.kind == "b":
+    if dtype.kind == "b" and isinstance(array, np.ndarray):
         return array != 0
     with np.errstate(over="ignore"):
         return array.astype(dtype)

@@ -24,7 +24,7 @@ def check(plan: ConvPlan, seed: int) -> dict[str, float]:
     exact = make_plan(g, wide, plan.device, "direct").forward(x, w)
     errors = {}
     for algorithm in ALGORITHMS:
-        if not refusal(algorithm, g, dtype):
+        if not refusal(algorithm, g, dtype, plan.device):
             errors[algorithm] = distance(make_plan(g, dtype, plan.device, algorithm).forward(x, w), exact)
     if dtype.kind == "b":
         return errors  # "any" is not linear

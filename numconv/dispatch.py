@@ -62,6 +62,11 @@ def no_cuda() -> str:
     return str(backend("cuda", "_jit").missing())
 
 
+def has_gpu() -> bool:
+    """Whether ``auto`` may take a GPU: a real one."""
+    return not no_cuda() and not backend("cuda", "_jit").SIMULATED
+
+
 @contextmanager
 def use_device(device: Device) -> Iterator[None]:
     """Compute NumPy arrays on this device inside a ``with`` block, in this thread or task.
@@ -93,7 +98,7 @@ def use_device(device: Device) -> Iterator[None]:
 
 
 def choose_device(device: str = "auto") -> str:
-    """The device for host arrays: what the call says, else ``use_device``, else ``NUMCONV_DEVICE``."""
+    """The device for host arrays: what the call says, else ``use_device``, else ``NUMCONV_DEVICE``, else ``"auto"``."""
     name = "device"
     if not isinstance(device, str):
         raise TypeError(f"device must be one of {', '.join(map(repr, DEVICES))}, got {device!r}")
@@ -106,6 +111,15 @@ def choose_device(device: str = "auto") -> str:
     if device == "cuda" and no_cuda():
         raise RuntimeError(f"{name} is 'cuda', but no GPU is usable: {no_cuda()}")
     return device
+
+
+def free_memory(array: Any, device: str) -> Callable[[], int] | None:
+    """How to ask for the memory that is left where this array is computed; ``None`` on the CPU."""
+    if device == "cpu":
+        return None
+    place = backend(device, "arrays").host() if isinstance(array, np.ndarray) else array.place
+    available: Callable[[], int] = place.available
+    return available
 
 
 def device_of(array: Any) -> str:

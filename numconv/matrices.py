@@ -25,7 +25,7 @@ def im2col(x: np.ndarray, geometry: ConvGeometry, out: np.ndarray | None = None)
 
     def compute(X_conv: np.ndarray) -> None:
         pixels = arrays.ready(x, dtype).reshape(g.N, g.C, *g.size)
-        room = dispatch.backend("cpu", "im2col")
+        room = dispatch.backend(dispatch.device_of(x), "im2col")
         target = X_conv.reshape(g.N, *shape[-2:])
         if dtype.itemsize in room.WORDS and not dtype.hasobject:
             room.im2col(pixels, g.axes, g.boundary_code, fill, target)
@@ -62,10 +62,11 @@ def col2im(cols: np.ndarray, geometry: ConvGeometry, reduce: str, out: np.ndarra
     def compute(x: np.ndarray) -> None:
         ready = arrays.ready(cols, computed).reshape(g.N, g.C * prod(g.kernel), prod(g.out))
         x = x.reshape(g.N, g.C, *g.size)
-        room = dispatch.backend("cpu", "im2col")
-        dispatch.backend("cpu", "adjoint").unfolded(g, x, lambda padded, x: room.col2im(ready, padded.axes, x))
+        device = dispatch.device_of(cols)
+        room = dispatch.backend(device, "im2col")
+        dispatch.backend(device, "adjoint").unfolded(g, x, lambda padded, x: room.col2im(ready, padded.axes, x))
         if reduce == "mean":
-            x /= np.maximum(coverage(g), 1)
+            room.divide(x, np.maximum(coverage(g), 1))
 
     return arrays.deliver(compute, g.input_shape, dtype, out, cols, computed=computed)
 
@@ -93,7 +94,7 @@ def kernel2row(w: np.ndarray, geometry: ConvGeometry) -> scipy.sparse.csr_array:
     if g.fill_value != 0:
         raise ValueError(f"fill_value must be 0 for a matrix, got {g.fill_value!r}: the map would be affine")
     w = sparse_ready(w).reshape(g.K, g.C // g.groups, *g.kernel)
-    return dispatch.backend("cpu", "kernel2row").matrix(w, g.axes, g.boundary_code, g.groups)
+    return dispatch.backend(dispatch.device_of(w), "kernel2row").matrix(w, g.axes, g.boundary_code, g.groups)
 
 
 def refill(csr: scipy.sparse.csr_array, w: np.ndarray, geometry: ConvGeometry) -> scipy.sparse.csr_array:
@@ -150,7 +151,7 @@ def csr_product(
     dtype = arrays.product_dtype(**{"data": data, name: vector})
     computed = arrays.computed_in(dtype)
     index_dtype = np.dtype(np.int32 if indices.dtype == indptr.dtype == np.int32 else np.int64)
-    room = dispatch.backend("cpu", "csr")
+    room = dispatch.backend(dispatch.device_of(data), "csr")
     product = room.matvec if columns is None else room.rmatvec
 
     def compute(result: np.ndarray) -> None:

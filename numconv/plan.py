@@ -35,6 +35,7 @@ class ConvPlan:
     dtype: np.dtype
     device: str
     choice: Choice
+    asked: str = "auto"
 
     def __repr__(self) -> str:
         g = self.geometry
@@ -82,7 +83,7 @@ class ConvPlan:
         (x, w, bias, out), give = dispatch.read(x=x, w=w, bias=bias, out=out)
         g = self.geometry
         inputs = (("x", x, g.input_shape), ("w", w, g.kernel_shape), ("bias", bias, (g.K,)))
-        return give(self._run(self._forward, inputs, g.output_shape, out))
+        return give(self._run(ConvPlan._forward, inputs, g.output_shape, out))
 
     def grad_input(self, dy: Any, w: Any, out: Any = None) -> Any:
         """``dX = W_conv^H @ dY_flat``, reshaped: the adjoint of ``forward`` in ``x``.
@@ -99,7 +100,7 @@ class ConvPlan:
         (dy, w, out), give = dispatch.read(dy=dy, w=w, out=out)
         g = self.geometry
         inputs = (("dy", dy, g.output_shape), ("w", w, g.kernel_shape))
-        return give(self._run(self._grad_input, inputs, g.input_shape, out))
+        return give(self._run(ConvPlan._grad_input, inputs, g.input_shape, out))
 
     def grad_weight(self, x: Any, dy: Any, out: Any = None) -> Any:
         """``dW = dY_flat @ X_conv^H``, reshaped: the adjoint of ``forward`` in ``w``.
@@ -116,7 +117,7 @@ class ConvPlan:
         (x, dy, out), give = dispatch.read(x=x, dy=dy, out=out)
         g = self.geometry
         inputs = (("x", x, g.input_shape), ("dy", dy, g.output_shape))
-        return give(self._run(self._grad_weight, inputs, g.kernel_shape, out))
+        return give(self._run(ConvPlan._grad_weight, inputs, g.kernel_shape, out))
 
     def transpose(self, x: Any, w: Any, bias: Any = None, out: Any = None) -> Any:
         """``W_conv.T @ X_flat``, reshaped, plus a bias: ``conv_transpose``. Unlike ``grad_input``, no conjugate.
@@ -134,7 +135,7 @@ class ConvPlan:
         (x, w, bias, out), give = dispatch.read(x=x, w=w, bias=bias, out=out)
         g = self.geometry
         inputs = (("x", x, g.output_shape), ("w", w, g.kernel_shape), ("bias", bias, (g.C,)))
-        return give(self._run(self._transpose, inputs, g.input_shape, out))
+        return give(self._run(ConvPlan._transpose, inputs, g.input_shape, out))
 
     # the matrices ---------------------------------------------------------------------------------------------------
 
@@ -225,7 +226,8 @@ class ConvPlan:
     # inside: canonical arrays x (N, C, *in), w (K, C/G, *k), y (N, K, *out) of one dtype ------------------------------
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ConvPlan, (self.geometry, self.dtype, self.device, self.choice)  # without what is found once below
+        # without what is found once below
+        return ConvPlan, (self.geometry, self.dtype, self.device, self.choice, self.asked)
 
     def _room(self, name: str) -> ModuleType:
         return dispatch.backend(self.device, name)
@@ -248,8 +250,12 @@ class ConvPlan:
     ) -> np.ndarray:
         """Look at everything, ask for all memory, and only then copy, allocate and compute.
 
-        ``inputs`` are names, arrays and the shapes they must have; ``None`` stands for zeros.
+        ``inputs`` are names, arrays and the shapes they must have; ``None`` stands for zeros. Arrays on a GPU are
+        computed there, whatever the plan says of NumPy's.
         """
+        first = next(array for _, array, _ in inputs if array is not None)
+        if dispatch.device_of(first) != "cpu" and self.device == "cpu":
+            return make_plan(self.geometry, self.dtype, "cuda", self.asked)._run(compute, inputs, shape, out)
         computed = self._computed
         nbytes = 0 if out is not None else prod(shape) * computed.itemsize
         for name, array, need in inputs:
@@ -258,13 +264,14 @@ class ConvPlan:
                 nbytes += 0 if arrays.fits(array, computed) else array.size * computed.itemsize
         if out is not None:
             arrays.check_out(out, shape, self.dtype)
-        self._require(nbytes + self._workspace, shape)
+        self._require(nbytes + self._workspace, shape, first)
         ready = [
-            np.zeros(need, computed) if array is None else arrays.ready(array, computed) for _, array, need in inputs
+            np.zeros(need, computed, like=first) if array is None else arrays.ready(array, computed)
+            for _, array, need in inputs
         ]
         with np.errstate(all="ignore"):  # infinity gives NaN as the formula says, whichever library multiplies
             return arrays.deliver(
-                lambda target: compute(*ready, target), shape, self.dtype, out, *ready, computed=computed
+                lambda target: compute(self, *ready, target), shape, self.dtype, out, *ready, computed=computed
             )
 
     def _check(self, name: str, array: np.ndarray, need: tuple[int, ...]) -> None:
@@ -274,13 +281,14 @@ class ConvPlan:
             if not np.can_cast(array.dtype, self.dtype, "safe"):
                 raise TypeError(f"{name} must cast to the plan's dtype {self.dtype} without loss, got {array.dtype}")
 
-    def _require(self, nbytes: int, shape: tuple[int, ...]) -> None:
+    def _require(self, nbytes: int, shape: tuple[int, ...], array: np.ndarray) -> None:
         if nbytes < _memory.ALWAYS_THERE:
             return
         way_out = "use smaller pieces: fewer images, channels or rows at a time"
         if self.algorithm not in ("implicit", "direct"):
             way_out = f"use algorithm='implicit', which stores no matrix; or {way_out}"
-        _memory.require(nbytes, f"this convolution by {self.algorithm!r}, with a result of shape {shape},", way_out)
+        what = f"this convolution by {self.algorithm!r}, with a result of shape {shape},"
+        _memory.require(nbytes, what, way_out, dispatch.free_memory(array, self.device))
 
     def _weights_for_a_matrix(self, w: np.ndarray) -> np.ndarray:
         self._check("w", w, self.kernel_shape)
@@ -296,11 +304,20 @@ class ConvPlan:
         g = self.geometry
         return w.reshape(g.K, g.C // g.groups, *g.kernel) if g.plain else w
 
+    def _sent(self, compute: Callable[..., None], *arrays: np.ndarray) -> bool:
+        """Host arrays of a plan for a GPU go there and come back; whether these did. The last one is the result."""
+        if self.device == "cpu" or dispatch.device_of(arrays[0]) != "cpu":
+            return False
+        dispatch.backend(self.device, "arrays").compute_there(compute, *arrays)
+        return True
+
     def _forward(self, x: np.ndarray, w: np.ndarray, bias: np.ndarray, y: np.ndarray) -> None:
+        if self._sent(self._forward, x, w, bias, y):
+            return
         g = self.geometry
         x, y = self._canonical(x, g.C, g.size), self._canonical(y, g.K, g.out)
         if not (y.size and w.size):  # a sum over no channels
-            y[...] = bias.reshape(-1, *(1,) * g.d)
+            y[...] = bias.reshape(g.K, *(1,) * g.d)
             return
         self._room(self.choice.forward).forward(x, self._weights(w), bias, g.axes, g.boundary_code, self._fill, y)
 
@@ -308,10 +325,14 @@ class ConvPlan:
         self._transposed(dy, w.conj(), dx)
 
     def _transpose(self, x: np.ndarray, w: np.ndarray, bias: np.ndarray, y: np.ndarray) -> None:
+        if self._sent(self._transpose, x, w, bias, y):
+            return
         self._transposed(x, w, y)
-        y += bias.reshape(-1, *(1,) * self.geometry.d)
+        y += bias.reshape(self.geometry.C, *(1,) * self.geometry.d)
 
     def _transposed(self, dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
+        if self._sent(self._transposed, dy, w, dx):
+            return
         g = self.geometry
         dy, dx = self._canonical(dy, g.K, g.out), self._canonical(dx, g.C, g.size)
         if not (dy.size and w.size):
@@ -320,6 +341,8 @@ class ConvPlan:
         self._room("adjoint").grad_input(self._room(self.choice.grad_input), dy, self._weights(w), g, dx)
 
     def _grad_weight(self, x: np.ndarray, dy: np.ndarray, dw: np.ndarray) -> None:
+        if self._sent(self._grad_weight, x, dy, dw):
+            return
         g = self.geometry
         if not (dy.size and dw.size):
             dw[...] = 0
@@ -331,9 +354,11 @@ class ConvPlan:
 
 @lru_cache(maxsize=1024)
 def make_plan(geometry: ConvGeometry, dtype: np.dtype, device: str, algorithm: str) -> ConvPlan:
-    """The plan for a geometry; equal arguments give the same object."""
+    """The plan for a geometry; equal arguments give the same object. ``"auto"`` picks a device, too."""
     arrays.as_fill(geometry.fill_value, arrays.computed_in(dtype))  # an error now if the dtype cannot hold it
-    return ConvPlan(geometry, dtype, device, select.choose(algorithm, geometry, dtype, device))
+    if device == "auto":
+        device = select.device_for(geometry, dtype, algorithm)
+    return ConvPlan(geometry, dtype, device, select.choose(algorithm, geometry, dtype, device), algorithm)
 
 
 def plan_for(

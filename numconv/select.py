@@ -28,6 +28,9 @@ PRODUCTS: tuple[str, ...] = get_args(Product)
 #: What ``auto`` may take beyond inputs and outputs, in bytes.
 WORKSPACE = 64 << 20
 
+#: Where each device has kernels for it.
+ON: dict[str, tuple[str, ...]] = {"cpu": ALGORITHMS, "cuda": ("im2col", "kernel2row", "implicit", "direct")}
+
 #: What ``auto`` does not take, and why.
 NOT_BY_ITSELF = {
     "kernel2row": "it builds a matrix for a single product",
@@ -50,8 +53,10 @@ class Estimate(NamedTuple):
     why_not: str
 
 
-def refusal(algorithm: str, geometry: ConvGeometry, dtype: np.dtype) -> str:
+def refusal(algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: str = "cpu") -> str:
     """Why an algorithm cannot serve this convolution; empty if it can."""
+    if algorithm not in ON[device]:
+        return f"there is no {device} kernel of it"
     if algorithm == "kernel2row" and geometry.fill_value != 0:
         return f"fill_value={geometry.fill_value!r} makes the map affine, and a matrix is linear"
     if algorithm == "winograd":
@@ -77,7 +82,7 @@ def choose(algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: str)
     one_of("algorithm", algorithm, get_args(Algorithm))
     if algorithm == "auto":
         return Choice(*(_fastest(product, geometry, dtype, device) for product in PRODUCTS))
-    why_not = refusal(algorithm, geometry, dtype)
+    why_not = refusal(algorithm, geometry, dtype, device)
     if why_not:
         raise ValueError(f"algorithm {algorithm!r} cannot serve this convolution: {why_not}")
     return Choice(algorithm, algorithm, algorithm if has_grad_weight(algorithm, device) else "implicit")
@@ -90,7 +95,7 @@ def has_grad_weight(algorithm: str, device: str) -> bool:
 
 def _fastest(product: str, geometry: ConvGeometry, dtype: np.dtype, device: str) -> str:
     """The first in the order of time that keeps to the limit of memory, as ``implicit`` does at any size."""
-    able = [e for e in estimates(product, geometry, dtype) if not e.why_not]
+    able = [e for e in estimates(product, geometry, dtype, device) if not e.why_not]
     for estimate in sorted(able, key=lambda e: e.seconds):  # a stable sort: ties go by the order of ALGORITHMS
         if workspace(estimate.algorithm, geometry, dtype, device) <= WORKSPACE:
             return estimate.algorithm
@@ -102,8 +107,10 @@ def workspace(algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: s
     return int(dispatch.backend(device, algorithm).workspace(geometry, arrays.computed_in(dtype)))
 
 
-def estimates(product: str, geometry: ConvGeometry, dtype: np.dtype) -> list[Estimate]:
+def estimates(product: str, geometry: ConvGeometry, dtype: np.dtype, device: str = "cpu") -> list[Estimate]:
     """What to expect of every algorithm for one of ``PRODUCTS``."""
+    if device == "cuda":
+        return _gpu_estimates(product, geometry, dtype)
     computed = arrays.computed_in(dtype)
     amounts = GRAD_WEIGHT_AMOUNTS if product == "grad_weight" else AMOUNTS
     found = []
@@ -125,6 +132,49 @@ def estimates(product: str, geometry: ConvGeometry, dtype: np.dtype) -> list[Est
     return found
 
 
+#: What a GPU does in a nanosecond, by the data sheet of an H100: multiply-adds in full tiles (of float32; half of it is
+#: hoped for) and where every thread loads what it multiplies, bytes of its memory, bytes over the bus; and what a
+#: launch takes, in nanoseconds. Not measured here; they order algorithms and say whether a transfer can pay.
+GPU_TILES, GPU_SUMS, GPU_BYTES, GPU_BUS, GPU_LAUNCH = 15e3, 2e3, 2e3, 12.0, 1e4
+
+
+def _gpu_estimates(product: str, g: ConvGeometry, dtype: np.dtype) -> list[Estimate]:
+    """The same on a GPU: what is multiplied and what is moved there, whichever takes longer."""
+    item = arrays.computed_in(dtype).itemsize
+    Cg, Kg, T, P = g.C // g.groups, g.K // g.groups, prod(g.kernel), g.N * prod(g.out)
+    rows, columns, depth = (Kg, P, Cg * T) if product == "forward" else (Cg, P, Kg * T)
+    if product == "grad_weight":
+        rows, columns, depth = Kg, T * _up(Cg, 64), P
+    tiles = g.groups * _up(rows, 64) * _up(columns, 64) * _up(depth, 8) * (item / 4)
+    moved = item * (g.N * (g.C * prod(g.size) + g.K * prod(g.out)) + g.K * Cg * T)
+    stored = item * g.N * g.C * T * prod(g.out)
+    sums = g.groups * Kg * Cg * T * P * (item / 4)
+    few = min(Kg, Cg) == 1 and product != "grad_weight"  # each pixel that is loaded is multiplied once
+    seconds = {
+        "im2col": max(tiles / GPU_TILES, (moved + 2 * stored) / GPU_BYTES) + 3 * GPU_LAUNCH,
+        "implicit": max(tiles / GPU_TILES, moved / GPU_BYTES) + 2 * GPU_LAUNCH,
+        "direct": max(sums / GPU_SUMS * (1 if few else 0.5), moved / GPU_BYTES) + GPU_LAUNCH,
+    }
+    found = []
+    for algorithm in ALGORITHMS:
+        why_not = refusal(algorithm, g, dtype, "cuda") or NOT_BY_ITSELF.get(algorithm, "")
+        found.append(Estimate(algorithm, 0.0 if why_not else 1e-9 * seconds[algorithm], why_not))
+    return found
+
+
+def device_for(geometry: ConvGeometry, dtype: np.dtype, algorithm: str) -> str:
+    """Where to compute host arrays: on a GPU, if one is usable and wins with the transfers counted."""
+    g, item = geometry, arrays.computed_in(dtype).itemsize
+    if algorithm not in ("auto", *ON["cuda"]):
+        return "cpu"
+    transfers = item * (g.N * (g.C * prod(g.size) + g.K * prod(g.out)) + g.K * g.C // g.groups * prod(g.kernel))
+    here, there = (
+        min((e.seconds for e in estimates("forward", g, dtype, device) if not e.why_not), default=0.0) for device in ON
+    )
+    there += 1e-9 * (transfers / GPU_BUS + 3 * GPU_LAUNCH)
+    return "cuda" if there < here and dispatch.has_gpu() else "cpu"
+
+
 def like(dtype: np.dtype) -> str:
     """The dtype whose costs stand for this one's."""
     if dtype.kind == "f":
@@ -135,7 +185,7 @@ def like(dtype: np.dtype) -> str:
 def explain(geometry: ConvGeometry, dtype: np.dtype, device: str, choice: Choice) -> str:
     """A table of all algorithms: the time expected for each product, the workspace, and why not."""
     lines = [f"{'':12}{'forward':>12}{'grad_input':>12}{'grad_weight':>12}{'workspace':>14}"]
-    tables = [estimates(product, geometry, dtype) for product in PRODUCTS]
+    tables = [estimates(product, geometry, dtype, device) for product in PRODUCTS]
     for row in zip(*tables, strict=True):
         algorithm, forward = row[0].algorithm, row[0]
         cells = []
@@ -143,13 +193,14 @@ def explain(geometry: ConvGeometry, dtype: np.dtype, device: str, choice: Choice
             time = "-" if estimate.why_not else f"{estimate.seconds * 1e3:.3g} ms"
             cells.append(f"{time + ('*' if chosen == algorithm else ' '):>12}")
         memory, why_not = "", forward.why_not
-        if not refusal(algorithm, geometry, dtype):
+        if not refusal(algorithm, geometry, dtype, device):
             nbytes = workspace(algorithm, geometry, dtype, device)
             memory = f"{nbytes / 2**20:.4g} MiB"
             if nbytes > WORKSPACE and not why_not:
                 why_not = f"it takes more than {WORKSPACE >> 20} MiB"
         lines.append(f"{algorithm:12}{''.join(cells)}{memory:>14}  {why_not}".rstrip())
-    return "\n".join([*lines, "* is taken; times are estimates for two threads of the machine that was measured"])
+    where = "two threads of the machine that was measured" if device == "cpu" else "a GPU, by its data sheet"
+    return "\n".join([*lines, f"* is taken; times are estimates for {where}"])
 
 
 # the amounts --------------------------------------------------------------------------------------------------------

@@ -61,18 +61,19 @@ def warmup(dtypes: Any = ("float32", "float64"), algorithms: str | Iterable[str]
     for name in names:
         one_of("algorithms", name, ALGORITHMS)
     listed = dtypes if isinstance(dtypes, (list, tuple, set, frozenset)) else [dtypes]
-    device = dispatch.choose_device()
+    device = "cuda" if dispatch.choose_device() == "cuda" else "cpu"
     plans = [
         make_plan(geometry, dtype, device, name)
         for dtype in map(arrays.plan_dtype, listed)
         for name in names
         for geometry in (conv_geometry(x, w, **rest) for x, w, rest in SAMPLES)
-        if not refusal(name, geometry, dtype)
+        if not refusal(name, geometry, dtype, device)
     ]
     for plan in _progress(plans):
         run_all_forms(plan)
-        with dispatch.backend(device, "_jit").every_launch_parallel():
-            run_all_forms(plan)
+        if device == "cpu":
+            with dispatch.backend(device, "_jit").every_launch_parallel():
+                run_all_forms(plan)
     return time.perf_counter() - begin
 
 

@@ -171,7 +171,7 @@ def _exchanged(
 def _spread(w: np.ndarray, dilation: Any) -> np.ndarray:
     """The kernel with its dilation filled with zeros."""
     spacing = per_axis("dilation", dilation, w.ndim, 1)
-    spread = np.zeros(tuple(map(extent, w.shape, spacing)), dtype=w.dtype)
+    spread = np.zeros(tuple(map(extent, w.shape, spacing)), dtype=w.dtype, like=w)
     spread[tuple(slice(None, None, distance) for distance in spacing)] = w
     return spread
 

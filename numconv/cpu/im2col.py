@@ -155,6 +155,11 @@ def col2im(X_conv: np.ndarray, axes: np.ndarray, x: np.ndarray) -> None:
     )
 
 
+def divide(x: np.ndarray, counts: np.ndarray) -> None:
+    """``x (N, C, *in)`` divided by ``counts (*in)``."""
+    x /= counts
+
+
 def share(images: int, shape: tuple[int, ...], itemsize: int) -> tuple[int, int, int]:
     """What a task takes of images of this shape: how many of them, how many rows, and how much of a row."""
     rows, length = prod(shape[:-1]), max(shape[-1], 1)

@@ -1,1 +1,1 @@
-"""The GPU's rooms: the same launchers as the CPU's, for arrays that live on a GPU. Nothing here calls a driver at import."""
+"""The GPU's rooms: the CPU's launchers again, for arrays that live on a GPU. Importing them calls no driver."""

@@ -93,6 +93,8 @@ class DeviceArray:
             return first._view(function(first._shadow, *rest, **kwargs))
         if function in _MAKES:
             return _MAKES[function](*args, **{k: v for k, v in kwargs.items() if k != "like"}, place=self.place)
+        if function is np.shape:
+            return args[0].shape
         if function is np.copyto:
             target, source, *_ = args
             copy(source, target)
@@ -117,6 +119,10 @@ class DeviceArray:
         copy(self, target, conjugate=True)
         return target
 
+    def __iadd__(self, other: DeviceArray) -> DeviceArray:
+        copy(other, self, adds=True)
+        return self
+
     def __setitem__(self, key: Any, value: Any) -> None:
         copy(value if isinstance(value, DeviceArray) else self.place.scalar(value, self.dtype), self[key])
 
@@ -132,12 +138,12 @@ _MAKES: dict[Any, Callable[..., DeviceArray]] = {
 
 
 @kernel()
-def _copy(source, s0, s_steps, target, t0, t_steps, shape, n, conjugate):
+def _copy(source, s0, s_steps, target, t0, t_steps, shape, d, n, conjugate, adds):
     # Item i of both, counted row by row over ``shape``; a step of 0 repeats an item.
     i = cuda.grid(1)
     while i < n:
         s, t, left = s0, t0, i
-        for a in range(MOST_AXES - 1, -1, -1):
+        for a in range(d - 1, -1, -1):
             at = left % shape[a]
             left //= shape[a]
             s += at * s_steps[a]
@@ -145,7 +151,10 @@ def _copy(source, s0, s_steps, target, t0, t_steps, shape, n, conjugate):
         value = source[s]
         if conjugate:
             value = value.conjugate()
-        target[t] = target.dtype.type(value)
+        if adds:
+            target[t] += target.dtype.type(value)
+        else:
+            target[t] = target.dtype.type(value)
         i += cuda.gridsize(1)
 
 
@@ -157,24 +166,24 @@ def _copy_run(source, target, n):
         i += cuda.gridsize(1)
 
 
-def copy(source: DeviceArray, target: DeviceArray, conjugate: bool = False) -> None:
-    """``target[...] = source``, with any strides, in the target's dtype; the source may repeat along axes."""
-    if not target.size:
+def copy(source: DeviceArray, target: DeviceArray, conjugate: bool = False, adds: bool = False) -> None:
+    """``target[...] = source`` (or ``+=``), any strides, in the target's dtype; the source may repeat along axes."""
+    n, place = target.size, target.place
+    if not n:
         return
-    n, blocks = target.size, blocks_for(target.size)
     together = source.shape == target.shape and source.flags.c_contiguous and target.flags.c_contiguous
-    if together and not conjugate:
-        _copy_run(blocks, source.reshape(n), target.reshape(n), n, on=target.place)
+    if together and not conjugate and not adds:
+        _copy_run(blocks_for(n), source.reshape(n), target.reshape(n), n, on=place)
         return
     shadow = np.broadcast_to(source._shadow, target.shape)
     shape, s_steps, t_steps = _merged(target.shape, shadow.strides, target.strides)
-    if len(shape) > MOST_AXES:
-        raise ValueError(f"an array on a GPU must lie in memory along at most {MOST_AXES} axes, got shape {target.shape}")
-    fill = (1,) * (MOST_AXES - len(shape)), (0,) * (MOST_AXES - len(shape))
-    (from_, s0), (to, t0) = _memory_of(source), _memory_of(target)
+    d = len(shape)
+    if d > MOST_AXES:
+        raise ValueError(f"an array on a GPU must lie along at most {MOST_AXES} axes, got shape {target.shape}")
+    (items, s0), (goal, t0), rest = _memory_of(source), _memory_of(target), (1,) * (MOST_AXES - d)
     _copy(
-        blocks, from_, s0, (*fill[1], *(s // source.itemsize for s in s_steps)), to, t0,
-        (*fill[1], *(t // target.itemsize for t in t_steps)), (*fill[0], *shape), n, conjugate, on=target.place,
+        blocks_for(n), items, s0, (*(step // source.itemsize for step in s_steps), *rest), goal, t0,
+        (*(step // target.itemsize for step in t_steps), *rest), (*shape, *rest), d, n, conjugate, adds, on=place,
     )  # fmt: skip
 
 
@@ -253,7 +262,7 @@ class Place:
     def bring(self, array: np.ndarray) -> DeviceArray:
         """A host array, to be used beside arrays that are here."""
         target = self.empty(array.shape, array.dtype)
-        copy(constant(self, array.tobytes(), array.dtype.str, array.shape), target)
+        copy(host(self.device).send(array), target)
         return target
 
     def matmul(self, a: DeviceArray, b: DeviceArray, out: DeviceArray) -> bool:
@@ -370,12 +379,21 @@ class Simulator(Host):
 
     def launch(self, kernel: Kernel, blocks: int, arguments: tuple[Any, ...]) -> None:
         """Run the threads, a block at a time."""
-        kernel.code[blocks, kernel.threads](*(_jit.fake(a._shadow) if isinstance(a, DeviceArray) else a for a in arguments))
+        ready = [_jit.fake(a._shadow) if isinstance(a, DeviceArray) else a for a in arguments]
+        kernel.code[blocks, kernel.threads](*ready)
 
 
 def host(device: int = 0) -> Host:
     """Where NumPy arrays are computed."""
     return Simulator(device) if SIMULATED else Host(device)
+
+
+def compute_there(compute: Callable[..., None], *arrays: np.ndarray) -> None:
+    """``compute(*arrays)`` for host arrays, the last of which is the result: there, and back."""
+    place, (*inputs, result) = host(), arrays
+    target = place.empty(result.shape, result.dtype)
+    compute(*(place.send(array) for array in inputs), target)
+    place.fetch(target, result)
 
 
 class Torch(Place):
@@ -510,7 +528,8 @@ def read(place: Place, name: str, value: Any) -> DeviceArray:
     try:
         array = place.read(value)
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:  # sparse, bfloat16, masked, …
-        raise TypeError(f"{name} must be a dense array of a dtype NumPy has, got {type(value).__name__}: {error}") from None
+        got = f"{type(value).__name__}: {error}"
+        raise TypeError(f"{name} must be a dense array of a dtype NumPy has, got {got}") from None
     return array
 
 

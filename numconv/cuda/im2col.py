@@ -23,7 +23,7 @@ WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex12
 
 @kernel()
 def _im2col(x, axes, rows_met, met, boundary, fill, M, P, size, planes, X_conv):
-    # x (M, prod in), X_conv (M, taps, P). A thread owns one pixel of one tap, in some planes; neighbours own neighbours.
+    # x (M, prod in), X_conv (M, taps, P). A thread owns one pixel of one tap in some planes, neighbours neighbours.
     i = cuda.grid(1)
     last, taps = axes.shape[0] - 1, met.shape[0]
     while i < taps * P * ((M + planes - 1) // planes):
@@ -83,11 +83,17 @@ def col2im(X_conv: DeviceArray, axes: np.ndarray, x: DeviceArray) -> None:
 
 
 @kernel()
-def _add_bias(bias, K, P, n, y):
+def _divide(x, counts, size, n):
     i = cuda.grid(1)
     while i < n:
-        y[i] += bias[i // P % K]
+        x[i] /= counts[i % size]
         i += cuda.gridsize(1)
+
+
+def divide(x: DeviceArray, counts: np.ndarray) -> None:
+    """``x (N, C, *in)`` divided by ``counts (*in)``."""
+    whole = table(x.place, counts.reshape(-1))
+    _divide(blocks_for(x.size), x.reshape(x.size), whole, counts.size, x.size, on=x.place)
 
 
 def product(a: DeviceArray, b: DeviceArray, out: DeviceArray) -> None:
@@ -112,7 +118,7 @@ def forward(
     im2col(x, axes, boundary, fill, X_conv)
     P, Q = prod(y.shape[2:]), prod(w.shape[1:])
     product(w.reshape(G, K // G, Q), X_conv.reshape(N, G, Q, P), y.reshape(N, G, K // G, P))
-    _add_bias(blocks_for(y.size), bias, K, P, y.size, y.reshape(y.size), on=x.place)
+    y += bias.reshape(K, *(1,) * (y.ndim - 2))
 
 
 def grad_input(dY: DeviceArray, w: DeviceArray, axes: np.ndarray, dX: DeviceArray) -> None:
