@@ -100,6 +100,9 @@ def kernel2row(w: np.ndarray, geometry: ConvGeometry) -> scipy.sparse.csr_array:
 def refill(csr: scipy.sparse.csr_array, w: np.ndarray, geometry: ConvGeometry) -> scipy.sparse.csr_array:
     """New weights into the structure of ``csr``, which must be this geometry's."""
     g = geometry
+    if dispatch.device_of(w) == "cuda":
+        w = sparse_ready(w).reshape(g.K, g.C // g.groups, *g.kernel)
+        return dispatch.backend("cuda", "kernel2row").refill(csr, w, g.axes, g.boundary_code, g.groups)
     if getattr(csr, "format", None) != "csr":
         raise TypeError(f"csr must be a SciPy CSR array as matrix(w) makes it, got {type(csr).__name__}")
     room = dispatch.backend("cpu", "kernel2row")

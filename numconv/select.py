@@ -133,9 +133,9 @@ def estimates(product: str, geometry: ConvGeometry, dtype: np.dtype, device: str
 
 
 #: What a GPU does in a nanosecond, by the data sheet of an H100: multiply-adds in full tiles (of float32; half of it is
-#: hoped for) and where every thread loads what it multiplies, bytes of its memory, bytes over the bus; and what a
-#: launch takes, in nanoseconds. Not measured here; they order algorithms and say whether a transfer can pay.
-GPU_TILES, GPU_SUMS, GPU_BYTES, GPU_BUS, GPU_LAUNCH = 15e3, 2e3, 2e3, 12.0, 1e4
+#: hoped for) and where every thread loads what it multiplies, bytes of its memory, bytes over the bus; and in
+#: nanoseconds what a launch takes, and a way there and back. They order algorithms and say whether a transfer can pay.
+GPU_TILES, GPU_SUMS, GPU_BYTES, GPU_BUS, GPU_LAUNCH, GPU_WAY = 15e3, 2e3, 2e3, 12.0, 1e4, 2e5
 
 
 def _gpu_estimates(product: str, g: ConvGeometry, dtype: np.dtype) -> list[Estimate]:
@@ -171,7 +171,7 @@ def device_for(geometry: ConvGeometry, dtype: np.dtype, algorithm: str) -> str:
     here, there = (
         min((e.seconds for e in estimates("forward", g, dtype, device) if not e.why_not), default=0.0) for device in ON
     )
-    there += 1e-9 * (transfers / GPU_BUS + 3 * GPU_LAUNCH)
+    there += 1e-9 * (transfers / GPU_BUS + GPU_WAY)
     return "cuda" if there < here and dispatch.has_gpu() else "cpu"
 
 

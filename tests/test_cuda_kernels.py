@@ -18,6 +18,7 @@ import pytest
 import scipy.sparse
 from conftest import BOUNDARIES, values
 
+import numconv
 from numconv.geometry import conv_geometry
 
 simulated = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
@@ -203,3 +204,127 @@ def test_gradient_of_padding_wider_than_the_input(boundary):
     dx = empty((1, 1, 3, 2), np.float64)
     adjoint.grad_input(implicit, PLACE.send(dy), PLACE.send(w), g, dx)
     np.testing.assert_array_equal(numbers(dx), naive.conv_grad_input((1, 1, 3, 2), w, dy, **arguments))
+
+
+# the public functions -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["host", "device"])
+def there(request):
+    """Arrays on the host under ``use_device("cuda")``, or arrays on the device: how they are sent and fetched."""
+    if request.param == "device":
+        yield PLACE.send, numbers
+        return
+    with numconv.use_device("cuda"):
+        yield np.asarray, np.asarray
+
+
+@in_simulator
+def test_functions(there):
+    send, fetch = there
+    x, w, bias = values((2, 4, 5, 4), np.float32), values((4, 2, 3, 2), np.float32, 1), values((4,), np.float32, 2)
+    X, W = send(x), send(w)
+    arguments = {"stride": (2, 1), "padding": ((1, 0), (0, 2)), "groups": 2, "boundary": "reflect"}
+    y = fetch(numconv.conv(X, W, send(bias), **arguments))
+    np.testing.assert_array_equal(y, naive.conv(x, w, bias, **arguments))
+    dy = values(y.shape, np.float32, 3)
+    dx, dw = numconv.conv_grad_input(x.shape, W, send(dy), **arguments), numconv.conv_grad_weight(
+        X, w.shape, send(dy), **arguments
+    )
+    np.testing.assert_array_equal(fetch(dx), naive.conv_grad_input(x.shape, w, dy, **arguments))
+    np.testing.assert_array_equal(fetch(dw), naive.conv_grad_weight(x, w.shape, dy, **arguments))
+    t = numconv.conv_transpose(send(dy[:1]), W, send(bias), stride=2, groups=2)
+    np.testing.assert_array_equal(fetch(t), naive.conv_transpose(dy[:1], w, bias, stride=2, groups=2))
+    assert fetch(numconv.conv(X, W[:, :2], groups=2)).dtype == np.float32
+
+
+@in_simulator
+@pytest.mark.parametrize("function", ["convolve", "correlate"])
+def test_plain_functions(there, function):
+    send, fetch = there
+    x, w = values((5, 4), np.complex64), values((2, 3), np.complex64, 1)
+    ours, oracle = getattr(numconv, function), getattr(naive, function)
+    for mode, arguments in (("full", {}), ("same", {"boundary": "wrap"}), ("valid", {"stride": 2})):
+        got = fetch(ours(send(x), send(w), mode, **arguments))
+        np.testing.assert_array_equal(got, oracle(x, w, mode, **arguments))
+    np.testing.assert_array_equal(fetch(ours(send(w), send(x), "valid")), oracle(w, x, "valid"))
+    np.testing.assert_array_equal(fetch(ours(send(x), send(w[0]), "same", axes=1))[3], oracle(x[3], w[0], "same"))
+    np.testing.assert_array_equal(fetch(ours(send(x), send(w), dilation=2)), oracle(x, w, dilation=2))
+
+
+@in_simulator
+def test_matrix_functions(there):
+    send, fetch = there
+    x = values((2, 3, 4), np.float64)
+    X_conv = numconv.im2col(send(x), (2, 2), padding=1)
+    np.testing.assert_array_equal(fetch(X_conv), naive.im2col(x, (2, 2), padding=1))
+    for reduce in ("sum", "mean"):
+        back = fetch(numconv.col2im(X_conv, x.shape, (2, 2), padding=1, reduce=reduce))
+        np.testing.assert_allclose(back, naive.col2im(fetch(X_conv), x.shape, (2, 2), padding=1, reduce=reduce))
+    folded = fetch(numconv.fold(numconv.unfold(send(x), 2), (3, 4), 2))
+    np.testing.assert_array_equal(folded[:, 1, 1:3], 4 * x[:, 1, 1:3])
+
+
+@in_simulator
+def test_small_dtypes(there):
+    send, fetch = there
+    x, w = values((1, 1, 3, 3), np.float16), values((1, 1, 2, 2), np.float16, 1)
+    y = fetch(numconv.conv(send(x), send(w)))
+    assert y.dtype == np.float16
+    np.testing.assert_array_equal(y, naive.conv(x, w))
+    some = fetch(numconv.conv(send(x > 0), send(w > 0)))
+    assert some.dtype == bool
+    np.testing.assert_array_equal(some, naive.narrow(naive.conv(x > 0, w > 0), bool))
+
+
+@in_simulator
+def test_out_and_overlap():
+    """A result goes where the caller wants it, strided or of another dtype, and may overlap an input."""
+    x, w = values((1, 1, 4, 4)), values((1, 1, 3, 3), seed=1)
+    X, W, want = PLACE.send(x), PLACE.send(w), naive.conv(x, w, padding=1)
+    room = PLACE.zeros((1, 1, 4, 8), np.dtype(np.float64))
+    out = room[:, :, :, ::2]
+    assert numconv.conv(X, W, padding=1, out=out) is out
+    np.testing.assert_array_equal(numbers(room)[..., ::2], want)
+    np.testing.assert_array_equal(numbers(room)[..., 1::2], 0)
+    narrow = empty((1, 1, 4, 4), np.float32)
+    numconv.conv(X, W, padding=1, out=narrow)
+    np.testing.assert_array_equal(numbers(narrow), want)
+    numconv.conv(X, W, padding=1, out=X)
+    np.testing.assert_array_equal(numbers(X), want)
+    with pytest.raises(TypeError, match=r"x: simulator on cuda:0, .*out: numpy"):
+        numconv.conv(X, W, padding=1, out=np.empty((1, 1, 4, 4)))
+
+
+@in_simulator
+def test_plans_follow_the_arrays():
+    """Arrays on a device are computed there even by a plan for the CPU; a plan for the GPU takes host arrays, too."""
+    x, w = values((1, 2, 4, 4), np.float32), values((2, 2, 3, 3), np.float32, 1)
+    here, far = (numconv.plan_conv(x.shape, w.shape, device=device) for device in ("cpu", "cuda"))
+    assert (here.device, far.device) == ("cpu", "cuda")
+    want = naive.conv(x, w)
+    for got in (here.forward(x, w), far.forward(x, w), numbers(here.forward(PLACE.send(x), PLACE.send(w)))):
+        np.testing.assert_array_equal(got, want)
+    assert far.linear_operator(w) @ x.ravel() == pytest.approx(want.ravel())
+    assert max(far.check().values()) < 1e-5
+    triple = far.matrix(PLACE.send(w))
+    assert far.refill(triple, PLACE.send(2 * w)) is triple
+    W_conv = scipy.sparse.csr_array(tuple(map(numbers, map(PLACE.read, triple))))
+    np.testing.assert_array_equal(W_conv @ x.ravel(), 2 * want.ravel())
+    with pytest.raises(ValueError, match="csr must have the structure"):
+        numconv.plan_conv((1, 2, 5, 5), w.shape).refill(triple, PLACE.send(w))
+
+
+@in_simulator
+def test_memory_of_the_device_is_asked(monkeypatch):
+    x, w = (PLACE.send(np.zeros((1, 1, n, n), np.float32)) for n in (2048, 3))
+    monkeypatch.setattr(type(PLACE), "available", lambda self: 1 << 20)
+    with pytest.raises(MemoryError, match=r"16,.* bytes .* are available"):
+        numconv.conv(x, w)
+
+
+@in_simulator
+def test_images_beyond_32_bits_are_refused():
+    g = conv_geometry((1, 1, 1 << 16, 1 << 16), (1, 1, 3, 3))
+    with pytest.raises(ValueError, match=r"fewer than 2\*\*31 pixels"):
+        direct.rows_and_taps(PLACE, g.axes, 0)

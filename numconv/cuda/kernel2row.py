@@ -167,6 +167,20 @@ def has_structure(
     return True
 
 
+def refill(csr: Any, w: DeviceArray, axes: np.ndarray, boundary: int, groups: int) -> Any:
+    """New weights into a matrix, or a triple, as ``matrix`` made it; an error if its structure is another."""
+    parts = csr if isinstance(csr, tuple) else [getattr(csr, name, None) for name in ("data", "indices", "indptr")]
+    if len(parts) != 3 or any(part is None for part in parts):
+        raise TypeError(f"csr must be a CSR matrix on the GPU, or its triple, as matrix(w) makes it, got {type(csr)}")
+    data, indices, indptr = (part if isinstance(part, DeviceArray) else w.place.read(part) for part in parts)
+    if data.size != indices.size or not has_structure(indices, indptr, w, axes, boundary, groups):
+        raise ValueError(f"csr must have the structure of this geometry, got one with {data.size} entries")
+    if data.dtype != w.dtype:
+        raise TypeError(f"w must have the csr's dtype {data.dtype}, got {w.dtype}")
+    values(w, axes, boundary, data)
+    return csr
+
+
 def forward(
     x: DeviceArray, w: DeviceArray, bias: DeviceArray, axes: np.ndarray, boundary: int, fill: np.generic,
     y: DeviceArray,

@@ -1,0 +1,173 @@
+"""Which device computes, found out from fakes: objects that say where they live and have no memory to look at."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import numconv
+from numconv import dispatch, select
+from numconv.cuda import _jit
+from numconv.geometry import conv_geometry
+
+
+def fake(library, **attributes):
+    """An instance of a class of some library with these attributes; touching its memory is an error."""
+
+    def forbidden(self, *_, **__):
+        raise AssertionError("the dispatcher must not look at memory")
+
+    members = {"__module__": library, "__dlpack__": forbidden, **attributes}
+    return type("Array", (), members)()
+
+
+def on_gpu(library="cupy", device=0):
+    return fake(library, __dlpack_device__=lambda self: (2, device))
+
+
+class Device:
+    """torch's device, as far as it matters."""
+
+    def __init__(self, kind, index=None):
+        self.type, self.index = kind, index
+
+    def __str__(self):
+        return self.type if self.index is None else f"{self.type}:{self.index}"
+
+
+def tensor(kind, index=None):
+    return fake("torch", detach=lambda self: self, device=Device(kind, index))
+
+
+@pytest.fixture
+def without_gpu(monkeypatch):
+    monkeypatch.setattr(_jit, "missing", lambda: "nothing here computes")
+
+
+@pytest.mark.parametrize(
+    ("array", "kind"),
+    [
+        (np.zeros(3), "numpy"),
+        ([1, 2], ""),
+        (2.5, ""),
+        (np.float32(1), "numpy"),
+        (on_gpu(), "cupy on cuda:0"),
+        (on_gpu("jax._src.array", 3), "jax on cuda:3"),
+        (fake("cupy", __dlpack_device__=lambda self: (13, 0)), "cupy on cuda:0"),
+        (fake("lib", __dlpack_device__=lambda self: (1, 0)), "numpy"),
+        (fake("lib", __cuda_array_interface__={"shape": (3,)}), "lib on cuda:0"),
+        (tensor("cpu"), "torch on cpu"),
+        (tensor("cuda", 1), "torch on cuda:1"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_whose_array_this_is(array, kind):
+    assert dispatch.kind_of("x", array) == kind
+
+
+@pytest.mark.parametrize("array", [tensor("mps", 0), tensor("meta"), fake("lib", __dlpack_device__=lambda _: (10, 0))])
+def test_other_devices_are_refused_by_name(array):
+    with pytest.raises(TypeError, match=r"^x lives on"):
+        numconv.convolve(array, [1.0])
+
+
+def test_mixtures_name_every_array():
+    with pytest.raises(TypeError, match=r"x: cupy on cuda:0, w: numpy, bias: torch on cuda:0"):
+        numconv.conv(on_gpu(), np.ones((1, 1, 3)), tensor("cuda", 0))
+    with pytest.raises(TypeError, match=r"x: torch on cuda:0, w: torch on cuda:1"):
+        numconv.convolve(tensor("cuda", 0), tensor("cuda", 1))
+    with pytest.raises(TypeError, match=r"x: numpy, w: torch on cpu"):
+        numconv.convolve(np.ones(3), tensor("cpu"))
+
+
+def test_an_array_on_a_gpu_needs_one(without_gpu):
+    with pytest.raises(RuntimeError, match=r"^x lives on a GPU \(cupy on cuda:0\).*nothing here computes"):
+        numconv.convolve(on_gpu(), on_gpu())
+
+
+def test_asking_for_a_gpu_needs_one(without_gpu, monkeypatch):
+    message = "'cuda', but no GPU is usable: nothing here computes"
+    with pytest.raises(RuntimeError, match=message), numconv.use_device("cuda"):
+        pass
+    with pytest.raises(RuntimeError, match=message):
+        numconv.plan_conv((1, 1, 4), (1, 1, 2), device="cuda")
+    monkeypatch.setenv("NUMCONV_DEVICE", "cuda")
+    with pytest.raises(RuntimeError, match="NUMCONV_DEVICE is " + message):
+        numconv.convolve([1.0], [1.0])
+    assert [(d.name, d.usable, d.reason) for d in numconv.devices()][1] == ("cuda", False, "nothing here computes")
+
+
+def test_the_call_goes_before_the_block_and_the_block_before_the_environment(monkeypatch):
+    monkeypatch.setattr(_jit, "missing", lambda: "")
+    monkeypatch.setenv("NUMCONV_DEVICE", "cuda")
+    assert dispatch.choose_device() == "cuda"
+    with numconv.use_device("cpu"):
+        assert dispatch.choose_device() == "cpu"
+        assert dispatch.choose_device("cuda") == "cuda"
+    monkeypatch.setenv("NUMCONV_DEVICE", "gpu")
+    with pytest.raises(ValueError, match="NUMCONV_DEVICE must be one of 'auto', 'cpu', 'cuda', got 'gpu'"):
+        dispatch.choose_device()
+
+
+def test_auto_takes_a_gpu_where_the_transfers_pay(monkeypatch):
+    large = conv_geometry((32, 256, 56, 56), (256, 256, 3, 3), padding=1)
+    small = conv_geometry((1, 3, 32, 32), (8, 3, 3, 3))
+    thin = conv_geometry((1, 1, 4096, 4096), (1, 1, 3, 3))  # all of its time would go over the bus
+    dtype = np.dtype(np.float32)
+    monkeypatch.setattr(dispatch, "has_gpu", lambda: True)
+    assert [select.device_for(g, dtype, "auto") for g in (large, small, thin)] == ["cuda", "cpu", "cpu"]
+    assert select.device_for(large, dtype, "winograd") == "cpu"
+    monkeypatch.setattr(dispatch, "has_gpu", lambda: False)
+    assert select.device_for(large, dtype, "auto") == "cpu"
+
+
+def test_the_simulator_is_never_chosen(monkeypatch):
+    monkeypatch.setattr(_jit, "missing", lambda: "")
+    monkeypatch.setattr(_jit, "SIMULATED", True)
+    assert not dispatch.has_gpu()
+
+
+def test_algorithms_of_a_gpu():
+    g, dtype = conv_geometry((8, 64, 56, 56), (64, 64, 3, 3)), np.dtype(np.float32)
+    assert select.choose("auto", g, dtype, "cuda") == select.Choice("implicit", "implicit", "implicit")
+    depthwise = conv_geometry((8, 64, 56, 56), (64, 1, 3, 3), groups=64)
+    assert select.choose("auto", depthwise, dtype, "cuda").forward == "direct"
+    with pytest.raises(ValueError, match="there is no cuda kernel of it"):
+        select.choose("winograd", g, dtype, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "message"),
+    [
+        ("[CUresult.CUDA_ERROR_OUT_OF_MEMORY] on cuMemAlloc", MemoryError, "no memory left"),
+        ("libNVVM cannot be found", RuntimeError, "cannot be compiled here.*numconv-jit"),
+        ("CUDA_ERROR_UNSUPPORTED_PTX_VERSION", RuntimeError, "older than the compiler"),
+    ],
+)
+def test_errors_of_the_driver_say_what_helps(text, kind, message):
+    error = _jit.explained(Exception(text))
+    assert isinstance(error, kind)
+    with pytest.raises(kind, match=message):
+        raise error
+
+
+def test_other_errors_stay_as_they_are():
+    error = KeyError("x")
+    assert _jit.explained(error) is error
+
+
+def test_no_driver_is_called_before_an_array_or_a_wish():
+    """Importing every public name and convolving asks for no GPU, so that a process may still fork."""
+    code = (
+        "import numconv, os, sys\n"
+        "from numconv.cuda import arrays, implicit, direct, kernel2row, csr, adjoint\n"
+        "from numconv.cuda import _jit\n"
+        "numconv.convolve([1.0, 2.0], [1.0])\n"
+        "assert _jit._missing.cache_info().currsize == 0\n"
+        "assert os.name == 'nt' or os.fork() == 0 or os.wait()[1] == 0\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "NUMCONV_DEVICE": "auto"})
