@@ -93,8 +93,8 @@ def choose_device(device: str = "auto") -> str:
         raise TypeError(f"device must be one of {', '.join(map(repr, DEVICES))}, got {device!r}")
     if device == "auto":
         device = _wanted.get() or "auto"
-    if device == "auto" and "NUMCONV_DEVICE" in os.environ:
-        name, device = "the environment variable NUMCONV_DEVICE", os.environ["NUMCONV_DEVICE"]
+    if device == "auto" and (wish := os.environ.get("NUMCONV_DEVICE")) is not None:
+        name, device = "the environment variable NUMCONV_DEVICE", wish
     if device not in DEVICES:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, DEVICES))}, got {device!r}")
     if device == "cuda":

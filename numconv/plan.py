@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from .explain import Explanation
 
 
+#: Algorithms whose forward product NumPy has no part in, so that it has nothing to warn of.
+COMPILED = frozenset({"direct", "implicit"})
+
+
 @dataclass(frozen=True, repr=False)
 class ConvPlan:
     """A convolution decided in advance: immutable, cheap, and safe to share between threads and processes.
@@ -80,9 +84,7 @@ class ConvPlan:
             Of the plan's dtype, or ``out``.
         """
         (x, w, bias, out), give = dispatch.read(x=x, w=w, bias=bias, out=out)
-        g = self.geometry
-        inputs = (("x", x, g.input_shape), ("w", w, g.kernel_shape), ("bias", bias, (g.K,)))
-        return give(self._run(self._forward, inputs, g.output_shape, out))
+        return give(self.forward_of(x, w, bias, out))
 
     def grad_input(self, dy: Any, w: Any, out: Any = None) -> Any:
         """``dX = W_conv^H @ dY_flat``, reshaped: the adjoint of ``forward`` in ``x``.
@@ -242,6 +244,14 @@ class ConvPlan:
     def _workspace(self) -> int:
         return self.nbytes("workspace")
 
+    def forward_of(
+        self, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, out: np.ndarray | None
+    ) -> np.ndarray:
+        """``forward`` of arrays that were read already."""
+        g = self.geometry
+        inputs = (("x", x, g.input_shape), ("w", w, g.kernel_shape), ("bias", bias, (g.K,)))
+        return self._run(self._forward, inputs, g.output_shape, out)
+
     def _run(
         self, compute: Callable[..., None], inputs: Sequence[tuple[str, np.ndarray | None, tuple[int, ...]]],
         shape: tuple[int, ...], out: np.ndarray | None,
@@ -251,18 +261,25 @@ class ConvPlan:
         ``inputs`` are names, arrays and the shapes they must have; ``None`` stands for zeros.
         """
         computed = self._computed
-        nbytes = 0 if out is not None else prod(shape) * computed.itemsize
+        nbytes = prod(shape) * computed.itemsize if out is None else 0
+        usual = out is None and computed == self.dtype
         for name, array, need in inputs:
-            if array is not None:
-                self._check(name, array, need)
-                nbytes += 0 if arrays.fits(array, computed) else array.size * computed.itemsize
+            if array is None or (array.shape == need and array.dtype == self.dtype and arrays.fits(array, computed)):
+                continue
+            usual = False
+            self._check(name, array, need)
+            nbytes += 0 if arrays.fits(array, computed) else array.size * computed.itemsize
         if out is not None:
             arrays.check_out(out, shape, self.dtype)
         self._require(nbytes + self._workspace, shape)
         ready = [
             np.zeros(need, computed) if array is None else arrays.ready(array, computed) for _, array, need in inputs
         ]
-        with np.errstate(all="ignore"):  # infinity gives NaN as the formula says, whichever library multiplies
+        if usual:  # the same as below, which takes longer than a small convolution
+            target = np.empty(shape, computed)
+            compute(*ready, target)
+            return target
+        with np.errstate(all="ignore"):  # the caller's own array may not hold what was computed
             return arrays.deliver(
                 lambda target: compute(*ready, target), shape, self.dtype, out, *ready, computed=computed
             )
@@ -289,8 +306,7 @@ class ConvPlan:
     def _canonical(self, array: np.ndarray, channels: int, spatial: tuple[int, ...]) -> np.ndarray:
         if array.ndim == 2 + len(spatial):
             return array
-        images = array.size // max(channels * prod(spatial), 1) if array.size else self.geometry.N
-        return array.reshape(images, channels, *spatial)
+        return array.reshape(-1 if array.size else self.geometry.N, channels, *spatial)
 
     def _weights(self, w: np.ndarray) -> np.ndarray:
         g = self.geometry
@@ -302,14 +318,21 @@ class ConvPlan:
         if not (y.size and w.size):  # a sum over no channels
             y[...] = bias.reshape(-1, *(1,) * g.d)
             return
-        self._room(self.choice.forward).forward(x, self._weights(w), bias, g.axes, g.boundary_code, self._fill, y)
+        forward = self._room(self.choice.forward).forward
+        if self.choice.forward in COMPILED:
+            forward(x, self._weights(w), bias, g.axes, g.boundary_code, self._fill, y)
+            return
+        with np.errstate(all="ignore"):  # infinity gives NaN as the formula says, whichever library multiplies
+            forward(x, self._weights(w), bias, g.axes, g.boundary_code, self._fill, y)
 
     def _grad_input(self, dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
-        self._transposed(dy, w.conj(), dx)
+        with np.errstate(all="ignore"):
+            self._transposed(dy, w.conj(), dx)
 
     def _transpose(self, x: np.ndarray, w: np.ndarray, bias: np.ndarray, y: np.ndarray) -> None:
-        self._transposed(x, w, y)
-        y += bias.reshape(-1, *(1,) * self.geometry.d)
+        with np.errstate(all="ignore"):
+            self._transposed(x, w, y)
+            y += bias.reshape(-1, *(1,) * self.geometry.d)
 
     def _transposed(self, dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
         g = self.geometry
@@ -326,7 +349,8 @@ class ConvPlan:
             return
         x, dy = self._canonical(x, g.C, g.size), self._canonical(dy, g.K, g.out)
         room = self._room(self.choice.grad_weight)
-        room.grad_weight(x, dy, g.axes, g.boundary_code, self._fill, self._weights(dw))
+        with np.errstate(all="ignore"):
+            room.grad_weight(x, dy, g.axes, g.boundary_code, self._fill, self._weights(dw))
 
 
 @lru_cache(maxsize=1024)

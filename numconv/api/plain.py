@@ -131,7 +131,7 @@ def _slide(
         plan = plan_for(
             plain_geometry, size, w.shape, dtype, algorithm, mode=mode, stride=stride, dilation=dilation, **arguments
         )
-        return give(plan.forward(x, kernel, out=out))
+        return give(plan.forward_of(x, kernel, None, out))
     else:
         plain = plain_geometry(size, w.shape, mode, stride=stride, dilation=dilation, **arguments)
         rows = _rows(x, chosen, dtype)
