@@ -109,7 +109,6 @@ def backend(device: str, room: str) -> ModuleType:
 
 
 _OPTIONAL = ("bias", "out")
-_ONLY_NUMPY = frozenset({np.ndarray})
 
 
 def read(**arguments: Any) -> tuple[list[Any], Callable[[np.ndarray], Any]]:
@@ -118,10 +117,11 @@ def read(**arguments: Any) -> tuple[list[Any], Callable[[np.ndarray], Any]]:
     Arguments named ``bias`` and ``out`` may be ``None`` and stay so; the way back of a call with ``out=`` gives
     ``out`` itself.
     """
-    given = [value for name, value in arguments.items() if value is not None or name not in _OPTIONAL]
-    if _ONLY_NUMPY.issuperset(map(type, given)):  # the common case, in one look
-        out = arguments.get("out")
-        return list(arguments.values()), _as_is if out is None else lambda result: out
+    for name, value in arguments.items():
+        if type(value) is not np.ndarray and (value is not None or name not in _OPTIONAL):
+            break
+    else:  # the common case, in one look
+        return list(arguments.values()), _way_to(arguments.get("out"))
     arrays, kinds = [], {}
     for name, value in arguments.items():
         kind, array = _read(name, value)
@@ -135,14 +135,17 @@ def read(**arguments: Any) -> tuple[list[Any], Callable[[np.ndarray], Any]]:
             "all arrays must live in one place and be of one kind, got "
             + ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
         )
-    out = arguments.get("out")
-    if out is not None:
-        return arrays, lambda result: out
+    if arguments.get("out") is not None:
+        return arrays, _way_to(arguments["out"])
     return arrays, _ways_back.get(next(iter(kinds.values()), "numpy"), _as_is)
 
 
 def _as_is(result: np.ndarray) -> np.ndarray:
     return result
+
+
+def _way_to(out: Any) -> Callable[[np.ndarray], Any]:
+    return _as_is if out is None else lambda result: out
 
 
 def _to_torch(result: np.ndarray) -> Any:

@@ -241,6 +241,10 @@ class ConvPlan:
         return arrays.as_fill(self.geometry.fill_value, self._computed)
 
     @cached_property
+    def _forward_room(self) -> ModuleType:
+        return self._room(self.algorithm)
+
+    @cached_property
     def _workspace(self) -> int:
         return self.nbytes("workspace")
 
@@ -262,9 +266,10 @@ class ConvPlan:
         """
         computed = self._computed
         nbytes = prod(shape) * computed.itemsize if out is None else 0
-        usual = out is None and computed == self.dtype
+        exact = computed == self.dtype
+        usual = exact and out is None
         for name, array, need in inputs:
-            if array is None or (array.shape == need and array.dtype == self.dtype and arrays.fits(array, computed)):
+            if array is None or (exact and array.shape == need and arrays.fits(array, computed)):
                 continue
             usual = False
             self._check(name, array, need)
@@ -272,13 +277,13 @@ class ConvPlan:
         if out is not None:
             arrays.check_out(out, shape, self.dtype)
         self._require(nbytes + self._workspace, shape)
+        if usual:  # the same as below, which takes longer than a small convolution
+            target = np.empty(shape, computed)
+            compute(*(np.zeros(need, computed) if array is None else array for _, array, need in inputs), target)
+            return target
         ready = [
             np.zeros(need, computed) if array is None else arrays.ready(array, computed) for _, array, need in inputs
         ]
-        if usual:  # the same as below, which takes longer than a small convolution
-            target = np.empty(shape, computed)
-            compute(*ready, target)
-            return target
         with np.errstate(all="ignore"):  # the caller's own array may not hold what was computed
             return arrays.deliver(
                 lambda target: compute(*ready, target), shape, self.dtype, out, *ready, computed=computed
@@ -318,8 +323,8 @@ class ConvPlan:
         if not (y.size and w.size):  # a sum over no channels
             y[...] = bias.reshape(-1, *(1,) * g.d)
             return
-        forward = self._room(self.choice.forward).forward
-        if self.choice.forward in COMPILED:
+        forward = self._forward_room.forward
+        if self.algorithm in COMPILED:
             forward(x, self._weights(w), bias, g.axes, g.boundary_code, self._fill, y)
             return
         with np.errstate(all="ignore"):  # infinity gives NaN as the formula says, whichever library multiplies
