@@ -15,7 +15,7 @@ from ..geometry import ConvGeometry
 from . import csr
 from ._jit import Kernel, flat, helper, position, row_source, source
 from .im2col import groups_of, unturned
-from .simd import borrowed
+from .simd import borrowed, keep
 
 #: Most output pixels of one task; there are at least 64 tasks to share among threads …
 CHUNK = 4096
@@ -25,25 +25,29 @@ SHORTEST = 16
 #: How many entries are repeated at once: as many as the nearest cache keeps.
 TOGETHER = 2048
 
+#: Bytes of a line of the cache, at which arrays begin.
+CACHE_LINE = 64
+
 Before = tuple[np.ndarray, np.ndarray]
 
 
 @helper
-def sort_taps(reads, taps, first):
-    """Taps in the order of the pixels that they read, ``reads[t]``; those that read none (-1) are left out.
+def sort_taps(kernel, reads, taps, pixels, first):
+    """Taps of a kernel of so many, in the order of what they read, ``reads[t]``; those that read nothing (-1) left out.
 
-    ``taps[first[e]:first[e + 1]]`` read the pixel of entry ``e``: one tap, unless the boundary folds several onto one
-    pixel; these stay in their order. Returns how many entries there are.
+    Entry ``e`` is ``pixels[e]``, which ``taps[first[e]:first[e + 1]]`` read: one tap, unless the boundary folds several
+    onto one pixel; these stay in their order. Returns how many entries there are.
     """
-    n = 0
-    for t in range(reads.size):
+    n, gap = 0, 0
+    for t in range(kernel):
         if reads[t] >= 0:
+            if n > 0 and reads[taps[n - 1]] > reads[t]:
+                gap = 1
             taps[n] = t
             n += 1
-    gap = 1
-    while gap < n // 3:
+    while 0 < gap < n // 3:
         gap = 3 * gap + 1
-    while gap > 0:  # Shell's sort: taps come nearly in order, and numpy's sorts would compile for long
+    while gap > 0:  # Shell's sort, where a boundary folded them; numpy's sorts would compile for long
         for m in range(gap, n):
             t, at = taps[m], m
             while at >= gap and (reads[taps[at - gap]], taps[at - gap]) > (reads[t], t):
@@ -53,8 +57,8 @@ def sort_taps(reads, taps, first):
         gap //= 3
     entries = 0
     for m in range(n):
-        if m == 0 or reads[taps[m]] != reads[taps[m - 1]]:
-            first[entries] = m
+        if entries == 0 or pixels[entries - 1] != reads[taps[m]]:
+            pixels[entries], first[entries] = reads[taps[m]], m
             entries += 1
     first[entries] = n
     return entries
@@ -64,11 +68,12 @@ def sort_taps(reads, taps, first):
 def _tap_counts(axis, boundary, o0, counts):
     # counts[j]: how many different pixels of one axis output o0 + j reads.
     kernel = axis[KERNEL]
-    reads, taps, first = np.empty(kernel, np.int64), np.empty(kernel, np.int64), np.empty(kernel + 1, np.int64)
+    reads, taps = np.empty(kernel, np.int64), np.empty(kernel, np.int64)
+    pixels, first = np.empty(kernel, np.int64), np.empty(kernel + 1, np.int64)
     for j in range(counts.size):
         for t in range(kernel):
             reads[t] = source(position(o0 + j, t, axis[START], axis[STRIDE], axis[STEP]), axis[SIZE], boundary)
-        counts[j] = sort_taps(reads, taps, first)
+        counts[j] = sort_taps(kernel, reads, taps, pixels, first)
 
 
 def inside(axis: np.ndarray) -> tuple[int, int]:
@@ -124,51 +129,53 @@ def begin(p, rows, line):
 
 
 @helper
-def empty_rows(axes, Cg, count):
-    """What ``next_rows`` fills: three arrays that it describes, and those that it needs to find them."""
-    L_k = axes[-1, KERNEL]
-    R_k = count // L_k
-    return (
-        np.empty(Cg * count, np.int64), np.empty(Cg * count, np.int64), np.empty((Cg * count, 2), np.int64),
-        np.full(2, -1), np.empty(R_k, np.int64), np.empty(R_k, np.int64), np.empty(R_k + 1, np.int64),
-        np.empty(L_k, np.int64), np.empty(L_k, np.int64), np.empty(L_k + 1, np.int64),
-    )
+def scratch(Cg, count):
+    """Room for ``next_rows``: its results, what the taps of an axis read and in which order, and which line it was."""
+    room = np.empty((13, Cg * count + 2), np.int64)
+    room[12, 0] = -1
+    return room
 
 
 @helper
-def next_rows(p, end, Cg, inputs, axes, boundary, a, b, found):
+def next_rows(p, end, Cg, count, inputs, axes, boundary, a, b, room):
     """The output pixels from ``p`` on whose rows in W_conv are each the one before, moved on by a stride.
 
     Entry ``e`` of the row of ``p`` stands in the column ``columns[e]``, counted from the first of its group, and holds
     weight ``places[e]`` of its kernel. Where the boundary folds several taps onto a pixel, the weight ``place`` joins
-    entry ``e`` for every ``e, place`` in ``folded``. Returns the numbers of pixels, of entries and of folded taps.
+    entry ``e`` for every ``e, place`` of ``zip(folded, joining)``. These are the first rows of ``room``. Returns the
+    numbers of pixels, of entries and of folded taps.
     """
-    columns, places, folded, line, row_reads, row_taps, row_first, reads, taps, first = found
+    columns, places, folded, joining, line = room[0], room[1], room[2], room[3], room[12]
+    row_reads, row_taps, input_rows, row_first = room[4], room[5], room[6], room[7]
+    reads, taps, pixels, first = room[8], room[9], room[10], room[11]
     last = axes.shape[0] - 1
-    R_k, L_k, L_in, L_out = row_reads.size, reads.size, axes[last, SIZE], axes[last, OUT]
-    O, o, turned = p // L_out, p % L_out, axes[last, STEP] < 0
+    L_in, L_k, L_out = axes[last, SIZE], axes[last, KERNEL], axes[last, OUT]
+    R_k, O, o, turned = count // L_k, p // L_out, p % L_out, axes[last, STEP] < 0
     if line[0] != O:  # the pixels of a line read the same rows
         for T in range(R_k):
             row_reads[T] = row_source(R_k - 1 - T if turned else T, O, axes, boundary)
-        line[0], line[1] = O, sort_taps(row_reads, row_taps, row_first)
+        line[0], line[1] = O, sort_taps(R_k, row_reads, row_taps, input_rows, row_first)
     for t in range(L_k):
         tap = L_k - 1 - t if turned else t
         i = position(o, tap, axes[last, START], axes[last, STRIDE], axes[last, STEP])
         reads[t] = source(i, L_in, boundary)
-    m, n = line[1], sort_taps(reads, taps, first)
-    several = row_first[m] > m or first[n] > n
+    m, n = line[1], sort_taps(L_k, reads, taps, pixels, first)
+    alone = row_first[m] == m and first[n] == n
     e = joined = 0
     for c in range(Cg):
         for i in range(m):
-            T = row_taps[row_first[i]]
-            base, place = c * inputs + row_reads[T] * L_in, (c * R_k + T) * L_k
+            base, place = c * inputs + input_rows[i] * L_in, (c * R_k + row_taps[i]) * L_k
             for j in range(n):
-                columns[e + j], places[e + j] = base + reads[taps[first[j]]], place + taps[first[j]]
-            for j in range(n if several else 0):
-                for u in range(row_first[i], row_first[i + 1]):
-                    for v in range(first[j], first[j + 1]):
-                        if u > row_first[i] or v > first[j]:
-                            folded[joined, 0], folded[joined, 1] = e + j, (c * R_k + row_taps[u]) * L_k + taps[v]
+                columns[e + j], places[e + j] = base + pixels[j], place + taps[j]
+            for j in range(0 if alone else n):
+                lead = row_first[i], first[j]
+                for u in range(lead[0], row_first[i + 1]):
+                    for v in range(lead[1], first[j + 1]):
+                        place = (c * R_k + row_taps[u]) * L_k + taps[v]
+                        if (u, v) == lead:
+                            places[e + j] = place
+                        else:
+                            folded[joined], joining[joined] = e + j, place
                             joined += 1
             e += n
     return min(b - o, end - p) if a <= o < b else 1, e, joined
@@ -183,6 +190,14 @@ def write(source, move, target, at, n):
     at = np.uint64(at)
     for e in range(np.uint64(n)):
         target[at + e] = source[e] + move
+
+
+@helper
+def take(source, places, target, at, n):
+    """``target[at + e] = source[places[e]]`` for ``e < n``."""
+    at = np.uint64(at)
+    for e in range(np.uint64(n)):
+        target[at + e] = source[np.uint64(places[e])]
 
 
 @helper
@@ -211,14 +226,15 @@ def is_moved(entries, s, t, n, move):
 
 
 @helper
-def write_structure(p, end, K, Kg, Cg, inputs, axes, boundary, a, b, rows, line, found, indices, indptr):
+def write_structure(p, end, K, Kg, Cg, count, inputs, axes, boundary, a, b, rows, line, indices, indptr):
     """The rows of output pixels ``p … end - 1``: those of the first kernel, and moved copies for the others."""
     P, every = (indptr.size - 1) // K, Cg * rows[-1] * line[-1]
     p0, at = p, Cg * begin(p, rows, line)
-    at0 = at
+    at0, room = at, scratch(Cg, count)
+    here = borrowed(room)
     while p < end:
-        run, n, _ = next_rows(p, end, Cg, inputs, axes, boundary, a, b, found)
-        write(found[0], 0, indices, at, n)
+        run, n, _ = next_rows(p, end, Cg, count, inputs, axes, boundary, a, b, here)
+        write(here[0], 0, indices, at, n)
         done, most = 1, max(1, TOGETHER // max(n, 1))
         while done < run:
             more = min(done, run - done, most)
@@ -230,18 +246,20 @@ def write_structure(p, end, K, Kg, Cg, inputs, axes, boundary, a, b, rows, line,
     for k in range(1, K):
         copy_moved(indices, at0, at0 + k * every, at - at0, k // Kg * Cg * inputs)
         copy_moved(indptr, p0, p0 + k * P, p - p0, k * every)
+    keep(room)
 
 
 @helper
-def has_rows(p, end, K, Kg, Cg, inputs, axes, boundary, a, b, rows, line, found, indices, indptr):
+def has_rows(p, end, K, Kg, Cg, count, inputs, axes, boundary, a, b, rows, line, indices, indptr):
     """Whether ``write_structure`` would change nothing."""
     P, every = (indptr.size - 1) // K, Cg * rows[-1] * line[-1]
     p0, at, same = p, Cg * begin(p, rows, line), True
-    at0 = at
+    at0, room = at, scratch(Cg, count)
+    here = borrowed(room)
     while p < end:
-        run, n, _ = next_rows(p, end, Cg, inputs, axes, boundary, a, b, found)
+        run, n, _ = next_rows(p, end, Cg, count, inputs, axes, boundary, a, b, here)
         for e in range(n):
-            same &= indices[at + e] == found[0][e]
+            same &= indices[at + e] == here[0, e]
         same &= is_moved(indices, at, at + n, (run - 1) * n, axes[-1, STRIDE])
         for i in range(run):
             same &= indptr[p + i] == at + i * n
@@ -249,29 +267,31 @@ def has_rows(p, end, K, Kg, Cg, inputs, axes, boundary, a, b, rows, line, found,
     for k in range(1, K):
         same &= is_moved(indices, at0, at0 + k * every, at - at0, k // Kg * Cg * inputs)
         same &= is_moved(indptr, p0, p0 + k * P, p - p0, k * every)
+    keep(room)
     return same
 
 
 @helper
-def write_values(p, end, w, inputs, axes, boundary, a, b, rows, line, found, data):
+def write_values(p, end, w, Cg, inputs, axes, boundary, a, b, rows, line, data):
     """The values of output pixels ``p … end - 1`` for every kernel of ``w (K, C/G * prod k)``."""
-    Cg = w.shape[1] // (found[4].size * found[7].size)
-    places, folded, every = found[1], found[2], Cg * rows[-1] * line[-1]
-    before = Cg * begin(p, rows, line)
+    count, every, before = w.shape[1] // Cg, Cg * rows[-1] * line[-1], Cg * begin(p, rows, line)
+    room = scratch(Cg, count)
+    here = borrowed(room)
+    places, folded, joining = here[1], here[2], here[3]
     while p < end:
-        run, n, joined = next_rows(p, end, Cg, inputs, axes, boundary, a, b, found)
+        run, n, joined = next_rows(p, end, Cg, count, inputs, axes, boundary, a, b, here)
         for k in range(w.shape[0]):
             at = k * every + before
-            for e in range(n):
-                data[at + e] = w[k, places[e]]
+            take(w[k], places, data, at, n)
             for j in range(joined):
-                data[at + folded[j, 0]] += w[k, folded[j, 1]]
+                data[at + folded[j]] += w[k, joining[j]]
             done, most = 1, max(1, TOGETHER // max(n, 1))
             while done < run:
                 more = min(done, run - done, most)
                 copy(data, at + (done - more) * n, at + done * n, more * n)
                 done += more
         p, before = p + run, before + run * n
+    keep(room)
 
 
 @Kernel
@@ -280,8 +300,8 @@ def _structure(K, Kg, Cg, count, inputs, axes, boundary, a, b, rows, line, chunk
     P = (indptr.size - 1) // K
     for task in prange((P + chunk - 1) // chunk):
         write_structure(
-            task * chunk, min((task + 1) * chunk, P), K, Kg, Cg, inputs, borrowed(axes), boundary, a, b,
-            borrowed(rows), borrowed(line), empty_rows(axes, Cg, count), borrowed(indices), borrowed(indptr),
+            task * chunk, min((task + 1) * chunk, P), K, Kg, Cg, count, inputs, borrowed(axes), boundary,
+            a, b, borrowed(rows), borrowed(line), borrowed(indices), borrowed(indptr),
         )
 
 
@@ -290,8 +310,8 @@ def _has_structure(K, Kg, Cg, count, inputs, axes, boundary, a, b, rows, line, c
     P = (indptr.size - 1) // K
     for task in prange((P + chunk - 1) // chunk):
         same[task] = has_rows(
-            task * chunk, min((task + 1) * chunk, P), K, Kg, Cg, inputs, borrowed(axes), boundary, a, b,
-            borrowed(rows), borrowed(line), empty_rows(axes, Cg, count), borrowed(indices), borrowed(indptr),
+            task * chunk, min((task + 1) * chunk, P), K, Kg, Cg, count, inputs, borrowed(axes), boundary,
+            a, b, borrowed(rows), borrowed(line), borrowed(indices), borrowed(indptr),
         )
 
 
@@ -300,8 +320,8 @@ def _values(w, Cg, inputs, axes, boundary, a, b, rows, line, chunk, data):
     P = (rows.size - 1) * (line.size - 1)
     for task in prange((P + chunk - 1) // chunk):
         write_values(
-            task * chunk, min((task + 1) * chunk, P), borrowed(w), inputs, borrowed(axes), boundary, a, b,
-            borrowed(rows), borrowed(line), empty_rows(axes, Cg, w.shape[1] // Cg), borrowed(data),
+            task * chunk, min((task + 1) * chunk, P), borrowed(w), Cg, inputs, borrowed(axes), boundary, a, b,
+            borrowed(rows), borrowed(line), borrowed(data),
         )
 
 
@@ -368,10 +388,21 @@ def triple(
         "use linear_operator(w) of a plan, or algorithm='implicit', which store no matrix",
     )
     before = entries_before(axes, boundary)
-    data, indices, indptr = np.empty(entries, w.dtype), np.empty(entries, index_dtype), np.empty(rows + 1, index_dtype)
+    data, indices, indptr = one_block((entries, w.dtype), (entries, index_dtype), (rows + 1, index_dtype))
     structure(w.shape, axes, boundary, groups, before, indices, indptr)
     values(w, axes, boundary, before, data)
     return data, indices, indptr
+
+
+def one_block(*arrays: tuple[int, np.dtype]) -> list[np.ndarray]:
+    """New arrays of these sizes and dtypes, one behind the other in memory.
+
+    Fresh memory costs more than what is written there: in one block the system gives it in larger pages, and keeps it
+    for the next matrix.
+    """
+    starts = np.cumsum([0] + [-(-size * dtype.itemsize // CACHE_LINE) * CACHE_LINE for size, dtype in arrays])
+    block = np.empty(int(starts[-1]) // 16, np.complex128)  # SciPy copies from a base with more than twice the items
+    return [np.frombuffer(block, dtype, size, start) for (size, dtype), start in zip(arrays, starts, strict=False)]
 
 
 def index_dtype_for(largest: int) -> np.dtype:
