@@ -7,15 +7,13 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
-from numba import prange
 
 from .. import _indexing, _memory
 from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..geometry import ConvGeometry
 from . import csr
-from ._jit import Kernel, flat, helper, position, row_source, source
+from ._jit import Kernel, flat, helper, position, row_source, source, tasks_of
 from .im2col import groups_of, unturned
-from .simd import borrowed, keep
 
 #: Most output pixels of one task; there are at least 64 tasks to share among threads …
 CHUNK = 4096
@@ -65,7 +63,7 @@ def sort_taps(kernel, reads, taps, pixels, first):
 
 
 @Kernel
-def _tap_counts(axis, boundary, o0, counts):
+def _tap_counts(team, axis, boundary, o0, counts):
     # counts[j]: how many different pixels of one axis output o0 + j reads.
     kernel = axis[KERNEL]
     reads, taps = np.empty(kernel, np.int64), np.empty(kernel, np.int64)
@@ -225,104 +223,74 @@ def is_moved(entries, s, t, n, move):
     return wrong == 0
 
 
-@helper
-def write_structure(p, end, K, Kg, Cg, count, inputs, axes, boundary, a, b, rows, line, indices, indptr):
-    """The rows of output pixels ``p … end - 1``: those of the first kernel, and moved copies for the others."""
-    P, every = (indptr.size - 1) // K, Cg * rows[-1] * line[-1]
-    p0, at = p, Cg * begin(p, rows, line)
-    at0, room = at, scratch(Cg, count)
-    here = borrowed(room)
-    while p < end:
-        run, n, _ = next_rows(p, end, Cg, count, inputs, axes, boundary, a, b, here)
-        write(here[0], 0, indices, at, n)
-        done, most = 1, max(1, TOGETHER // max(n, 1))
-        while done < run:
-            more = min(done, run - done, most)
-            copy_moved(indices, at + (done - more) * n, at + done * n, more * n, more * axes[-1, STRIDE])
-            done += more
-        for i in range(run):
-            indptr[p + i] = at + i * n
-        p, at = p + run, at + run * n
-    for k in range(1, K):
-        copy_moved(indices, at0, at0 + k * every, at - at0, k // Kg * Cg * inputs)
-        copy_moved(indptr, p0, p0 + k * P, p - p0, k * every)
-    keep(room)
-
-
-@helper
-def has_rows(p, end, K, Kg, Cg, count, inputs, axes, boundary, a, b, rows, line, indices, indptr):
-    """Whether ``write_structure`` would change nothing."""
-    P, every = (indptr.size - 1) // K, Cg * rows[-1] * line[-1]
-    p0, at, same = p, Cg * begin(p, rows, line), True
-    at0, room = at, scratch(Cg, count)
-    here = borrowed(room)
-    while p < end:
-        run, n, _ = next_rows(p, end, Cg, count, inputs, axes, boundary, a, b, here)
-        for e in range(n):
-            same &= indices[at + e] == here[0, e]
-        same &= is_moved(indices, at, at + n, (run - 1) * n, axes[-1, STRIDE])
-        for i in range(run):
-            same &= indptr[p + i] == at + i * n
-        p, at = p + run, at + run * n
-    for k in range(1, K):
-        same &= is_moved(indices, at0, at0 + k * every, at - at0, k // Kg * Cg * inputs)
-        same &= is_moved(indptr, p0, p0 + k * P, p - p0, k * every)
-    keep(room)
-    return same
-
-
-@helper
-def write_values(p, end, w, Cg, inputs, axes, boundary, a, b, rows, line, data):
-    """The values of output pixels ``p … end - 1`` for every kernel of ``w (K, C/G * prod k)``."""
-    count, every, before = w.shape[1] // Cg, Cg * rows[-1] * line[-1], Cg * begin(p, rows, line)
-    room = scratch(Cg, count)
-    here = borrowed(room)
-    places, folded, joining = here[1], here[2], here[3]
-    while p < end:
-        run, n, joined = next_rows(p, end, Cg, count, inputs, axes, boundary, a, b, here)
-        for k in range(w.shape[0]):
-            at = k * every + before
-            take(w[k], places, data, at, n)
-            for j in range(joined):
-                data[at + folded[j]] += w[k, joining[j]]
+@Kernel
+def _structure(team, K, Kg, Cg, count, inputs, axes, boundary, a, b, rows, line, chunk, indices, indptr):
+    # A task owns a chunk of output pixels; count is prod k, inputs prod in; outputs a … b - 1 of a line read all taps.
+    # Their rows of the first kernel are written, and moved copies for the others.
+    P, every, room = (indptr.size - 1) // K, Cg * rows[-1] * line[-1], scratch(Cg, count)
+    for task in tasks_of(team, (P + chunk - 1) // chunk):
+        p0, end = task * chunk, min((task + 1) * chunk, P)
+        at0 = Cg * begin(p0, rows, line)
+        p, at = p0, at0
+        while p < end:
+            run, n, _ = next_rows(p, end, Cg, count, inputs, axes, boundary, a, b, room)
+            write(room[0], 0, indices, at, n)
             done, most = 1, max(1, TOGETHER // max(n, 1))
             while done < run:
                 more = min(done, run - done, most)
-                copy(data, at + (done - more) * n, at + done * n, more * n)
+                copy_moved(indices, at + (done - more) * n, at + done * n, more * n, more * axes[-1, STRIDE])
                 done += more
-        p, before = p + run, before + run * n
-    keep(room)
+            for i in range(run):
+                indptr[p + i] = at + i * n
+            p, at = p + run, at + run * n
+        for k in range(1, K):
+            copy_moved(indices, at0, at0 + k * every, at - at0, k // Kg * Cg * inputs)
+            copy_moved(indptr, p0, p0 + k * P, end - p0, k * every)
 
 
 @Kernel
-def _structure(K, Kg, Cg, count, inputs, axes, boundary, a, b, rows, line, chunk, indices, indptr):
-    # A task owns a chunk of output pixels; count is prod k, inputs prod in; outputs a … b - 1 of a line read all taps.
-    P = (indptr.size - 1) // K
-    for task in prange((P + chunk - 1) // chunk):
-        write_structure(
-            task * chunk, min((task + 1) * chunk, P), K, Kg, Cg, count, inputs, borrowed(axes), boundary,
-            a, b, borrowed(rows), borrowed(line), borrowed(indices), borrowed(indptr),
-        )
+def _has_structure(team, K, Kg, Cg, count, inputs, axes, boundary, a, b, rows, line, chunk, indices, indptr, same):
+    # Whether ``_structure`` would change nothing, task by task.
+    P, every, room = (indptr.size - 1) // K, Cg * rows[-1] * line[-1], scratch(Cg, count)
+    for task in tasks_of(team, (P + chunk - 1) // chunk):
+        p0, end = task * chunk, min((task + 1) * chunk, P)
+        at0, found = Cg * begin(p0, rows, line), True
+        p, at = p0, at0
+        while p < end:
+            run, n, _ = next_rows(p, end, Cg, count, inputs, axes, boundary, a, b, room)
+            for e in range(n):
+                found &= indices[at + e] == room[0, e]
+            found &= is_moved(indices, at, at + n, (run - 1) * n, axes[-1, STRIDE])
+            for i in range(run):
+                found &= indptr[p + i] == at + i * n
+            p, at = p + run, at + run * n
+        for k in range(1, K):
+            found &= is_moved(indices, at0, at0 + k * every, at - at0, k // Kg * Cg * inputs)
+            found &= is_moved(indptr, p0, p0 + k * P, end - p0, k * every)
+        same[task] = found
 
 
 @Kernel
-def _has_structure(K, Kg, Cg, count, inputs, axes, boundary, a, b, rows, line, chunk, indices, indptr, same):
-    P = (indptr.size - 1) // K
-    for task in prange((P + chunk - 1) // chunk):
-        same[task] = has_rows(
-            task * chunk, min((task + 1) * chunk, P), K, Kg, Cg, count, inputs, borrowed(axes), boundary,
-            a, b, borrowed(rows), borrowed(line), borrowed(indices), borrowed(indptr),
-        )
-
-
-@Kernel
-def _values(w, Cg, inputs, axes, boundary, a, b, rows, line, chunk, data):
-    P = (rows.size - 1) * (line.size - 1)
-    for task in prange((P + chunk - 1) // chunk):
-        write_values(
-            task * chunk, min((task + 1) * chunk, P), borrowed(w), Cg, inputs, borrowed(axes), boundary, a, b,
-            borrowed(rows), borrowed(line), borrowed(data),
-        )
+def _values(team, w, Cg, inputs, axes, boundary, a, b, rows, line, chunk, data):
+    # w (K, C/G * prod k)
+    P, every, count = (rows.size - 1) * (line.size - 1), Cg * rows[-1] * line[-1], w.shape[1] // Cg
+    room = scratch(Cg, count)
+    for task in tasks_of(team, (P + chunk - 1) // chunk):
+        p, end = task * chunk, min((task + 1) * chunk, P)
+        before = Cg * begin(p, rows, line)
+        while p < end:
+            run, n, joined = next_rows(p, end, Cg, count, inputs, axes, boundary, a, b, room)
+            for k in range(w.shape[0]):
+                at = k * every + before
+                take(w[k], room[1], data, at, n)
+                for j in range(joined):
+                    data[at + room[2, j]] += w[k, room[3, j]]
+                done, most = 1, max(1, TOGETHER // max(n, 1))
+                while done < run:
+                    more = min(done, run - done, most)
+                    copy(data, at + (done - more) * n, at + done * n, more * n)
+                    done += more
+            p, before = p + run, before + run * n
 
 
 def structure(
