@@ -26,6 +26,7 @@ TOGETHER = 2048
 #: Bytes of a line of the cache, at which arrays begin.
 CACHE_LINE = 64
 
+Counts = list[tuple[np.ndarray, int, int, np.ndarray]]
 Before = tuple[np.ndarray, np.ndarray]
 
 
@@ -82,34 +83,32 @@ def inside(axis: np.ndarray) -> tuple[int, int]:
     return a, max(min(_indexing.first_output(highest, stride, size), out), a)
 
 
-def edge_counts(axis: np.ndarray, boundary: int) -> tuple[np.ndarray, int, np.ndarray]:
-    """Along one axis: what the outputs at either edge read, and how many lie between them, which read every tap."""
-    a, b = inside(axis)
-    before, after = np.empty(a, dtype=np.int64), np.empty(int(axis[OUT]) - b, dtype=np.int64)
-    _tap_counts(axis, boundary, 0, before, work=0)
-    _tap_counts(axis, boundary, b, after, work=0)
-    return before, b - a, after
-
-
-def count_entries(axes: np.ndarray, boundary: int) -> int:
-    """Entries of W_conv for one channel pair: a product over the axes, cheap at any size."""
-    total = 1
+def counts_of(axes: np.ndarray, boundary: int) -> Counts:
+    """For each axis: what the outputs at either edge read, and how many lie between them, which read every tap."""
+    counts = []
     for axis in axes:
-        before, inside, after = edge_counts(axis, boundary)
-        total *= int(before.sum()) + inside * int(axis[KERNEL]) + int(after.sum())
-    return total
+        a, b = inside(axis)
+        before, after = np.empty(a, dtype=np.int64), np.empty(int(axis[OUT]) - b, dtype=np.int64)
+        _tap_counts(axis, boundary, 0, before, work=0)
+        _tap_counts(axis, boundary, b, after, work=0)
+        counts.append((before, b - a, int(axis[KERNEL]), after))
+    return counts
 
 
-def entries_before(axes: np.ndarray, boundary: int) -> Before:
+def count_entries(counts: Counts) -> int:
+    """Entries of W_conv for one channel pair: a product over the axes, cheap at any size."""
+    return prod(int(before.sum()) + between * kernel + int(after.sum()) for before, between, kernel, after in counts)
+
+
+def entries_before(counts: Counts) -> Before:
     """Entries of one channel pair along the rows of the output and along a row: what lies before each, and the total.
 
     The entries of a pixel are a product over the axes, so these two say where each pixel's begin (``begin``).
     """
     rows = line = np.ones(1, dtype=np.int64)
-    for axis in axes:
-        before, inside, after = edge_counts(axis, boundary)
+    for before, between, kernel, after in counts:
         rows = np.multiply.outer(rows, line).reshape(-1)
-        line = np.concatenate([before, np.full(inside, axis[KERNEL]), after])
+        line = np.concatenate([before, np.full(between, kernel), after])
     return _running_sum(rows), _running_sum(line)
 
 
@@ -348,14 +347,15 @@ def triple(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``data, indices, indptr`` of W_conv ``(K * prod out, C * prod in)``."""
     K, Cg = w.shape[:2]
-    entries, P = K * Cg * count_entries(axes, boundary), prod(axes[:, OUT].tolist())
+    counts = counts_of(axes, boundary)
+    entries, P = K * Cg * count_entries(counts), prod(axes[:, OUT].tolist())
     rows, columns = K * P, groups * Cg * prod(axes[:, SIZE].tolist())
     index_dtype = index_dtype_for(max(entries, rows, columns))
     _memory.require(
         stored_bytes(entries, rows, w.dtype, index_dtype) + 16 * P, f"W_conv with {entries:,} entries",
         "use linear_operator(w) of a plan, or algorithm='implicit', which store no matrix",
     )
-    before = entries_before(axes, boundary)
+    before = entries_before(counts)
     data, indices, indptr = one_block((entries, w.dtype), (entries, index_dtype), (rows + 1, index_dtype))
     structure(w.shape, axes, boundary, groups, before, indices, indptr)
     values(w, axes, boundary, before, data)
@@ -410,7 +410,7 @@ def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
 def nbytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes of the three arrays of ``W_conv``, counted without making them."""
     g = geometry
-    entries = g.K * (g.C // g.groups) * count_entries(g.axes, g.boundary_code)
+    entries = g.K * (g.C // g.groups) * count_entries(counts_of(g.axes, g.boundary_code))
     index_dtype = index_dtype_for(max(entries, *g.matrix_shape))
     return stored_bytes(entries, g.matrix_shape[0], dtype, index_dtype)
 
