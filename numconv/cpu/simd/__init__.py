@@ -27,7 +27,8 @@ from .vectors import lanes as lanes
 from .window import ABREAST as ABREAST
 from .window import STACKED as STACKED
 from .window import WINDOW as WINDOW
-from .window import copy_line as copy_line
+from .window import copy_item as copy_item
+from .window import copy_rows as copy_rows
 from .window import weight_tile as weight_tile
 from .window import window_tile as window_tile
 from .winograd import outer_shape as outer_shape
