@@ -18,12 +18,11 @@ from math import prod
 
 import numba
 import numpy as np
-from numba import prange
 
 from .._indexing import CONSTANT, KERNEL, OUT, SIZE
 from .._memory import cache_size
 from ..geometry import ConvGeometry, axes_table
-from ._jit import Kernel, flat, helper
+from ._jit import Kernel, flat, helper, tasks_of
 from .direct import wide
 from .im2col import groups_of
 from .lines import (
@@ -69,7 +68,7 @@ PARTS = 16 << 20
 
 
 @Kernel
-def _forward(x, w, w_terms, w_steps, bias, axes, boundary, fill, block, lanes, groups, places, y):
+def _forward(team, x, w, w_terms, w_steps, bias, axes, boundary, fill, block, lanes, groups, places, y):
     # x (N, C, lead, rows, last); weight (g, k, c, t) is w[g, k, c times w_steps, and w_terms[t]] in a flat w, output
     # (n, k, o) is y[places[0] + n, k, o times places[1:]] in a flat y.
     d = axes.shape[0]
@@ -94,7 +93,7 @@ def _forward(x, w, w_terms, w_steps, bias, axes, boundary, fill, block, lanes, g
     zero = fill
     w_at, y_at, bias_at, terms_at = address(w, zero), address(y, zero), address(bias, zero), address(terms, zero)
     weights_at, w_rows_at = address(weights, zero), address(w_rows, zero)
-    for task in prange(N * lead_out * groups * down * across * block[SHARES]):
+    for task in tasks_of(team, N * lead_out * groups * down * across * block[SHARES]):
         share, rest = task % block[SHARES], task // block[SHARES]
         o0, rest = rest % across * block[COLUMNS], rest // across
         O0, rest = rest % down * block[ROWS], rest // down
@@ -249,7 +248,7 @@ def grad_input(dY: np.ndarray, w: np.ndarray, geometry: ConvGeometry, dX: np.nda
 
 
 @Kernel
-def _grad_weight(x, dY, axes, boundary, fill, block, lanes, conjugate, partial):
+def _grad_weight(team, x, dY, axes, boundary, fill, block, lanes, conjugate, partial):
     # partial (parts, K, C/G * T): the blocks of outputs are split into a fixed number of parts, each summed alone.
     d = axes.shape[0]
     parts, K, Q = partial.shape
@@ -278,7 +277,7 @@ def _grad_weight(x, dY, axes, boundary, fill, block, lanes, conjugate, partial):
         address(dY.reshape(dY.size), zero), address(terms, zero), address(turned_rows, zero), address(none, zero),
         address(partials, zero),
     )  # fmt: skip
-    for task in prange(parts * G * pieces):
+    for task in tasks_of(team, parts * G * pieces):
         piece, g, part = task % pieces, task // pieces % G, task // pieces // G
         c, channels = piece * block[CHANNELS], min(block[CHANNELS], Cg - piece * block[CHANNELS])
         lines = np.empty(block_size(axes, block), x.dtype)
@@ -418,6 +417,6 @@ def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
     axes, _ = merged(g.axes, contiguous_steps((g.N, g.K, *g.out)))
     block = blocks_of(axes, g.N, g.C // g.groups, g.K // g.groups, g.groups, dtype, threads)
     width = sum_lanes(dtype)
-    lines = int(block_size.py_func(axes, block)) + WIDEST * width
+    lines = int(block_size(axes, block)) + WIDEST * width
     panel = int(block[PACKED] * block[CHANNELS]) * prod(g.kernel) * WIDEST * width
     return (lines + panel + HIGHEST * WIDEST * width) * dtype.itemsize * threads

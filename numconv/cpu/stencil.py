@@ -22,25 +22,12 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
-from numba import prange
 
 from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..geometry import ConvGeometry
-from ._jit import Kernel, flat, helper, row_source, source
+from ._jit import Kernel, flat, helper, row_source, source, tasks_of
 from .rows import shared_lines
-from .simd import (
-    ABREAST,
-    STACKED,
-    WINDOW,
-    address,
-    borrowed,
-    copy_item,
-    copy_rows,
-    keep,
-    lanes,
-    weight_tile,
-    window_tile,
-)
+from .simd import ABREAST, STACKED, WINDOW, address, copy_item, copy_rows, lanes, weight_tile, window_tile
 
 #: Output columns of a block in vectors, and its rows in tiles.
 ACROSS, DOWN = 16, 4
@@ -225,9 +212,10 @@ def survey(
     return inside
 
 
-@helper
-def forward_share(share, shares, x, w, bias, axes, boundary, fill, entries, sizes, G, y):
-    """Some of the tasks: each is a block of rows and columns for all output channels of a group."""
+@Kernel
+def _forward(team, x, w, bias, axes, boundary, fill, entries, sizes, G, y):
+    # All arrays flat: x (N, C, in), w (K, units, taps), y (N, K, out). A unit is a channel and a tap of the leading
+    # axes; a task is a block of rows and columns for all output channels of a group.
     a, K = axes.shape[0] - 1, bias.size
     R_out, L_out, stride = axes[a - 1, OUT], axes[a, OUT], axes[a - 1, STRIDE]
     taps, lead_k, lead_out = axes[a - 1, KERNEL] * axes[a, KERNEL], 1, 1
@@ -241,11 +229,12 @@ def forward_share(share, shares, x, w, bias, axes, boundary, fill, entries, size
     tile = WINDOW * vector if between == 0 else ABREAST * vector
     together = min(sizes[UNITS], U)
     patch = np.zeros(together * sizes[LINES] * sizes[PATCH_ROWS] * sizes[LINE] + tile, y.dtype)  # garbage may be slow
-    starts, blank = np.empty(together, np.int64), np.full(1, fill, y.dtype)
+    blank, starts = np.zeros(1, y.dtype), np.zeros(together, np.int64)
+    blank[0] = fill
     pixels, weights, result, start = address(x, fill), address(w, fill), address(y, fill), address(bias, fill)
     patch_at, starts_at, blank_at = address(patch, fill), address(starts, fill), address(blank, fill)
     in_patch, in_place = address(entries[0], fill), address(entries[1], fill)
-    for task in range(tasks * share // shares, tasks * (share + 1) // shares):
+    for task in tasks_of(team, tasks):
         o0, O_row = task % across * columns, task // across % down * rows
         outer = task // across // down
         O, g, n = outer % lead_out, outer // lead_out % G, outer // lead_out // G
@@ -273,18 +262,6 @@ def forward_share(share, shares, x, w, bias, axes, boundary, fill, entries, size
                                 count - i if between else WINDOW, wide - j, 0 if between else vector,
                                 u0 == 0, start, k, fill,
                             )
-    keep(patch, starts, blank)
-
-
-@Kernel
-def _forward(x, w, bias, axes, boundary, fill, entries, sizes, shares, G, y):
-    # All arrays flat; of y (N, K, out), x (N, C, in) and w (K, units, taps), a unit is a channel and a tap of the
-    # leading axes.
-    for share in prange(shares):
-        forward_share(
-            share, shares, borrowed(x), borrowed(w), borrowed(bias), borrowed(axes), boundary, fill, borrowed(entries),
-            borrowed(sizes), G, borrowed(y),
-        )
 
 
 def forward(
@@ -296,14 +273,15 @@ def forward(
     weights = np.take(w.reshape(-1, taps), plan.order, axis=1)
     _forward(
         flat(x, x.size), flat(weights, weights.size), flat(bias, bias.size), axes, boundary, fill, plan.entries,
-        plan.sizes, numba.get_num_threads(), x.shape[1] // w.shape[1], y.reshape(y.size),
+        plan.sizes, x.shape[1] // w.shape[1], y.reshape(y.size),
         work=y.size * (w.size // w.shape[0]),
     )
 
 
-@helper
-def weight_share(share, shares, x, dY, axes, boundary, fill, entries, sizes, G, together_k, partial):
-    """Some of the tasks: each sums one part of the blocks for some output channels of a group."""
+@Kernel
+def _grad_weight(team, x, dY, axes, boundary, fill, entries, sizes, G, together_k, partial):
+    # x and dY flat, partial (parts, K, units times taps): the blocks are split into a fixed number of parts; a task
+    # sums one part for some output channels of a group, which share what is gathered.
     parts, K, weights = partial.shape
     a = axes.shape[0] - 1
     R_out, L_out, stride = axes[a - 1, OUT], axes[a, OUT], axes[a - 1, STRIDE]
@@ -320,12 +298,13 @@ def weight_share(share, shares, x, dY, axes, boundary, fill, entries, sizes, G, 
     slices = (K // G + together_k - 1) // together_k
     tasks = parts * G * slices
     patch = np.zeros(together * sizes[LINES] * sizes[PATCH_ROWS] * sizes[LINE] + WINDOW * vector, x.dtype)
-    starts, blank = np.empty(together, np.int64), np.full(1, fill, x.dtype)
-    sums = np.empty(together_k * weights * vector, x.dtype)
+    blank, starts = np.zeros(1, x.dtype), np.zeros(together, np.int64)
+    blank[0] = fill
+    sums = np.zeros(together_k * weights * vector, x.dtype)
     pixels, gradient, sums_at = address(x, fill), address(dY, fill), address(sums, fill)
     patch_at, starts_at, blank_at = address(patch, fill), address(starts, fill), address(blank, fill)
     in_patch, in_place = address(entries[0], fill), address(entries[1], fill)
-    for task in range(tasks * share // shares, tasks * (share + 1) // shares):
+    for task in tasks_of(team, tasks):
         part, slice, g = task % parts, task // parts % slices, task // parts // slices
         k0 = g * (K // G) + slice * together_k
         k1 = min(k0 + together_k, (g + 1) * (K // G))
@@ -370,7 +349,6 @@ def weight_share(share, shares, x, dY, axes, boundary, fill, entries, sizes, G, 
                 add_lanes(sums, vector, partial[part], k0, k1)
                 added = 0
         add_lanes(sums, vector, partial[part], k0, k1)
-    keep(patch, starts, blank, sums)
 
 
 @helper
@@ -386,16 +364,6 @@ def add_lanes(sums, vector, totals, k0, k1):
     sums[:] = 0
 
 
-@Kernel
-def _grad_weight(x, dY, axes, boundary, fill, entries, sizes, shares, G, together_k, partial):
-    # partial (parts, K, units times taps): the blocks are split into a fixed number of parts. x and dY are flat.
-    for share in prange(shares):
-        weight_share(
-            share, shares, borrowed(x), borrowed(dY), borrowed(axes), boundary, fill, borrowed(entries),
-            borrowed(sizes), G, together_k, borrowed(partial),
-        )
-
-
 def grad_weight(
     x: np.ndarray, dY: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, dW: np.ndarray
 ) -> None:
@@ -408,8 +376,8 @@ def grad_weight(
     together = min(K // G, max(1, SUMS // weights))
     partial = np.empty((parts_of(blocks, tasks=G * -(-K // G // together)), K, weights), wide(dW.dtype))
     _grad_weight(
-        flat(x, x.size), flat(dY, dY.size), axes, boundary, fill, plan.entries, plan.sizes, numba.get_num_threads(), G,
-        together, partial, work=dY.size * weights,
+        flat(x, x.size), flat(dY, dY.size), axes, boundary, fill, plan.entries, plan.sizes, G, together,
+        partial, work=dY.size * weights,
     )
     dW.reshape(-1, taps)[:, plan.order] = partial.sum(axis=0).reshape(-1, taps)
 
