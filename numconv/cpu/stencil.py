@@ -27,7 +27,7 @@ from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..geometry import ConvGeometry
 from ._jit import Kernel, flat, helper, row_source, source, tasks_of
 from .rows import shared_lines
-from .simd import ABREAST, STACKED, WINDOW, address, copy_item, copy_rows, lanes, weight_tile, window_tile
+from .simd import ABREAST, STACKED, WINDOW, address, copy_item, copy_rows, lanes, weight_sums, window_sum
 
 #: Output columns of a block in vectors, and its rows in tiles.
 ACROSS, DOWN = 16, 4
@@ -252,16 +252,12 @@ def _forward(team, x, w, bias, axes, boundary, fill, entries, sizes, G, y):
                 y0 = (((n * K + k) * lead_out + O) * R_out + O_row) * L_out + o0
                 for first in range(min(apart, high)):
                     count = (high - first + apart - 1) // apart
-                    for i in range(0, count, WINDOW):
-                        row = first + i * apart
-                        for j in range(0, wide, tile):
-                            window_tile(
-                                source, row * stride * pitch + j, starts_at, u1 - u0, plan, E, taps, sizes[SHIFT],
-                                between * pitch if between else vector, weights, (k * U + u0) * taps,
-                                result, y0 + row * L_out + j, apart * L_out if between else vector,
-                                count - i if between else WINDOW, wide - j, 0 if between else vector,
-                                u0 == 0, start, k, fill,
-                            )
+                    window_sum(
+                        source, first * stride * pitch, starts_at, u1 - u0, plan, E, taps, sizes[SHIFT],
+                        between * pitch if between else vector, weights, (k * U + u0) * taps,
+                        result, y0 + first * L_out, apart * L_out if between else vector, count, wide, between == 0,
+                        u0 == 0, start, k, fill,
+                    )
 
 
 def forward(
@@ -293,7 +289,6 @@ def _grad_weight(team, x, dY, axes, boundary, fill, entries, sizes, G, together_
     rows, columns, apart, between = sizes[ROWS], sizes[COLUMNS], sizes[APART], sizes[BETWEEN]
     down, across = (R_out + rows - 1) // rows, (L_out + columns - 1) // columns
     blocks = dY.size // (K * R_out * L_out) * down * across
-    tile = WINDOW * vector if between == 0 else vector
     together = min(sizes[UNITS], U)
     slices = (K // G + together_k - 1) // together_k
     tasks = parts * G * slices
@@ -329,21 +324,11 @@ def _grad_weight(team, x, dY, axes, boundary, fill, entries, sizes, G, together_
                     dy0 = (((n * K + k) * lead_out + O) * R_out + O_row) * L_out + o0
                     for first in range(min(apart, high)):
                         count = (high - first + apart - 1) // apart
-                        i = 0
-                        while i < count:
-                            row = first + i * apart
-                            done = WINDOW if between and count - i >= WINDOW else 1
-                            j = 0
-                            while j < wide:  # a tile, or what is left of one row by row
-                                tall = done if between else WINDOW if wide - j >= tile else 1
-                                weight_tile(
-                                    source, row * stride * pitch + j, starts_at, u1 - u0, plan, E, taps, sizes[SHIFT],
-                                    between * pitch if between else vector, gradient, dy0 + row * L_out + j,
-                                    apart * L_out if between else vector, tall, min(wide - j, vector), sums_at, s0,
-                                    fill,
-                                )
-                                j += vector if between else tall * vector
-                            i += done
+                        weight_sums(
+                            source, first * stride * pitch, starts_at, u1 - u0, plan, E, taps, sizes[SHIFT],
+                            between * pitch if between else vector, gradient, dy0 + first * L_out,
+                            apart * L_out if between else vector, count, wide, between == 0, sums_at, s0, fill,
+                        )
             added += high * ((wide + vector - 1) // vector)
             if added >= LONG:
                 add_lanes(sums, vector, partial[part], k0, k1)

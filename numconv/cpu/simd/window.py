@@ -24,18 +24,19 @@ from .vectors import REGISTERS, VECTOR_BYTES, Vectors, places, vector_code
 WINDOW, ABREAST, STACKED = 7, 2 if REGISTERS == 32 else 1, 5
 
 
-def window_tile(
-    x, x0, starts, units, plan, entries, kernel, shift, pitch, w, w0, y, y0, y_pitch, rows, columns, lost, first, bias,
-    k, zero,
+def window_sum(
+    x, x0, starts, units, plan, entries, kernel, shift, pitch, w, w0, y, y0, y_pitch, rows, columns, folded, first,
+    bias, k, zero,
 ):
     """``y[i, j] = bias[k] + sum over units, entries, taps t, kernel rows b of w[t, b] * x[i + b, j + t * shift]``.
 
-    Row ``i`` of the tile stands at ``y0 + i * y_pitch``; of ``rows`` and of ``columns - i * lost`` in row ``i`` what
-    exceeds the tile is left. Where it is not the ``first`` part of a sum, it is added to ``y`` instead of to the bias.
-    Pixels are read, though never used, for the whole of a tile. ``zero`` says by its type of what ``x w y bias`` are.
+    Row ``i`` stands at ``y0 + i * y_pitch``, and the pixels of row ``i + 1`` are ``pitch`` items behind those of row
+    ``i``. A signal is ``folded``: one tile after the other, the rows of each are vectors that follow each other. Where
+    it is not the ``first`` part of a sum, it is added to ``y`` instead of to the bias. Pixels are read, though never
+    used, for whole tiles. ``zero`` says by its type of what ``x w y bias`` are.
     """
-    for i in range(min(rows, WINDOW)):
-        for j in range(min(columns - i * lost, (1 if lost else ABREAST) * VECTOR_BYTES // y.itemsize)):
+    for i in range(1 if folded else rows):
+        for j in range(columns):
             total = bias[k] if first else y[y0 + i * y_pitch + j]
             for u in range(units):
                 for e in range(entries):
@@ -47,12 +48,12 @@ def window_tile(
             y[y0 + i * y_pitch + j] = total
 
 
-def weight_tile(
-    x, x0, starts, units, plan, entries, kernel, shift, pitch, dy, dy0, dy_pitch, rows, columns, sums, s0, zero
+def weight_sums(
+    x, x0, starts, units, plan, entries, kernel, shift, pitch, dy, dy0, dy_pitch, rows, columns, folded, sums, s0, zero
 ):
-    """The adjoint of ``window_tile`` in ``w``: ``sums[t, b, j] += sum over i of dy[i, j] * x[i + b, j + t * shift]``.
+    """The adjoint of ``window_sum`` in ``w``: ``sums[t, b] += sum over i, j of dy[i, j] * x[i + b, j + t * shift]``.
 
-    ``rows`` is ``WINDOW`` or 1, ``columns`` at most a vector; every weight has a vector of sums.
+    Every weight has a vector of sums; which of its lanes a product joins follows from the shapes.
     """
     vector = VECTOR_BYTES // dy.itemsize
     for u in range(units):
@@ -61,10 +62,10 @@ def weight_tile(
             for t in range(taps):
                 for b in range(stacked):
                     at = s0 + (u * kernel + weight + t * stacked + b) * vector
-                    for i in range(min(rows, WINDOW)):
+                    for i in range(1 if folded else rows):
                         for j in range(columns):
                             pixel = x[x0 + starts[u] + start + (i + b) * pitch + j + t * shift]
-                            sums[at + j] += dy[dy0 + i * dy_pitch + j] * pixel
+                            sums[at + j % vector] += dy[dy0 + i * dy_pitch + j] * pixel
 
 
 def copy_rows(x, x0, x_pitch, stride, left, inside, n, rows, target, t0, t_pitch, blank, zero):
@@ -136,6 +137,18 @@ class _Windows(Vectors):
         code = cgutils.get_or_insert_function(b.module, function, name)
         return b.call(code, [items, ir.IntType(32)(self.align), mask, self.zero])
 
+    def tiles(self, rows: ir.Value, high: int, n: ir.Value, step: ir.Value, tile: Callable[..., None]) -> None:
+        """``tile(row, column)`` for rows ``high`` apart and for ``n`` columns ``step`` apart."""
+
+        def across(row: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+            def one(j: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+                tile(row, self.builder.mul(j, step))
+                return []
+
+            return self.loop(n, 1, [], one)
+
+        self.loop(rows, high, [], across)
+
     def choose(self, n: ir.Value, most: int, starts: list[ir.Value], case: Any) -> list[ir.Value]:
         """``case(1, starts)`` to ``case(most, starts)``, whichever ``n`` says."""
         b = self.builder
@@ -162,73 +175,86 @@ def _windows_code(bits: int, words: int, generate: Any) -> Any:
 
 
 def _window(vectors: int) -> Any:
-    def code(v: _Windows, x: Any, *rest: Any) -> None:
-        *walk, pitch, w, y, y_pitch, rows, columns, lost, first, bias = rest
+    def code(v: _Windows, *rest: Any) -> None:
+        *walk, pitch, w, x, y, y_pitch, rows, tiles, step, columns, lost, first, bias = rest
         word, build = v.word, v.builder
         start = v.spread(v.at(bias, word(0)))
         places = [(i, j) for i in range(WINDOW) for j in range(vectors)]
 
-        def at(i: int, j: int) -> Any:
-            return v.at(y, build.add(build.mul(word(i), y_pitch), word(j * v.lanes)))
+        def tile(above: Any, left: Any) -> None:
+            corner = build.add(build.mul(above, pitch), left)
+            y_corner = build.add(build.mul(above, y_pitch), left)
+            high, wide = build.sub(rows, above), build.sub(columns, left)
 
-        def there(i: int, j: int) -> Any:
-            n = build.select(build.icmp_signed("<", word(i), rows), columns, word(0))
-            return v.first(build.sub(n, build.add(build.mul(word(i), lost), word(j * v.lanes))))
+            def at(i: int, j: int) -> Any:
+                return v.at(y, build.add(y_corner, build.add(build.mul(word(i), y_pitch), word(j * v.lanes))))
 
-        def load(_: int, __: list[Any]) -> list[Any]:
-            return [v.load_some(at(*place), there(*place)) for place in places]
+            def there(i: int, j: int) -> Any:
+                n = build.select(build.icmp_signed("<", word(i), high), wide, word(0))
+                return v.first(build.sub(n, build.add(build.mul(word(i), lost), word(j * v.lanes))))
 
-        def add(pixel: Any, weight: Any, height: int, sums: list[Any]) -> list[Any]:
-            sums = list(sums)
-            weights = [v.spread(v.at(w, build.add(weight, word(b)))) for b in range(height)]
-            for s in range(WINDOW + height - 1):
-                line = build.add(pixel, build.mul(word(s), pitch))
-                for j in range(vectors):
-                    pixels = v.load(v.at(x, build.add(line, word(j * v.lanes))))
-                    for b in range(max(0, s - WINDOW + 1), min(s + 1, height)):
-                        place = (s - b) * vectors + j
-                        sums[place] = v.fma(weights[b], pixels, sums[place])
-            return sums
+            def load(_: int, __: list[Any]) -> list[Any]:
+                return [v.load_some(at(*place), there(*place)) for place in places]
 
-        sums = v.choose(build.sub(word(1), first), 1, [start] * len(places), load)
-        totals = v.terms(tuple(walk), sums, add)
+            def add(pixel: Any, weight: Any, height: int, sums: list[Any]) -> list[Any]:
+                sums = list(sums)
+                weights = [v.spread(v.at(w, build.add(weight, word(b)))) for b in range(height)]
+                for s in range(WINDOW + height - 1):
+                    line = build.add(build.add(corner, pixel), build.mul(word(s), pitch))
+                    for j in range(vectors):
+                        pixels = v.load(v.at(x, build.add(line, word(j * v.lanes))))
+                        for b in range(max(0, s - WINDOW + 1), min(s + 1, height)):
+                            place = (s - b) * vectors + j
+                            sums[place] = v.fma(weights[b], pixels, sums[place])
+                return sums
 
-        def store(whole: int, _: list[Any]) -> list[Any]:
-            for total, place in zip(totals, places, strict=True):
-                if whole == 2:
-                    v.store(total, at(*place))
-                else:
-                    v.store_some(total, at(*place), there(*place))
-            return []
+            def store(whole: int, _: list[Any]) -> list[Any]:
+                for total, place in zip(totals, places, strict=True):
+                    if whole == 2:
+                        v.store(total, at(*place))
+                    else:
+                        v.store_some(total, at(*place), there(*place))
+                return []
 
-        last = build.sub(columns, build.mul(word(WINDOW - 1), lost))
-        whole = build.icmp_signed(">=", last, word(vectors * v.lanes))
-        whole = build.and_(whole, build.icmp_signed(">=", rows, word(WINDOW)))
-        v.choose(build.add(word(1), build.zext(whole, word)), 2, [], store)
+            sums = v.choose(build.sub(word(1), first), 1, [start] * len(places), load)
+            totals = v.terms(tuple(walk), sums, add)
+            last = build.sub(wide, build.mul(word(WINDOW - 1), lost))
+            whole = build.icmp_signed(">=", last, word(vectors * v.lanes))
+            whole = build.and_(whole, build.icmp_signed(">=", high, word(WINDOW)))
+            v.choose(build.add(word(1), build.zext(whole, word)), 2, [], store)
+
+        v.tiles(rows, WINDOW, tiles, step, tile)
 
     return code
 
 
-def _weight(rows: int) -> Any:
-    def code(v: _Windows, x: Any, *rest: Any) -> None:
-        *walk, pitch, dy, dy_pitch, columns, sums = rest
+def _weight(height_of_tile: int) -> Any:
+    def code(v: _Windows, *rest: Any) -> None:
+        *walk, pitch, x, dy, dy_pitch, rows, tiles, step, columns, sums = rest
         word, build = v.word, v.builder
-        mask = v.first(columns)
-        dys = [v.load_some(v.at(dy, build.mul(word(i), dy_pitch)), mask) for i in range(rows)]
 
-        def add(pixel: Any, weight: Any, height: int, _: list[Any]) -> list[Any]:
-            places = [v.at(sums, build.mul(build.add(weight, word(b)), word(v.lanes))) for b in range(height)]
-            totals = [v.load(place) for place in places]
-            for s in range(rows + height - 1):
-                pixels = v.load(v.at(x, build.add(pixel, build.mul(word(s), pitch))))
-                pixels = build.select(mask, pixels, v.zero)  # what is no pixel may be infinite
-                for b in range(max(0, s - rows + 1), min(s + 1, height)):
-                    totals[b] = v.fma(dys[s - b], pixels, totals[b])
-            for total, place in zip(totals, places, strict=True):
-                v.store(total, place)
-            return []
+        def tile(above: Any, left: Any) -> None:
+            corner = build.add(build.mul(above, pitch), left)
+            dy_corner = build.add(build.mul(above, dy_pitch), left)
+            mask = v.first(build.sub(columns, left))
+            lines = [build.add(dy_corner, build.mul(word(i), dy_pitch)) for i in range(height_of_tile)]
+            dys = [v.load_some(v.at(dy, line), mask) for line in lines]
 
-        v.terms(tuple(walk), [], add)
+            def add(pixel: Any, weight: Any, height: int, _: list[Any]) -> list[Any]:
+                places = [v.at(sums, build.mul(build.add(weight, word(b)), word(v.lanes))) for b in range(height)]
+                totals = [v.load(place) for place in places]
+                for s in range(height_of_tile + height - 1):
+                    line = build.add(build.add(corner, pixel), build.mul(word(s), pitch))
+                    pixels = build.select(mask, v.load(v.at(x, line)), v.zero)  # what is no pixel may be infinite
+                    for b in range(max(0, s - height_of_tile + 1), min(s + 1, height)):
+                        totals[b] = v.fma(dys[s - b], pixels, totals[b])
+                for total, place in zip(totals, places, strict=True):
+                    v.store(total, place)
+                return []
+
+            v.terms(tuple(walk), [], add)
+
+        v.tiles(rows, height_of_tile, tiles, step, tile)
 
     return code
 
@@ -280,49 +306,66 @@ def _both(words: int, generate: Any) -> dict[Any, Any]:
     return {types.float32: _windows_code(32, words, generate), types.float64: _windows_code(64, words, generate)}
 
 
-_WINDOW_CODE, _NARROW_CODE = _both(16, _window(ABREAST)), _both(16, _window(1))
-_WEIGHT_CODE, _ROW_WEIGHT_CODE = _both(12, _weight(WINDOW)), _both(12, _weight(1))
+_WINDOW_CODE, _NARROW_CODE = _both(18, _window(ABREAST)), _both(18, _window(1))
+_WEIGHT_CODE, _ROW_WEIGHT_CODE = _both(15, _weight(WINDOW)), _both(15, _weight(1))
 _ROWS_CODE, _SECOND_ROWS_CODE, _APART_ROWS_CODE = (_both(10, _rows(stride)) for stride in (1, 2, 0))
 _ITEM_CODE = _both(2, _item)
 
 
-@overload(window_tile)
-def _window_tile(
-    x, x0, starts, units, plan, entries, kernel, shift, pitch, w, w0, y, y0, y_pitch, rows, columns, lost, first, bias,
-    k, zero,
+@overload(window_sum)
+def _window_sum(
+    x, x0, starts, units, plan, entries, kernel, shift, pitch, w, w0, y, y0, y_pitch, rows, columns, folded, first,
+    bias, k, zero,
 ):
     code, narrow, size = _WINDOW_CODE[zero], _NARROW_CODE[zero], zero.bitwidth // 8
     lanes = VECTOR_BYTES // size
 
     def vectors(
-        x, x0, starts, units, plan, entries, kernel, shift, pitch, w, w0, y, y0, y_pitch, rows, columns, lost, first,
+        x, x0, starts, units, plan, entries, kernel, shift, pitch, w, w0, y, y0, y_pitch, rows, columns, folded, first,
         bias, k, zero,
     ):
-        x, w, y, bias = x + x0 * size, w + w0 * size, y + y0 * size, bias + k * size
-        walk = (x, starts, units, plan, entries, kernel, shift)
-        if columns <= lanes or lost > 0:
-            narrow((*walk, pitch, w, y, y_pitch, rows, columns, lost, np.int64(first), bias))
-        else:
-            code((*walk, pitch, w, y, y_pitch, rows, columns, lost, np.int64(first), bias))
+        w, bias, first = w + w0 * size, bias + k * size, np.int64(first)
+        walk = (starts, units, plan, entries, kernel, shift, pitch, w)
+        # tiles as wide as can be, and for what is left of the columns narrow ones; a signal has narrow ones alone
+        wide, rest = 0, WINDOW * lanes
+        if not folded:
+            wide, rest = (columns + lanes - 1) // lanes // ABREAST, lanes
+        done = wide * ABREAST * lanes
+        x, y, tiles = x + x0 * size, y + y0 * size, (columns - done + rest - 1) // rest
+        step, lost, high = ABREAST * lanes, 0, rows
+        if folded:
+            lost, high = lanes, WINDOW
+        code((*walk, x, y, y_pitch, rows, wide, step, min(columns, done), 0, first, bias))
+        x, y = x + done * size, y + done * size
+        narrow((*walk, x, y, y_pitch, high, tiles, rest, columns - done, lost, first, bias))
 
     return vectors
 
 
-@overload(weight_tile)
-def _weight_tile(
-    x, x0, starts, units, plan, entries, kernel, shift, pitch, dy, dy0, dy_pitch, rows, columns, sums, s0, zero
+@overload(weight_sums)
+def _weight_sums(
+    x, x0, starts, units, plan, entries, kernel, shift, pitch, dy, dy0, dy_pitch, rows, columns, folded, sums, s0, zero
 ):
     code, single, size = _WEIGHT_CODE[zero], _ROW_WEIGHT_CODE[zero], zero.bitwidth // 8
+    lanes = VECTOR_BYTES // size
 
     def vectors(
-        x, x0, starts, units, plan, entries, kernel, shift, pitch, dy, dy0, dy_pitch, rows, columns, sums, s0, zero
+        x, x0, starts, units, plan, entries, kernel, shift, pitch, dy, dy0, dy_pitch, rows, columns, folded, sums, s0,
+        zero,
     ):
         x, dy, sums = x + x0 * size, dy + dy0 * size, sums + s0 * size
-        walk = (x, starts, units, plan, entries, kernel, shift)
-        if rows == 1:
-            single((*walk, pitch, dy, dy_pitch, columns, sums))
-        else:
-            code((*walk, pitch, dy, dy_pitch, columns, sums))
+        walk = (starts, units, plan, entries, kernel, shift, pitch)
+        if folded:  # whole tiles, and the rest of the vectors one by one
+            tile = WINDOW * lanes
+            tiles = columns // tile
+            code((*walk, x, dy, dy_pitch, WINDOW, tiles, tile, columns, sums))
+            x, dy, columns = x + tiles * tile * size, dy + tiles * tile * size, columns - tiles * tile
+            single((*walk, x, dy, dy_pitch, 1, (columns + lanes - 1) // lanes, lanes, columns, sums))
+        else:  # whole tiles, and the rest of the rows one by one
+            tiles, high = (columns + lanes - 1) // lanes, rows // WINDOW * WINDOW
+            code((*walk, x, dy, dy_pitch, high, tiles, lanes, columns, sums))
+            x, dy = x + high * pitch * size, dy + high * dy_pitch * size
+            single((*walk, x, dy, dy_pitch, rows - high, tiles, lanes, columns, sums))
 
     return vectors
 
