@@ -27,7 +27,7 @@ from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..geometry import ConvGeometry
 from ._jit import Kernel, flat, helper, row_source, source, tasks_of
 from .rows import shared_lines
-from .simd import ABREAST, STACKED, WINDOW, address, copy_item, copy_rows, lanes, weight_sums, window_sum
+from .simd import ABREAST, STACKED, WINDOW, address, copy_item, copy_rows, lanes, spread_rows, weight_sums, window_sum
 
 #: Output columns of a block in vectors, and its rows in tiles.
 ACROSS, DOWN = 16, 4
@@ -213,9 +213,10 @@ def survey(
 
 
 @Kernel
-def _forward(team, x, w, bias, axes, boundary, fill, entries, sizes, G, y):
-    # All arrays flat: x (N, C, in), w (K, units, taps), y (N, K, out). A unit is a channel and a tap of the leading
-    # axes; a task is a block of rows and columns for all output channels of a group.
+def _forward(team, x, w, bias, axes, boundary, fill, entries, sizes, G, steps, y):
+    # All arrays flat: x (N, C, in), w (K, units, taps), and y, in which steps lead from one image, channel, row, … to
+    # the next. A unit is a channel and a tap of the leading axes; a task is a block of rows and columns for all output
+    # channels of a group. Where columns are not neighbours a block is summed first, then spread.
     a, K = axes.shape[0] - 1, bias.size
     R_out, L_out, stride = axes[a - 1, OUT], axes[a, OUT], axes[a - 1, STRIDE]
     taps, lead_k, lead_out = axes[a - 1, KERNEL] * axes[a, KERNEL], 1, 1
@@ -225,20 +226,25 @@ def _forward(team, x, w, bias, axes, boundary, fill, entries, sizes, G, y):
     U, E, vector = w.size // K // taps, entries.shape[1] // 4, sizes[VECTOR]
     rows, columns, apart, between = sizes[ROWS], sizes[COLUMNS], sizes[APART], sizes[BETWEEN]
     down, across = (R_out + rows - 1) // rows, (L_out + columns - 1) // columns
-    tasks = y.size // (K * R_out * L_out) * G * down * across
+    row_step, step = steps[a + 2], steps[a + 3]
     tile = WINDOW * vector if between == 0 else ABREAST * vector
     together = min(sizes[UNITS], U)
     patch = np.zeros(together * sizes[LINES] * sizes[PATCH_ROWS] * sizes[LINE] + tile, y.dtype)  # garbage may be slow
-    blank, starts = np.zeros(1, y.dtype), np.zeros(together, np.int64)
+    block, blank = np.zeros(rows * columns if step > 1 else 0, y.dtype), np.zeros(1, y.dtype)
+    starts = np.zeros(together, np.int64)
     blank[0] = fill
     pixels, weights, result, start = address(x, fill), address(w, fill), address(y, fill), address(bias, fill)
     patch_at, starts_at, blank_at = address(patch, fill), address(starts, fill), address(blank, fill)
-    in_patch, in_place = address(entries[0], fill), address(entries[1], fill)
-    for task in tasks_of(team, tasks):
+    in_patch, in_place, block_at = address(entries[0], fill), address(entries[1], fill), address(block, fill)
+    for task in tasks_of(team, steps[0] * G * lead_out * down * across):
         o0, O_row = task % across * columns, task // across % down * rows
         outer = task // across // down
         O, g, n = outer % lead_out, outer // lead_out % G, outer // lead_out // G
         high, wide = min(rows, R_out - O_row), min(columns, L_out - o0)
+        corner, left = n * steps[1] + O_row * row_step + o0 * step, O
+        for b in range(a - 2, -1, -1):
+            corner += left % axes[b, OUT] * steps[b + 3]
+            left //= axes[b, OUT]
         for u0 in range(0, U, together):
             u1 = min(u0 + together, U)
             inside = survey(
@@ -249,29 +255,48 @@ def _forward(team, x, w, bias, axes, boundary, fill, entries, sizes, G, y):
             if inside:
                 source, plan, pitch = pixels, in_place, axes[a, SIZE]
             for k in range(g * (K // G), (g + 1) * (K // G)):
-                y0 = (((n * K + k) * lead_out + O) * R_out + O_row) * L_out + o0
+                y0 = corner + k * steps[2]
+                target, t0, t_pitch = result, y0, row_step
+                if step > 1:
+                    target, t0, t_pitch = block_at, 0, columns
                 for first in range(min(apart, high)):
                     count = (high - first + apart - 1) // apart
                     window_sum(
                         source, first * stride * pitch, starts_at, u1 - u0, plan, E, taps, sizes[SHIFT],
                         between * pitch if between else vector, weights, (k * U + u0) * taps,
-                        result, y0 + first * L_out, apart * L_out if between else vector, count, wide, between == 0,
-                        u0 == 0, start, k, fill,
+                        target, t0 + first * t_pitch, apart * t_pitch if between else vector, count, wide,
+                        between == 0, u0 == 0, start, k, fill,
                     )
+                if step > 1:
+                    spread_rows(block_at, 0, columns, high, wide, result, y0, row_step, step, fill)
 
 
 def forward(
-    x: np.ndarray, w: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, y: np.ndarray
+    x: np.ndarray, w: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, y: np.ndarray,
+    items: np.ndarray | None = None,
 ) -> None:
-    """``direct.forward`` for dtypes with vector code."""
+    """``direct.forward`` for dtypes with vector code.
+
+    ``y`` may have steps, where ``reaches``; then ``items`` is, flat and from ``y``'s first on, what it is a view of.
+    """
     axes, plan = prepared(axes.tobytes(), y.dtype)
     taps = len(plan.order)
     weights = np.take(w.reshape(-1, taps), plan.order, axis=1)
+    steps = [step // y.itemsize for step in y.strides]
+    if y.ndim == 3:  # a signal is one row
+        steps.insert(2, 0)
     _forward(
         flat(x, x.size), flat(weights, weights.size), flat(bias, bias.size), axes, boundary, fill, plan.entries,
-        plan.sizes, x.shape[1] // w.shape[1], y.reshape(y.size),
-        work=y.size * (w.size // w.shape[0]),
+        plan.sizes, x.shape[1] // w.shape[1], np.array([y.shape[0], *steps]),
+        y.reshape(y.size) if items is None else items, work=y.size * (w.size // w.shape[0]),
     )
+
+
+def reaches(axes: np.ndarray, dtype: np.dtype, channels: int) -> bool:
+    """Whether ``forward`` can write into a view: if it sums the ``channels`` of a group at once."""
+    if not serves(axes, dtype):
+        return False
+    return channels * prod(axes[:-2, KERNEL].tolist()) <= prepared(axes.tobytes(), dtype)[1].sizes[UNITS]
 
 
 @Kernel

@@ -29,6 +29,7 @@ from .window import STACKED as STACKED
 from .window import WINDOW as WINDOW
 from .window import copy_item as copy_item
 from .window import copy_rows as copy_rows
+from .window import spread_rows as spread_rows
 from .window import weight_sums as weight_sums
 from .window import window_sum as window_sum
 from .winograd import outer_shape as outer_shape

@@ -79,6 +79,13 @@ def copy_rows(x, x0, x_pitch, stride, left, inside, n, rows, target, t0, t_pitch
             target[t0 + i * t_pitch + j] = x[x0 + i * x_pitch + (j - left) * stride] if there else blank[0]
 
 
+def spread_rows(x, x0, x_pitch, rows, n, target, t0, t_pitch, step, zero):
+    """``target[i, j * step] = x[i, j]`` for ``i < rows``, ``j < n``; nothing between is touched."""
+    for i in range(rows):
+        for j in range(n):
+            target[t0 + i * t_pitch + j * step] = x[x0 + i * x_pitch + j]
+
+
 def copy_item(x, x0, target, t0, zero):
     """``target[t0] = x[x0]``."""
     target[t0] = x[x0]
@@ -298,6 +305,34 @@ def _rows(stride: int) -> Any:
     return code
 
 
+def _spread(v: _Windows, x: Any, x_pitch: Any, rows: Any, n: Any, target: Any, t_pitch: Any, step: Any) -> None:
+    word, build = v.word, v.builder
+
+    def row(i: Any, _: list[Any]) -> list[Any]:
+        line, goal = v.at(x, build.mul(i, x_pitch)), v.at(target, build.mul(i, t_pitch))
+
+        def pairs(p: Any, _: list[Any]) -> list[Any]:
+            left = build.sub(n, p)
+            pixels = v.load_some(build.gep(line, [p]), v.first(left))
+            for half in range(2):  # a vector of every second place
+                there = v.first(build.sub(build.mul(left, word(2)), word(half * v.lanes)))
+                there = build.and_(there, ir.Constant(v.mask, [1 - j % 2 for j in range(v.lanes)]))
+                apart = v.pick(pixels, [half * v.lanes // 2 + j // 2 for j in range(v.lanes)])
+                v.store_some(apart, build.gep(goal, [build.add(build.mul(p, word(2)), word(half * v.lanes))]), there)
+            return []
+
+        def single(j: Any, _: list[Any]) -> list[Any]:
+            build.store(build.load(build.gep(line, [j])), build.gep(goal, [build.mul(j, step)]))
+            return []
+
+        twice = build.icmp_signed("==", step, word(2))
+        v.loop(build.select(twice, n, word(0)), v.lanes, [], pairs)
+        v.loop(build.select(twice, word(0), n), 1, [], single)
+        return []
+
+    v.loop(rows, 1, [], row)
+
+
 def _item(v: _Windows, x: Any, target: Any) -> None:
     v.builder.store(v.builder.load(v.at(x, v.word(0))), v.at(target, v.word(0)))
 
@@ -309,7 +344,7 @@ def _both(words: int, generate: Any) -> dict[Any, Any]:
 _WINDOW_CODE, _NARROW_CODE = _both(18, _window(ABREAST)), _both(18, _window(1))
 _WEIGHT_CODE, _ROW_WEIGHT_CODE = _both(15, _weight(WINDOW)), _both(15, _weight(1))
 _ROWS_CODE, _SECOND_ROWS_CODE, _APART_ROWS_CODE = (_both(10, _rows(stride)) for stride in (1, 2, 0))
-_ITEM_CODE = _both(2, _item)
+_SPREAD_CODE, _ITEM_CODE = _both(7, _spread), _both(2, _item)
 
 
 @overload(window_sum)
@@ -383,6 +418,16 @@ def _copy_rows(x, x0, x_pitch, stride, left, inside, n, rows, target, t0, t_pitc
             second((x, x_pitch, stride, left, inside, n, rows, target, t_pitch, blank))
         else:
             apart((x, x_pitch, stride, left, inside, n, rows, target, t_pitch, blank))
+
+    return vectors
+
+
+@overload(spread_rows)
+def _spread_rows(x, x0, x_pitch, rows, n, target, t0, t_pitch, step, zero):
+    code, size = _SPREAD_CODE[zero], zero.bitwidth // 8
+
+    def vectors(x, x0, x_pitch, rows, n, target, t0, t_pitch, step, zero):
+        code((x + x0 * size, x_pitch, rows, n, target + t0 * size, t_pitch, step))
 
     return vectors
 
