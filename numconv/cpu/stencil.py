@@ -146,34 +146,33 @@ def fill_patch(x, begin, row, rows, o0, columns, axes, boundary, sizes, blank, p
     size, stride, kernel, height = axes[a, SIZE], axes[a, STRIDE], axes[a, KERNEL], axes[a - 1, SIZE]
     near = axes[a, START] + min(0, (kernel - 1) * axes[a, STEP])
     lines, line = sizes[LINES], sizes[LINE]
-    top = rows if begin < 0 else min(max(-row, 0), rows)  # up to which row the image lies below, and up to which in it
-    bottom = max(top, min(height - row, rows))
     for first in range(min(lines, kernel)):
         start = near + first * abs(axes[a, STEP]) + o0 * stride
         n = columns + (kernel - 1 - first) // lines * sizes[SHIFT]
         left = 0 if start >= 0 else min(-(start // stride), n)  # how many lie left of the image
         right = min(max(left, (size - start + stride - 1) // stride), n)  # and up to which it reaches
         at = p0 + first * sizes[PATCH_ROWS] * line
-        if boundary == CONSTANT or begin < 0:
-            copy_rows(x, 0, 0, stride, 0, 0, n, top, patch, at, line, blank, zero)
-        else:
-            for r in range(top):
-                pixels = begin + source(row + r, height, boundary) * size + start + left * stride
-                copy_rows(x, pixels, 0, stride, left, right - left, n, 1, patch, at + r * line, line, blank, zero)
-        pixels, below = begin + (row + top) * size + start + left * stride, at + top * line
-        copy_rows(x, pixels, size, stride, left, right - left, n, bottom - top, patch, below, line, blank, zero)
-        if boundary == CONSTANT or begin < 0:
-            copy_rows(x, 0, 0, stride, 0, 0, n, rows - bottom, patch, at + bottom * line, line, blank, zero)
-            continue
-        for r in range(bottom, rows):
-            pixels = begin + source(row + r, height, boundary) * size + start + left * stride
-            copy_rows(x, pixels, 0, stride, left, right - left, n, 1, patch, at + r * line, line, blank, zero)
-        if left > 0 or right < n:
-            for r in range(rows):
-                place = begin + source(row + r, height, boundary) * size
-                for part in range(2):
-                    for j in range(0 if part == 0 else right, left if part == 0 else n):
-                        copy_item(x, place + source(start + j * stride, size, boundary), patch, at + r * line + j, zero)
+        r = 0
+        while r < rows:  # the rows of the image at once, others one by one
+            i, high = row + r, 1
+            if begin < 0:
+                i = -1
+            elif 0 <= i < height:
+                high = min(height - i, rows - r)
+            else:
+                i = source(i, height, boundary)
+            place, inside = begin + i * size, right - left if i >= 0 else 0
+            copy_rows(
+                x, place + start + left * stride, size, stride, left, inside, n, high, patch, at + r * line, line,
+                blank, zero,
+            )
+            if boundary != CONSTANT and i >= 0:
+                for j in range(n if inside < n else 0):
+                    if j < left or j >= right:
+                        pixel = source(start + j * stride, size, boundary)
+                        for h in range(high):
+                            copy_item(x, place + h * size + pixel, patch, at + (r + h) * line + j, zero)
+            r += high
 
 
 @helper
