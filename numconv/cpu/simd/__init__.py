@@ -27,9 +27,11 @@ from .vectors import lanes as lanes
 from .window import ABREAST as ABREAST
 from .window import STACKED as STACKED
 from .window import WINDOW as WINDOW
-from .window import copy_line as copy_line
-from .window import weight_tile as weight_tile
-from .window import window_tile as window_tile
+from .window import copy_item as copy_item
+from .window import copy_rows as copy_rows
+from .window import spread_rows as spread_rows
+from .window import weight_sums as weight_sums
+from .window import window_sum as window_sum
 from .winograd import outer_shape as outer_shape
 from .winograd import panel_tile as panel_tile
 from .winograd import sandwich as sandwich
