@@ -20,6 +20,7 @@ import numpy as np
 from numba import prange
 
 from .._indexing import CONSTANT, OUT, SIZE, START, STEP
+from .._memory import workspace as memory
 from ..geometry import ConvGeometry, axes_table
 from ._jit import Kernel, flat, helper, source
 from .rows import accumulate
@@ -296,15 +297,16 @@ def _run(
     steps = [TAPS * int(axes[0, STEP]), int(axes[1, STEP])]
     first = sum(-2 * step for step in steps if step < 0)
     taps = flat(w, w.size)
-    U = np.empty(b.U, dtype)
-    if not b.U_own:
-        _weights(taps, first, *steps, b.width, U, work=U.size // 4)
-    _forward(
-        flat(x, *x.shape), taps, first, *steps, U, b.width, turned, groups, flat(bias, K), axes, boundary, fill,
-        b.MR, b.NR, b.slack, b.blocks, b.shares, b.KB, np.empty((workers, b.V), dtype),
-        np.empty((workers, b.M), dtype), np.empty((workers, b.U_own), dtype), y,
-        work=y.size * C // groups * TAPS * TAPS,
-    )
+    with memory(b.U + workers * (b.V + b.M + b.U_own), dtype) as everything:
+        V_begin, M_begin, U_begin = b.U, b.U + workers * b.V, b.U + workers * (b.V + b.M)
+        U, U_own = everything[:V_begin], everything[U_begin:].reshape(workers, b.U_own)
+        V, M = everything[V_begin:M_begin].reshape(workers, b.V), everything[M_begin:U_begin].reshape(workers, b.M)
+        if not b.U_own:
+            _weights(taps, first, *steps, b.width, U, work=U.size // 4)
+        _forward(
+            flat(x, *x.shape), taps, first, *steps, U, b.width, turned, groups, flat(bias, K), axes, boundary, fill,
+            b.MR, b.NR, b.slack, b.blocks, b.shares, b.KB, V, M, U_own, y, work=y.size * C // groups * TAPS * TAPS,
+        )
 
 
 class Blocks(NamedTuple):
