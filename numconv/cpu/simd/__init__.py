@@ -30,8 +30,9 @@ from .window import WINDOW as WINDOW
 from .window import copy_line as copy_line
 from .window import weight_tile as weight_tile
 from .window import window_tile as window_tile
-from .winograd import outer_shape as outer_shape
-from .winograd import panel_tile as panel_tile
+from .winograd import ROWS as ROWS
+from .winograd import panel_sum as panel_sum
+from .winograd import panel_width as panel_width
 from .winograd import sandwich as sandwich
-from .winograd import unweave as unweave
-from .winograd import weave as weave
+from .winograd import sandwich_of_rows as sandwich_of_rows
+from .winograd import turn as turn
