@@ -179,8 +179,8 @@ class Vectors:
         half, build = self.lanes // 2, self.builder
         pairs = []
         for low, high in (pixels[0:2], pixels[2:4]):
-            order = [[4 * t + j + k for k in (0, 1) for t in range(half)] for j in (0, 2)]
-            pairs.append([build.shuffle_vector(low, high, places(part)) for part in order])
+            parts = [[4 * t + j + k for k in (0, 1) for t in range(half)] for j in (0, 2)]
+            pairs.append([build.shuffle_vector(low, high, places(part)) for part in parts])
         columns = []
         for low, high in zip(*pairs, strict=True):
             for begin in (0, half):

@@ -214,26 +214,26 @@ def _panel(
                 for total, target in zip(totals, targets, strict=True):
                     v.store(total, target)
 
-    # as many of the largest tiles as there are, then of the next: the rest is less than one of the size before
-    from_column = word(0)
-    for vectors in VECTORS:
-        width = word(vectors * v.lanes)
-        to_column = build.sub(columns, build.srem(build.sub(columns, from_column), width))
-        from_row = word(0)
-        for height in ROWS:
-            to_row = build.sub(rows, build.srem(build.sub(rows, from_row), word(height)))
-
-            def row_of_tiles(i: Any, _: Any, first=from_row, start=from_column, end=to_column, size=(height, vectors)):
-                def one(j: Any, _: Any) -> list[Any]:
-                    tile(build.add(first, i), build.add(start, j), *size)
-                    return []
-
-                v.loop(build.sub(end, start), size[1] * v.lanes, [], one)
+    def all_of(first: Any, height: int, last: Any, start: Any, vectors: int, end: Any) -> None:
+        def row_of_tiles(i: Any, _: list[Any]) -> list[Any]:
+            def one(j: Any, _: list[Any]) -> list[Any]:
+                tile(build.add(first, i), build.add(start, j), height, vectors)
                 return []
 
-            v.loop(build.sub(to_row, from_row), height, [], row_of_tiles)
-            from_row = to_row
-        from_column = to_column
+            return v.loop(build.sub(end, start), vectors * v.lanes, [], one)
+
+        v.loop(build.sub(last, first), height, [], row_of_tiles)
+
+    # as many of the largest tiles as there are, then of the next: the rest is less than one of the size before
+    start = word(0)
+    for vectors in VECTORS:
+        end = build.sub(columns, build.srem(build.sub(columns, start), word(vectors * v.lanes)))
+        first = word(0)
+        for height in ROWS:
+            last = build.sub(rows, build.srem(build.sub(rows, first), word(height)))
+            all_of(first, height, last, start, vectors, end)
+            first = last
+        start = end
 
 
 def _turn(v: Vectors, source: Any, s_step: Any, n: Any, m: Any, bias: Any, target: Any, t_step: Any) -> None:
