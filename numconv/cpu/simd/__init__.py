@@ -32,8 +32,9 @@ from .window import copy_rows as copy_rows
 from .window import spread_rows as spread_rows
 from .window import weight_sums as weight_sums
 from .window import window_sum as window_sum
-from .winograd import outer_shape as outer_shape
-from .winograd import panel_tile as panel_tile
+from .winograd import ROWS as ROWS
+from .winograd import panel_sum as panel_sum
+from .winograd import panel_width as panel_width
 from .winograd import sandwich as sandwich
-from .winograd import unweave as unweave
-from .winograd import weave as weave
+from .winograd import sandwich_of_rows as sandwich_of_rows
+from .winograd import turn as turn
