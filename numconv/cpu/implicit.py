@@ -65,8 +65,14 @@ from .simd import (
     transpose,
 )
 
-#: Most rows of X_conv that are multiplied at a time: a panel of them stays in the L2 cache.
-TERMS = 1152
+#: Most rows of X_conv that are multiplied at a time: a few panels of them stay in the L2 cache.
+TERMS = 576
+
+#: Rows of X_conv that are packed side by side: as many streams through memory as the machine foresees.
+STREAMS = 16
+
+#: Vectors in a row of a tile: with the tallest tiles, or the widest.
+WIDTHS = (SUMS // HIGHEST, WIDEST)
 
 #: Most bytes that the parts of a weight gradient may take.
 PARTS = 16 << 20
@@ -120,7 +126,7 @@ def _product_of_block(task, x, w, bias, axes, boundary, fill, block, steps, plac
     MR = min(HIGHEST, SUMS * lanes // width)
     first_run, runs = cut(length, pitch, wide, width, places[d + 1], places[d + 2])
     lines = np.empty(0 if block[IN_PLACE] else block_size(axes, block) + ALIGNED + width, x.dtype)
-    lines[lines.size - min(lines.size, ALIGNED + width) :] = 0  # the last tile looks there, and denormals would be slow
+    lines[lines.size - min(lines.size, ALIGNED + width) :] = 0  # never used, but denormals by chance would be slow
     panel = np.empty(block[PACKED] * depth + ALIGNED, x.dtype)
     turned = np.empty(block[CHANNELS] * block[TURNED] * steps[1], x.dtype)
     tile = np.zeros((HIGHEST + 1) * width, x.dtype)
@@ -134,6 +140,9 @@ def _product_of_block(task, x, w, bias, axes, boundary, fill, block, steps, plac
         address(tables[0], zero), address(tables[1], zero), address(tables[2], zero), np.arange(HIGHEST) * steps[1],
     )  # fmt: skip
     rows_at = address(w_rows, zero)
+    unused = tiles * width - length if packed and tiles <= together else 0  # columns of the last panel
+    for q in range(tables.shape[1] if unused else 0):
+        copy_run(tile_at, 0, unused, panel_at, p0 + (tiles - 1) * depth + (q + 1) * width - unused, zero)
     T = tables.shape[1] // block[CHANNELS]
     for c in range(0, Cg, block[CHANNELS]):
         channels = min(block[CHANNELS], Cg - c)
@@ -148,11 +157,12 @@ def _product_of_block(task, x, w, bias, axes, boundary, fill, block, steps, plac
             if packed:
                 begin, end = part0 * width, min(part1 * width, length)
                 run = length if columns == wide else wide
-                for row in range(begin // run, (end + run - 1) // run):
-                    a, b = max(row * run, begin), min(row * run + run, end)
-                    from_a = l0 + row * columns + a - row * run
-                    pack(lines_at, from_a, terms_at, terms, b - a, panel_at, p0, a - begin, width, depth, zero)
-                blank(panel, p0 + (part1 - part0 - 1) * depth, terms, end - (part1 - 1) * width, width, lanes)
+                for q in range(0, terms, STREAMS):
+                    rows = min(STREAMS, terms - q)
+                    for row in range(begin // run, (end + run - 1) // run):
+                        a, b = max(row * run, begin), min(row * run + run, end)
+                        from_a = l0 + row * columns + a - row * run
+                        pack(lines_at, from_a, terms_at, q, rows, b - a, panel_at, p0, a - begin, width, depth, zero)
             rows = block[TURNED] if block[TURNED] else k1 - k0
             for first in range(k0, k1, rows):
                 last = min(first + rows, k1)
@@ -195,15 +205,6 @@ def put_run(tile_at, column, width, run, height, y_at, y0, y_step, apart, bias_a
         put(tile_at, column, width, run, height, y_at, y0, y_step, bias_at, k, first, zero)
     else:
         put_apart(tile_at, column, width, run, height, y_at, y0, y_step, apart, bias_at, k, first, zero)
-
-
-@helper
-def blank(panel, p0, n, columns, width, lanes):
-    """What the last vectors of a tile have more than there are columns: never used, but denormals would be slow."""
-    end = (columns + lanes - 1) // lanes * lanes
-    if columns < end:
-        for q in range(n):
-            panel[p0 + q * width + columns : p0 + q * width + end] = 0
 
 
 @helper
@@ -333,7 +334,7 @@ def _grad_of_piece(task, x, dY, axes, boundary, fill, block, terms, conjugate, p
     MR = min(HIGHEST, SUMS * lanes // width)
     lines = np.empty(0 if block[IN_PLACE] else block_size(axes, block), x.dtype)
     turned = np.zeros(most * wide + ALIGNED, x.dtype)
-    sums = np.zeros(rows * wide + ALIGNED, x.dtype)
+    sums, nothing = np.empty(rows * wide + ALIGNED, x.dtype), np.zeros(HIGHEST, x.dtype)
     pixels, turned_rows = np.empty(most, np.int64), np.arange(most) * wide
     turned0, sums0, l0 = aligned(turned), aligned(sums), 0
     all_pixels = x.reshape(x.size)
@@ -342,8 +343,11 @@ def _grad_of_piece(task, x, dY, axes, boundary, fill, block, terms, conjugate, p
         address(terms, zero),
     )  # fmt: skip
     lines_at, turned_at, sums_at = address(lines, zero), address(turned, zero), address(sums, zero)
-    pixels_at, turned_rows_at = address(pixels, zero), address(turned_rows, zero)
-    for unit in range(units * part // parts, units * (part + 1) // parts):
+    nothing_at, pixels_at, turned_rows_at = (
+        address(nothing, zero), address(pixels, zero), address(turned_rows, zero),
+    )  # fmt: skip
+    first = units * part // parts
+    for unit in range(first, units * (part + 1) // parts):
         o0, rest = unit % across * block[COLUMNS], unit // across
         O0, rest = rest % down * block[ROWS], rest // down
         outer, n = rest % lead_out, rest // lead_out
@@ -367,10 +371,11 @@ def _grad_of_piece(task, x, dY, axes, boundary, fill, block, terms, conjugate, p
             for k in range(0, wide, width):
                 outer_sum(
                     lines_at, l0, terms_at, q, pixels_at, turned_at, turned0 + k, turned_rows_at, high * run,
-                    min(MR, rows - q), min(width, wide - k), sums_at, sums0 + q * wide + k, wide, sums_at, 0, True, zero,
+                    min(MR, rows - q), min(width, wide - k), sums_at, sums0 + q * wide + k, wide, nothing_at, 0,
+                    unit > first, zero,
                 )  # fmt: skip
     transpose(sums_at, sums0, wide, rows, Kg, partial_at, (part * K + g * Kg) * Q + c * T, Q, zero)
-    keep(lines, turned, sums, pixels, turned_rows)
+    keep(lines, turned, sums, nothing, pixels, turned_rows)
 
 
 def grad_weight(
@@ -426,16 +431,13 @@ def blocks_of(
     room = cache // 3 // (lead_k * row_lines * lines)
     channels = even(C, max(1, min(TERMS // taps, room // ((min(R_out, 4) + down) * (columns + across)))))
     most = max(1, 1024 // columns if direct else room // (channels * (columns + across)) - down)
-    width = WIDEST if K <= SUMS // WIDEST else SUMS // HIGHEST
 
-    def cycles(high: int, columns: int, shares: int) -> float:
+    def cycles(high: int, columns: int, shares: int, width: int) -> float:
         """About what the threads take for a term of all sums."""
-        vectors = -(-high * columns // lanes)
-        strips = -(-K // shares // min(HIGHEST, SUMS // width))
-        moves = (2 * vectors + 2 * high if packed else 0) + row_lines * lines * (high + down) * 24 / taps
+        vectors, MR = -(-high * columns // lanes), min(HIGHEST, SUMS // width)
+        moves = (2 * vectors + 2 * high if packed else 0) + 0.4 * K / shares + row_lines * lines * (high + down) * 24 / taps
         tasks = N * lead * G * -(-R_out // high) * -(-L_out // columns) * shares
-        full = vectors + (0.5 if vectors % width else 0)
-        return -(-tasks // threads) * (full * strips * HIGHEST / 2 + moves)
+        return -(-tasks // threads) * (-(-K // shares // MR) * cycles_of_tiles(vectors, width) + moves)
 
     choices = []
     for pieces in range(-(-L_out // columns), -(-L_out // columns) + (2 * min(threads, 8) if R_out == 1 else 1)):
@@ -443,8 +445,9 @@ def blocks_of(
         wide = wide if pieces == 1 else -(-wide // lanes) * lanes  # aligned lines
         for blocks in range(-(-R_out // most), min(R_out, -(-R_out // most) + 2 * min(threads, 8)) + 1):
             high = -(-R_out // blocks)
-            choices += [(cycles(high, wide, s), s, -high, -wide) for s in {1, min(threads, max(1, K // HIGHEST))}]
-    _, shares, high, columns = min(choices)
+            for shares in {1, min(threads, max(1, K // HIGHEST))}:
+                choices += [(cycles(high, wide, shares, v), shares, -high, -wide, v) for v in WIDTHS]
+    _, shares, high, columns, width = min(choices)
     depth = channels * taps
     together = max(1, cache // 3 // (depth * width * lanes)) if packed else 0
     scattered = turned[1] > turned[0] and packed
@@ -453,6 +456,13 @@ def blocks_of(
         -high, -columns, channels, shares, row_lines, row_shift, lines, shift, together, width * lanes, lanes, copied,
         direct,
     ])  # fmt: skip
+
+
+def cycles_of_tiles(vectors: int, width: int) -> float:
+    """About what tiles that share so many vectors of columns take to add a term: to multiply, or only to load."""
+    full, rest = divmod(vectors, width)
+    MR = min(HIGHEST, SUMS // width)
+    return sum(count * max(MR * v, MR + 2 * v + 2) / 2 for count, v in ((full, width), (1, rest)) if v)
 
 
 def blocks_for_weights(
@@ -474,7 +484,7 @@ def blocks_for_weights(
     parts = min(units, -(-8 // tasks), max(1, PARTS // (K * G * C * taps * dtype.itemsize)))
     direct = in_place(axes) and dtype.kind != "c" and (R_out == 1 or columns == L_out)
     lanes = sum_lanes(dtype)
-    width = (WIDEST if channels * taps <= SUMS // WIDEST else SUMS // HIGHEST) * lanes
+    width = min(WIDTHS, key=lambda v: cycles_of_tiles(-(-K // lanes), v) / min(HIGHEST, SUMS // v)) * lanes
     return np.array([
         high, columns, channels, 1, row_lines, row_shift, lines, shift, 0, width, lanes, 0, direct
     ]), parts  # fmt: skip

@@ -75,13 +75,13 @@ def put_apart(sums, s0, s_step, n, height, target, t0, step, apart, bias, k0, fi
             target[t0 + i * step + j * apart] = before + sums[s0 + i * s_step + j]
 
 
-def pack(lines, l0, terms, n, run, panel, p0, column, width, depth, zero):
-    """Row ``q < n`` of panels becomes, from ``column`` on, the ``run`` numbers from ``l0 + terms[q]`` on in ``lines``.
+def pack(lines, l0, terms, q0, n, run, panel, p0, column, width, depth, zero):
+    """Row ``q`` of panels becomes, from ``column`` on, the ``run`` numbers from ``l0 + terms[q]`` on in ``lines``.
 
     A panel is as wide as a tile, its rows ``width`` numbers apart; the next column after the last is the first of the
     next panel, ``depth`` on.
     """
-    for q in range(n):
+    for q in range(q0, q0 + n):
         for j in range(column, column + run):
             panel[p0 + j // width * depth + q * width + j % width] = lines[l0 + terms[q] + j - column]
 
@@ -235,34 +235,32 @@ def _pack(
     terms = build.inttoptr(terms, word.as_pointer())
     panels = build.sdiv(build.add(build.add(column, run), build.sub(width, word(1))), width)
 
-    def least(a: Any, b: Any) -> Any:
-        return build.select(build.icmp_signed("<", a, b), a, b)
+    def piece(i: Any, _: list[Any]) -> list[Any]:
+        left = build.sub(build.mul(i, width), column)  # where the panel begins in the run
+        begin = build.select(build.icmp_signed(">", left, word(0)), left, word(0))
+        end = build.add(left, width)
+        length = build.sub(build.select(build.icmp_signed("<", run, end), run, end), begin)
+        source = v.at(lines, begin)
+        goal = v.at(panel, build.add(build.mul(i, depth), build.sub(begin, left)))
+        whole = build.and_(length, word(-v.lanes))
+        rest, ragged = v.first(build.sub(length, whole)), build.icmp_signed("<", whole, length)
 
-    def row(q: Any, _: list[Any]) -> list[Any]:
-        line, goal = v.at(lines, build.load(build.gep(terms, [q]))), v.at(panel, build.mul(q, width))
-
-        def piece(i: Any, _: list[Any]) -> list[Any]:
-            left = build.sub(build.mul(i, width), column)  # where the panel begins in the run
-            begin = build.select(build.icmp_signed(">", left, word(0)), left, word(0))
-            length = build.sub(least(run, build.add(left, width)), begin)
-            source = build.gep(line, [begin])
-            target = build.gep(goal, [build.add(build.mul(i, depth), build.sub(begin, left))])
-            whole = build.and_(length, word(-v.lanes))
+        def row(q: Any, _: list[Any]) -> list[Any]:
+            line, target = build.gep(source, [build.load(build.gep(terms, [q]))]), build.gep(goal, [build.mul(q, width)])
 
             def vector(p: Any, _: list[Any]) -> list[Any]:
-                v.store(v.load(build.gep(source, [p])), build.gep(target, [p]))
+                v.store(v.load(build.gep(line, [p])), build.gep(target, [p]))
                 return []
 
             v.loop(whole, v.lanes, [], vector)
-            with build.if_then(build.icmp_signed("<", whole, length)):
-                rest = v.first(build.sub(length, whole))
-                v.store_some(v.load_some(build.gep(source, [whole]), rest), build.gep(target, [whole]), rest)
+            with build.if_then(ragged):
+                v.store_some(v.load_some(build.gep(line, [whole]), rest), build.gep(target, [whole]), rest)
             return []
 
-        v.loop(panels, 1, [], piece)
+        v.loop(n, 1, [], row)
         return []
 
-    v.loop(n, 1, [], row)
+    v.loop(panels, 1, [], piece)
 
 
 def _copy(v: Vectors, source: Any, n: Any, target: Any) -> None:
@@ -377,14 +375,14 @@ def _aligned(array):
 
 
 @overload(pack)
-def _pack_panel(lines, l0, terms, n, run, panel, p0, column, width, depth, zero):
+def _pack_panel(lines, l0, terms, q0, n, run, panel, p0, column, width, depth, zero):
     if zero not in _PACK_CODE:
         return pack
     code, size = _PACK_CODE[zero], zero.bitwidth // 8
 
-    def vectors(lines, l0, terms, n, run, panel, p0, column, width, depth, zero):
-        at = p0 + column // width * depth
-        code((lines + l0 * size, terms, n, run, panel + at * size, column % width, width, depth))
+    def vectors(lines, l0, terms, q0, n, run, panel, p0, column, width, depth, zero):
+        at = p0 + column // width * depth + q0 * width
+        code((lines + l0 * size, terms + q0 * 8, n, run, panel + at * size, column % width, width, depth))
 
     return vectors
 
