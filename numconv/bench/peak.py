@@ -8,9 +8,8 @@ from functools import partial
 
 import numba
 import numpy as np
-from numba import prange
 
-from ..cpu._jit import Kernel
+from ..cpu._jit import Kernel, tasks_of
 from ..cpu.simd import HIGHEST, SUMS, address, keep, multiply_add, outer_sum, sum_lanes
 
 #: Two panels of this many rows stay in the nearest cache (30 KB).
@@ -21,18 +20,18 @@ PIECES = 64
 
 
 @Kernel
-def registers(tiles, n, zero):
+def registers(team, tiles, n, zero):
     """Multiply-adds with nothing to load, for each thread."""
-    for thread in prange(tiles.shape[0]):
+    for thread in tasks_of(team, tiles.shape[0]):
         tile = tiles[thread].reshape(tiles.shape[1] * tiles.shape[2])
         multiply_add(n, address(tile, zero), zero)
         keep(tile)
 
 
 @Kernel
-def tile_alone(weights, pixels, tiles, height, columns, terms, repeats, zero):
+def tile_alone(team, weights, pixels, tiles, height, columns, terms, repeats, zero):
     """The register tile again and again over two panels for each thread."""
-    for thread in prange(tiles.shape[0]):
+    for thread in tasks_of(team, tiles.shape[0]):
         a, b, tile = weights[thread], pixels[thread], tiles[thread]
         rows, a_terms, b_terms = terms[0].copy(), terms[1].copy(), terms[2].copy()
         a_at, b_at, tile_at = address(a, zero), address(b, zero), address(tile, zero)
@@ -46,18 +45,18 @@ def tile_alone(weights, pixels, tiles, height, columns, terms, repeats, zero):
 
 
 @Kernel
-def fill(a):
+def fill(team, a):
     """Clear memory, which compiles to the system's own ``memset``."""
-    for piece in prange(a.shape[0]):
+    for piece in tasks_of(team, a.shape[0]):
         target = a[piece]
         for i in range(target.size):
             target[i] = 0
 
 
 @Kernel
-def copy(a, b):
+def copy(team, a, b):
     """Copy memory."""
-    for piece in prange(a.shape[0]):
+    for piece in tasks_of(team, a.shape[0]):
         target, source = a[piece], b[piece]
         for i in range(target.size):
             target[i] = source[i]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from .. import _memory
-from ._jit import Kernel, flat, helper
+from ._jit import Kernel, flat, helper, tasks_of
 
 #: Entries of one task: their columns are checked and stay in the cache for the product.
 ENTRIES = 1 << 14
@@ -55,11 +54,11 @@ def add_row(data, indices, begin, end, y, low, band):
 
 
 @Kernel
-def _matvec(data, indices, indptr, X, block, Y, found):
+def _matvec(team, data, indices, indptr, X, block, Y, found):
     # X (M, columns), Y (M, rows); found[task] becomes True where the triple is no matrix of this shape.
     M, columns = X.shape
     rows = indptr.size - 1
-    for task in prange((rows + block - 1) // block):
+    for task in tasks_of(team, (rows + block - 1) // block):
         r0, r1 = task * block, min((task + 1) * block, rows)
         low, high = check_rows(indices, indptr, r0, r1)
         if low < 0 or high > columns:
@@ -72,16 +71,16 @@ def _matvec(data, indices, indptr, X, block, Y, found):
 
 
 @Kernel
-def _bands(indices, indptr, edges, low, high):
+def _bands(team, indices, indptr, edges, low, high):
     # Part p is the rows edges[p] … edges[p + 1] - 1; it reads the columns low[p] … high[p] - 1.
-    for p in prange(edges.size - 1):
+    for p in tasks_of(team, edges.size - 1):
         low[p], high[p] = check_rows(indices, indptr, edges[p], edges[p + 1])
 
 
 @Kernel
-def _add_rows(data, indices, indptr, y, edges, low, starts, sums):
+def _add_rows(team, data, indices, indptr, y, edges, low, starts, sums):
     # Every part adds its rows up in a band of its own, sums[starts[p]:starts[p + 1]].
-    for p in prange(edges.size - 1):
+    for p in tasks_of(team, edges.size - 1):
         band = sums[starts[p] : starts[p + 1]]
         for j in range(band.size):
             band[j] = 0
@@ -90,9 +89,9 @@ def _add_rows(data, indices, indptr, y, edges, low, starts, sums):
 
 
 @Kernel
-def _add_bands(low, high, starts, sums, block, x):
+def _add_bands(team, low, high, starts, sums, block, x):
     # A task owns a block of columns and adds the bands up in their order.
-    for task in prange((x.size + block - 1) // block):
+    for task in tasks_of(team, (x.size + block - 1) // block):
         j0, j1 = task * block, min((task + 1) * block, x.size)
         x[j0:j1] = 0
         for p in range(low.size):

@@ -6,13 +6,12 @@ from math import prod
 
 import numpy as np
 import scipy.sparse
-from numba import prange
 
 from .. import _indexing, _memory
 from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..geometry import ConvGeometry
 from . import csr
-from ._jit import Kernel, first_output, flat, helper, position, row_source, source
+from ._jit import Kernel, first_output, flat, helper, position, row_source, source, tasks_of
 from .im2col import copy_run, groups_of, unturned
 
 #: Most output pixels of one task; there are at least 64 tasks to share among threads.
@@ -25,7 +24,7 @@ Before = tuple[np.ndarray, np.ndarray]
 
 
 @Kernel
-def _tap_counts(axis, boundary, o0, counts):
+def _tap_counts(team, axis, boundary, o0, counts):
     # counts[j]: how many different pixels of one axis output o0 + j reads.
     size, kernel = axis[SIZE], axis[KERNEL]
     pixels = np.empty(kernel, dtype=np.int64)
@@ -183,12 +182,12 @@ def differ(columns, base, indices, at, n):
 
 
 @Kernel
-def _structure(K, Cg, count, axes, boundary, groups, rows, line, chunk, together, indices, indptr):
+def _structure(team, K, Cg, count, axes, boundary, groups, rows, line, chunk, together, indices, indptr):
     # count is prod k; a task writes the rows of a chunk of output pixels for every kernel.
     P, Kg, inputs = (indptr.size - 1) // K, K // groups, 1
     for a in range(axes.shape[0]):
         inputs *= axes[a, SIZE]
-    for task in prange((P + chunk - 1) // chunk):
+    for task in tasks_of(team, (P + chunk - 1) // chunk):
         pixels, taps, first = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count + 1, np.int64)
         input_rows = np.full(count // axes[-1, KERNEL] + 1, -1, np.int64)
         columns = np.empty(together * Cg * count, indices.dtype)
@@ -211,12 +210,12 @@ def _structure(K, Cg, count, axes, boundary, groups, rows, line, chunk, together
 
 
 @Kernel
-def _differs(K, Cg, count, axes, boundary, groups, rows, line, chunk, together, indices, indptr, found):
+def _differs(team, K, Cg, count, axes, boundary, groups, rows, line, chunk, together, indices, indptr, found):
     # The same loop, which reads where that writes.
     P, Kg, inputs = (indptr.size - 1) // K, K // groups, 1
     for a in range(axes.shape[0]):
         inputs *= axes[a, SIZE]
-    for task in prange((P + chunk - 1) // chunk):
+    for task in tasks_of(team, (P + chunk - 1) // chunk):
         pixels, taps, first = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count + 1, np.int64)
         input_rows = np.full(count // axes[-1, KERNEL] + 1, -1, np.int64)
         columns = np.empty(together * Cg * count, indices.dtype)
@@ -239,11 +238,11 @@ def _differs(K, Cg, count, axes, boundary, groups, rows, line, chunk, together, 
 
 
 @Kernel
-def _values(w, Cg, count, axes, boundary, rows, line, chunk, data):
+def _values(team, w, Cg, count, axes, boundary, rows, line, chunk, data):
     # The same loop over the values; new weights go into an old structure through here. w (K, together * Cg * count)
     # holds the rows of a run of outputs inside the input.
     K, P, together = w.shape[0], (rows.size - 1) * (line.size - 1), w.shape[1] // (Cg * count)
-    for task in prange((P + chunk - 1) // chunk):
+    for task in tasks_of(team, (P + chunk - 1) // chunk):
         pixels, taps, first = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count + 1, np.int64)
         input_rows = np.full(count // axes[-1, KERNEL] + 1, -1, np.int64)
         p, end = task * chunk, min((task + 1) * chunk, P)

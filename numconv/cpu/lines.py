@@ -149,7 +149,7 @@ def table(axes: np.ndarray, block: np.ndarray) -> np.ndarray:
     """Where row ``(c, t)`` of ``X_conv`` begins among the lines, or in the input if that is where they are."""
     if block[IN_PLACE]:
         return np.arange(block[CHANNELS]) * axes[:, SIZE].prod()
-    rows, columns = plane.py_func(axes, block)
+    rows, columns = plane(axes, block)
     (row_lines, row_shift), (lines, shift) = block[[ROW_LINES, ROW_SHIFT]], block[[LINES, SHIFT]]
     outer = np.arange(block[CHANNELS] * axes[:-2, KERNEL].prod())[:, None, None]
     T, t = (np.arange(axis[KERNEL])[:: 1 if axis[STEP] > 0 else -1] for axis in axes[-2:])  # lines ascend

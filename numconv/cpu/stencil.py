@@ -22,11 +22,10 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-from numba import prange
 
 from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..geometry import ConvGeometry
-from ._jit import Kernel, flat, helper, row_source, source
+from ._jit import Kernel, flat, helper, row_source, source, tasks_of
 from .rows import shared_lines
 from .simd import ABREAST, STACKED, WINDOW, address, copy_line, lanes, weight_tile, window_tile
 
@@ -226,8 +225,8 @@ def survey(
 
 
 @Kernel
-def _forward(x, w, bias, axes, boundary, fill, entries, lines, line, shift, apart, between, height, read, units, vector,
-             shares, G, y):
+def _forward(team, x, w, bias, axes, boundary, fill, entries, lines, line, shift, apart, between, height, read, units,
+             vector, shares, G, y):
     # x (N, C, all pixels), w (K, units, taps), y (N, K, lead out, rows, columns). A unit is a channel and a tap of the
     # leading axes; a task is a block of rows and columns for all output channels of a group.
     N, K, lead_out, R_out, L_out = y.shape
@@ -241,7 +240,7 @@ def _forward(x, w, bias, axes, boundary, fill, entries, lines, line, shift, apar
     tasks = N * G * lead_out * down * across
     unit = ((rows - 1) * stride + height) * lines * line
     tile = WINDOW * vector if between == 0 else ABREAST * vector
-    for share in prange(shares):
+    for share in tasks_of(team, shares):
         patch = np.zeros(min(units, U) * unit + tile, x.dtype)  # what lies between is read too; as garbage it is slow
         plan = np.empty((min(units, U) * entries.shape[0], 4), np.int64)
         flat_plan = plan.reshape(plan.size)
@@ -296,8 +295,8 @@ def forward(
 
 
 @Kernel
-def _grad_weight(x, dY, axes, boundary, fill, entries, lines, line, shift, apart, between, height, read, units, vector,
-                 G, partial):
+def _grad_weight(team, x, dY, axes, boundary, fill, entries, lines, line, shift, apart, between, height, read, units,
+                 vector, G, partial):
     # partial (parts, K, units, taps): the blocks are split into a fixed number of parts; a task sums one for one k.
     N, K, lead_out, R_out, L_out = dY.shape
     parts, _, U, taps = partial.shape
@@ -310,7 +309,7 @@ def _grad_weight(x, dY, axes, boundary, fill, entries, lines, line, shift, apart
     blocks = N * lead_out * down * across
     unit = ((rows - 1) * stride + height) * lines * line
     tile = WINDOW * vector if between == 0 else vector
-    for task in prange(parts * K):
+    for task in tasks_of(team, parts * K):
         part, k = task % parts, task // parts
         patch = np.zeros(min(units, U) * unit + WINDOW * vector, x.dtype)
         plan = np.empty((min(units, U) * E, 4), np.int64)

@@ -17,11 +17,10 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
-from numba import prange
 
 from .._indexing import CONSTANT, OUT, SIZE, START, STEP
 from ..geometry import ConvGeometry, axes_table
-from ._jit import Kernel, flat, helper, source
+from ._jit import Kernel, flat, helper, source, tasks_of
 from .rows import accumulate
 from .simd import address, borrowed, copy_run, keep, lanes, outer_shape, panel_tile, sandwich, unweave, weave
 
@@ -66,11 +65,11 @@ PANELS, FEW, WEIGHTS = 1, 64, 320 << 10
 
 
 @Kernel
-def _weights(w, first, row, column, width, U):
+def _weights(team, w, first, row, column, width, U):
     # w (kernels, 9), flat; U (36 * width and more): the kernels side by side, whichever of their channels are outputs.
     n, zero = w.size // (TAPS * TAPS), w.dtype.type(0)
     w, U_at = borrowed(w), address(U, zero)
-    for task in prange((n + CHUNK - 1) // CHUNK):
+    for task in tasks_of(team, (n + CHUNK - 1) // CHUNK):
         places = np.empty(PLACES * APART, U.dtype)  # 36 streams at once to distant memory would be slow
         p0, size = task * CHUNK, min(CHUNK, n - task * CHUNK)
         of_weights(w, p0 * TAPS * TAPS + first, row, column, places, 0, APART, size)
@@ -162,8 +161,8 @@ def row_again(x, w, bias, axes, boundary, fill, n, c0, k, w0, w_step, channels, 
 
 @Kernel
 def _forward(
-    x, w, first, row, column, U, width, turned, groups, bias, axes, boundary, fill, MR, NR, slack, blocks, shares, KB,
-    V, M, U_own, y,
+    team, x, w, first, row, column, U, width, turned, groups, bias, axes, boundary, fill, MR, NR, slack, blocks, shares,
+    KB, V, M, U_own, y,
 ):
     # x (N, C, H, L), w (kernels, 9), U (36 * width), y (N, K, rows, columns). A task is a block of tiles and a share of
     # the output channels; V, M and U_own are the workers' own. Kernels are numbered (g, k, c), or (g, c, k) if turned.
@@ -182,7 +181,7 @@ def _forward(
     pixels, outputs = x.reshape(x.size), y.reshape(y.size)
     left = axes[1, START] + min(0, (TAPS - 1) * axes[1, STEP])
     workers, tasks = V.shape[0], groups * blocks * shares
-    for worker in prange(workers):
+    for worker in tasks_of(team, workers):
         V_here, M_here, U_here = V[worker], M[worker], U_own[worker] if own else U
         window, result = np.zeros(PLACES * (NR + slack), x.dtype), np.empty((TILE * TILE + 1) * NR + slack, x.dtype)
         runs, rows = np.empty((panels, NR, 5), np.int64), np.empty((NR, WINDOW), np.int64)

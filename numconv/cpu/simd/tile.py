@@ -31,9 +31,10 @@ def sum_lanes(dtype: np.dtype) -> int:
 
 
 def outer_sum(a, a0, rows, r0, a_terms, b, b0, b_terms, n, height, columns, out, o0, step, start, s0, joins, zero):
-    """``out[o0 + i * step + j]`` becomes ``sum over q < n of a[a0 + rows[r0 + i] + a_terms[q]] * b[b0 + b_terms[q] + j]``
+    """``out[i, j] = start[i] + sum over q < n of a[rows[i] + a_terms[q]] * b[b_terms[q] + j]``, ``i < height``.
 
-    and ``start[s0 + i]``, or what it was if it ``joins``; ``i < height``. The register tile, a sum of outer products.
+    Or it ``joins`` what ``out`` was. Each array has a place where it begins; rows of ``out`` are a ``step`` apart. The
+    register tile, a sum of outer products.
     The operands are matrices only through a table: row ``q`` of ``b`` may begin anywhere, so the windows of an image
     are multiplied where they lie. ``columns`` are whole vectors, as ``sum_lanes`` counts them. Here and below arrays
     are handed on as ``address`` gives them, with a ``zero`` of their dtype.
@@ -55,7 +56,7 @@ def multiply_add(n, out, zero):
 
 
 def put(sums, s0, s_step, n, height, target, t0, step, bias, k0, first, zero):
-    """Columns ``s0 … s0 + n`` of rows ``s_step`` apart join the rows of ``target`` at ``t0 + i * step``, or begin them."""
+    """``n`` columns of sums, rows ``s_step`` apart, join the rows of ``target`` at ``t0 + i * step``, or begin them."""
     for i in range(height):
         for j in range(n):
             before = bias[k0 + i] if first else target[t0 + i * step + j]
@@ -246,7 +247,8 @@ def _pack(
         rest, ragged = v.first(build.sub(length, whole)), build.icmp_signed("<", whole, length)
 
         def row(q: Any, _: list[Any]) -> list[Any]:
-            line, target = build.gep(source, [build.load(build.gep(terms, [q]))]), build.gep(goal, [build.mul(q, width)])
+            line = build.gep(source, [build.load(build.gep(terms, [q]))])
+            target = build.gep(goal, [build.mul(q, width)])
 
             def vector(p: Any, _: list[Any]) -> list[Any]:
                 v.store(v.load(build.gep(line, [p])), build.gep(target, [p]))
@@ -346,7 +348,7 @@ def _copy_every_second_run(source, s0, n, target, t0, zero):
 
 
 @overload(outer_sum)
-def _outer_sum_tile(a, a0, rows, r0, a_terms, b, b0, b_terms, n, height, columns, out, o0, step, start, s0, joins, zero):
+def _sum_tile(a, a0, rows, r0, a_terms, b, b0, b_terms, n, height, columns, out, o0, step, start, s0, joins, zero):
     if zero not in _SUM_CODE:
         return outer_sum
     code, size = _SUM_CODE[zero], zero.bitwidth // 8
