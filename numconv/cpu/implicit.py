@@ -287,9 +287,9 @@ def _grad_weight(team, x, dY, axes, boundary, fill, block, terms, conjugate, par
         c, channels = piece * block[CHANNELS], min(block[CHANNELS], Cg - piece * block[CHANNELS])
         columns, rows = L_out if block[IN_PLACE] else plane(axes, block)[1], channels * T
         lines = np.empty(0 if block[IN_PLACE] else block_size(axes, block), x.dtype)
-        turned = np.zeros(most * wide + ALIGNED, x.dtype)
+        turned = np.zeros((wide + width) * most + ALIGNED, x.dtype)
         sums, nothing = np.empty(rows * wide + ALIGNED, x.dtype), np.zeros(HIGHEST, x.dtype)
-        pixels, turned_rows = np.empty(most, np.int64), np.arange(most) * wide
+        pixels, turned_rows = np.empty(most, np.int64), np.arange(most) * width
         turned0, sums0, l0 = aligned(turned), aligned(sums), 0
         lines_at, turned_at, sums_at = address(lines, zero), address(turned, zero), address(sums, zero)
         nothing_at, pixels_at, turned_rows_at = (
@@ -308,9 +308,11 @@ def _grad_weight(team, x, dY, axes, boundary, fill, block, terms, conjugate, par
                 gather_lines(x, g * Cg + c, channels, n, outer, O0, o0, axes, boundary, fill, block, lines, 0)
             for row in range(high):
                 begin = (((n * K + g * Kg) * lead_out + outer) * R_out + O0 + row) * L_out + o0
-                transpose(
-                    dY_at, begin, lead_out * R_out * L_out, Kg, run, turned_at, turned0 + row * run * wide, wide, zero
-                )
+                for k in range(0, Kg, width):  # a panel for each tile
+                    transpose(
+                        dY_at, begin + k * lead_out * R_out * L_out, lead_out * R_out * L_out, min(width, Kg - k), run,
+                        turned_at, turned0 + k * most + row * run * width, width, zero,
+                    )  # fmt: skip
                 for o in range(run):
                     pixels[row * run + o] = row * columns + o
             if conjugate:
@@ -319,7 +321,7 @@ def _grad_weight(team, x, dY, axes, boundary, fill, block, terms, conjugate, par
             for q in range(0, rows, MR):
                 for k in range(0, wide, width):
                     outer_sum(
-                        lines_at, l0, terms_at, q, pixels_at, turned_at, turned0 + k, turned_rows_at, high * run,
+                        lines_at, l0, terms_at, q, pixels_at, turned_at, turned0 + k * most, turned_rows_at, high * run,
                         min(MR, rows - q), min(width, wide - k), sums_at, sums0 + q * wide + k, wide, nothing_at, 0,
                         unit > first, zero,
                     )  # fmt: skip
