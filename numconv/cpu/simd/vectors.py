@@ -100,6 +100,13 @@ class Vectors:
         pointer = self.builder.bitcast(pointer, self.vector.as_pointer())
         self.builder.call(store, [value, pointer, ir.IntType(32)(self.align), mask])
 
+    def prefetch(self, pointer: ir.Value, write: bool = False) -> None:
+        """Ask for a line of the cache before it is needed, whether or not there is memory."""
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [self.item.as_pointer(), number, number, number])
+        code = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
+        self.builder.call(code, [pointer, number(int(write)), number(3), number(1)])
+
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         """``a * b + c`` in one rounding."""
         return self.builder.call(self._fma, [a, b, c])
@@ -224,10 +231,10 @@ def vector_code(bits: int, words: int, generate: Any) -> Any:
 
 
 def address(array, zero):
-    """A contiguous array as vector code takes it: where it begins. Where there is none it is the array itself.
+    """A contiguous array as vector code takes it: where it begins. Where there is no such code it is the array itself.
 
     In compiled code an array that is handed on is counted, and threads that count one array wait for each other. An
-    address keeps no array alive; its name has to be used after it.
+    address counts nothing and keeps no array alive; its name has to be used after it.
     """
     return array
 
@@ -236,7 +243,7 @@ def address(array, zero):
 def _address(array, zero):
     if zero in (types.float32, types.float64):
         return lambda array, zero: array.ctypes.data
-    return lambda array, zero: array
+    return lambda array, zero: _borrow(array)  # type: ignore[call-arg]  # numba adds the context
 
 
 def keep(*arrays):
@@ -255,12 +262,14 @@ def borrowed(array):
 
 @intrinsic
 def _borrow(typing_context, array):
+    view_type = array.copy(readonly=False)  # one type for what is read and for what is written
+
     def codegen(context, builder, signature, arguments):
-        view = context.make_array(signature.args[0])(context, builder, arguments[0])
+        view = context.make_array(array)(context, builder, arguments[0])
         view.meminfo = cgutils.get_null_value(view.meminfo.type)
         return view._getvalue()
 
-    return array(array), codegen
+    return view_type(array), codegen
 
 
 @overload(borrowed)
