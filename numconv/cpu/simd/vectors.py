@@ -65,12 +65,6 @@ class Vectors:
         """A vector to memory of any alignment."""
         self.builder.store(value, self.builder.bitcast(pointer, self.vector.as_pointer()), align=self.align)
 
-    def prefetch(self, pointer: ir.Value) -> None:
-        """Ask for a line of memory, wherever it is, into the L2 cache."""
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type] + [ir.IntType(32)] * 3)
-        ask = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
-        self.builder.call(ask, [pointer, *(ir.IntType(32)(n) for n in (0, 2, 1))])
-
     def spread(self, pointer: ir.Value) -> ir.Value:
         """One item in every lane."""
         return self.filled(self.builder.load(pointer))
@@ -100,12 +94,12 @@ class Vectors:
         pointer = self.builder.bitcast(pointer, self.vector.as_pointer())
         self.builder.call(store, [value, pointer, ir.IntType(32)(self.align), mask])
 
-    def prefetch(self, pointer: ir.Value, write: bool = False) -> None:
-        """Ask for a line of the cache before it is needed, whether or not there is memory."""
+    def prefetch(self, pointer: ir.Value, write: bool = False, level: int = 1) -> None:
+        """Ask for a line into the cache of this level before it is needed, whether or not there is memory."""
         number = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [self.item.as_pointer(), number, number, number])
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
         code = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
-        self.builder.call(code, [pointer, number(int(write)), number(3), number(1)])
+        self.builder.call(code, [pointer, number(int(write)), number(4 - level), number(1)])
 
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         """``a * b + c`` in one rounding."""
@@ -213,6 +207,10 @@ class Vectors:
                         rows[at] = self.builder.shuffle_vector(*pair, places([j + more for j in low]))
             half //= 2
         return rows
+
+    def pick(self, value: ir.Value, order: list[int]) -> ir.Value:
+        """The lanes in this order."""
+        return self.builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), places(order))
 
 
 def vector_code(bits: int, words: int, generate: Any) -> Any:

@@ -199,7 +199,7 @@ def _panel(
             weights = build.gep(b_here, [build.mul(q, b_step)])
             weights = [v.load(build.gep(weights, [word(j * v.lanes)])) for j in range(vectors)]
             pixels, results = build.gep(a_here, [build.mul(q, a_step)]), []
-            v.prefetch(build.gep(ahead, [build.mul(q, word(v.lanes))]))
+            v.prefetch(build.gep(ahead, [build.mul(q, word(v.lanes))]), level=2)
             for i in range(height):
                 pixel = v.spread(build.gep(pixels, [word(i)]))
                 results += [v.fma(pixel, weights[j], sums[i * vectors + j]) for j in range(vectors)]
