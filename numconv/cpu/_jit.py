@@ -198,7 +198,7 @@ def _launch(worker, block, n):
 @lru_cache(maxsize=1)
 def _launcher() -> int | None:
     """The address of ``_launch`` compiled: the only parallel code that there is."""
-    numba.get_num_threads()  # starts the threads: what comes from the disk cache asks for their scheduler as it is loaded
+    numba.get_num_threads()  # starts the threads, whose scheduler code from the disk cache asks for as it is loaded
     return numba.cfunc(types.intp(types.intp, types.intp, types.intp), cache=True)(_launch).address
 
 

@@ -53,7 +53,7 @@ STREAMS = 16
 def _forward(team, x, w, bias, axes, boundary, fill, block, steps, places, tables, y):
     # x (N, C, lead, rows, last); weight (g, k, c, t) is w[g, k, c times steps, and tables[1, t]] in a flat w, output
     # (n, k, o) is y[places[0] + n, k, o times places[1:]] in a flat y.
-    d, zero = axes.shape[0], fill
+    d, zero = axes.shape[0], x.dtype.type(0)
     groups = w.size // steps[0]
     Cg, Kg = x.shape[1] // groups, bias.size // groups
     R_out, L_out = axes[d - 2, OUT], axes[d - 1, OUT]
@@ -263,7 +263,7 @@ def grad_input(dY: np.ndarray, w: np.ndarray, geometry: ConvGeometry, dX: np.nda
 @Kernel
 def _grad_weight(team, x, dY, axes, boundary, fill, block, terms, conjugate, partial):
     # partial (parts, K, C/G * T): the blocks of outputs are split into a fixed number of parts, each summed alone.
-    d, zero, lanes = axes.shape[0], fill, block[LANES]
+    d, zero, lanes = axes.shape[0], x.dtype.type(0), block[LANES]
     parts, K, Q = partial.shape
     T = terms.size // block[CHANNELS]
     Cg = Q // T

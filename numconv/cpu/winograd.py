@@ -176,7 +176,8 @@ def runs_of(t0, t1, axes, boundary, fill, image_size, slack, runs, edges, lines)
 @helper
 def transform_pixels(x, channel, left, L, fill, count, runs, edges, b, lines, V, v0):
     """V of one channel: the lines of each run, then their tiles."""
-    begin, e = address(x, fill), 0
+    zero, e = x.dtype.type(0), 0
+    begin = address(x, zero)
     for u in range(count):
         run = runs[u]
         first, length = left + run[4], run[1] * TILE + TAPS - 1
@@ -185,11 +186,11 @@ def transform_pixels(x, channel, left, L, fill, count, runs, edges, b, lines, V,
         for i in range(WINDOW):
             if run[8 + i] >= 0:
                 pixel = channel + run[8 + i] + first + start
-                copy_run(begin, pixel, inside, address(lines, fill), run[5] + i * run[6] + start, fill)
+                copy_run(begin, pixel, inside, address(lines, zero), run[5] + i * run[6] + start, zero)
         for other in range(e, run[7]):
             lines[edges[0, other]] = x[channel + edges[1, other]]
         e = run[7]
-        of_pixels(address(lines, fill), run[5], run[6], run[1], V, v0 + run[0], b.V_step, fill)
+        of_pixels(address(lines, zero), run[5], run[6], run[1], V, v0 + run[0], b.V_step, zero)
 
 
 @helper
@@ -228,22 +229,22 @@ def repair(result, x, w, bias, axes, boundary, fill, b, run, g, k0, Cg, y):
 
 
 @helper
-def unload(here, M0, b, run, bias, k, kernels, fill, outputs, y, result):
+def unload(here, M0, b, run, bias, k, kernels, outputs, y, result):
     """The outputs of a run of tiles and a vector of channels, into their rows; returns whether all are finite."""
     K, R_out, L_out = y.shape[1:]
     tiles, n, O, o = run[1], run[2], run[3], run[4]
-    row, size = tiles * TILE * b.slack, tiles * b.slack
+    row, size, zero = tiles * TILE * b.slack, tiles * b.slack, result.dtype.type(0)
     of_outputs(
         here, M0 + run[0] * b.width, WINDOW * b.M_step, b.M_step, b.width,
-        here, b.result, row, b.slack, TILE * b.slack, b.result + TILE * row, tiles, b.slack, fill,
+        here, b.result, row, b.slack, TILE * b.slack, b.result + TILE * row, tiles, b.slack, zero,
     )  # fmt: skip
     for i in range(min(TILE, R_out - O)):
         begin = ((n * K + k) * R_out + O + i) * L_out + o
         turn(
-            here, b.result + i * row, b.slack, min(tiles * TILE, L_out - o), kernels, address(bias, fill), k,
-            address(outputs, fill), begin, R_out * L_out, fill,
+            here, b.result + i * row, b.slack, min(tiles * TILE, L_out - o), kernels, address(bias, zero), k,
+            address(outputs, zero), begin, R_out * L_out, zero,
         )  # fmt: skip
-    sums, nothing = result[TILE * row : TILE * row + size], fill * 0
+    sums, nothing = result[TILE * row : TILE * row + size], zero
     for j in range(size):
         nothing += sums[j] * 0
     return nothing == 0
@@ -260,7 +261,8 @@ def block(x, w, taps, bias, axes, boundary, fill, b, U, mine, task, runs, edges,
     units = (T + ROWS[0] - 1) // ROWS[0]
     t0, t1 = units * part // b.blocks * ROWS[0], min(units * (part + 1) // b.blocks * ROWS[0], T)
     pixels, outputs, lines, result = x.reshape(x.size), y.reshape(y.size), mine[b.lines : b.result], mine[b.result :]
-    here, weights = address(mine, fill), address(mine if b.own else U, fill)
+    zero = mine.dtype.type(0)
+    here, weights = address(mine, zero), address(mine if b.own else U, zero)
     count = runs_of(t0, t1, axes, boundary, fill, C * H * L, b.slack, runs, edges, lines)
     left = axes[1, START] + min(0, (TAPS - 1) * axes[1, STEP])
     for c in range(Cg):
@@ -272,19 +274,19 @@ def block(x, w, taps, bias, axes, boundary, fill, b, U, mine, task, runs, edges,
             U0 = b.U if b.own else (g * b.columns + column) * PLACES * b.U_step
             if b.own:
                 transform_kernels(
-                    w, g, k0, part0, min(b.channels, Cg - part0), Kg, Cg, taps, b, here, here, b.U, fill
+                    w, g, k0, part0, min(b.channels, Cg - part0), Kg, Cg, taps, b, here, here, b.U, zero
                 )
             for xi in range(PLACES):
                 for c0 in range(part0, min(part0 + whole, Cg), b.channels):
                     panel_sum(
                         here, xi * b.V_step + c0 * b.tiles, b.tiles,
                         weights, U0 + xi * b.U_step + (c0 - part0) * b.width, b.width, min(b.channels, Cg - c0),
-                        here, b.M + xi * b.M_step, b.width, (t1 - t0 + 1) // 2 * 2, b.width, c0, fill,
+                        here, b.M + xi * b.M_step, b.width, (t1 - t0 + 1) // 2 * 2, b.width, c0, zero,
                     )  # fmt: skip
         for k in range(k0, min(k0 + b.width, Kg), b.slack):
             for u in range(count):
                 M0, run, kernels = b.M + k - k0, runs[u], min(b.slack, Kg - k)
-                if not unload(here, M0, b, run, bias, g * Kg + k, kernels, fill, outputs, y, result):
+                if not unload(here, M0, b, run, bias, g * Kg + k, kernels, outputs, y, result):
                     repair(result, x, w, bias, axes, boundary, fill, b, run, g, k, Cg, y)
 
 
