@@ -285,15 +285,23 @@ def forward(
     """
     axes, plan = prepared(axes.tobytes(), y.dtype)
     taps = len(plan.order)
-    weights = np.take(w.reshape(-1, taps), plan.order, axis=1)
-    steps = [step // y.itemsize for step in y.strides]
-    if y.ndim == 3:  # a signal is one row
-        steps.insert(2, 0)
+    weights = w.reshape(-1, taps).take(plan.order, 1)  # np.take takes twice as long to begin
     _forward(
         flat(x, x.size), flat(weights, weights.size), flat(bias, bias.size), axes, boundary, fill, plan.entries,
-        plan.sizes, x.shape[1] // w.shape[1], np.array([y.shape[0], *steps]),
+        plan.sizes, x.shape[1] // w.shape[1], steps_of(y.shape[0], y.strides, y.itemsize),
         y.reshape(y.size) if items is None else items, work=y.size * (w.size // w.shape[0]),
     )
+
+
+@lru_cache(maxsize=1024)
+def steps_of(N: int, strides: tuple[int, ...], itemsize: int) -> np.ndarray:
+    """How many images there are, and what leads from one image, channel, row and pixel to the next."""
+    steps = [step // itemsize for step in strides]
+    if len(steps) == 3:  # a signal is one row
+        steps.insert(2, 0)
+    result = np.array([N, *steps])
+    result.flags.writeable = False
+    return result
 
 
 def reaches(axes: np.ndarray, dtype: np.dtype, channels: int) -> bool:
