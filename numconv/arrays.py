@@ -123,7 +123,7 @@ def deliver(
             compute(out)
             return out
     nbytes = prod(shape) * computed.itemsize
-    there = next((array.place for array in inputs if not isinstance(array, np.ndarray)), None)  # on a GPU
+    there: Any = next((getattr(array, "place", None) for array in inputs), None)  # on a GPU
     if nbytes >= _memory.ALWAYS_THERE:
         free = there.available if there else None
         _memory.require(nbytes, f"{what} of shape {shape} and dtype {computed}", instead, free)

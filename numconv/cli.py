@@ -251,5 +251,5 @@ def cache_folder() -> str:
     from .cpu._jit import Kernel
 
     kernel = next(kernel for kernel in vars(im2col).values() if isinstance(kernel, Kernel))
-    stats = getattr(kernel.serial, "stats", None)
+    stats = getattr(kernel.code, "stats", None)
     return str(stats.cache_path) if stats else "none, NUMBA_DISABLE_JIT is set"

@@ -104,8 +104,8 @@ def choose_device(device: str = "auto") -> str:
         raise TypeError(f"device must be one of {', '.join(map(repr, DEVICES))}, got {device!r}")
     if device == "auto":
         device = _wanted.get() or "auto"
-    if device == "auto" and "NUMCONV_DEVICE" in os.environ:
-        name, device = "the environment variable NUMCONV_DEVICE", os.environ["NUMCONV_DEVICE"]
+    if device == "auto" and (wish := os.environ.get("NUMCONV_DEVICE")) is not None:
+        name, device = "the environment variable NUMCONV_DEVICE", wish
     if device not in DEVICES:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, DEVICES))}, got {device!r}")
     if device == "cuda" and no_cuda():
@@ -134,7 +134,6 @@ def backend(device: str, room: str) -> ModuleType:
 
 
 _OPTIONAL = ("bias", "out")
-_ONLY_NUMPY = frozenset({np.ndarray})
 
 
 def read(**arguments: Any) -> tuple[list[Any], Callable[[Any], Any]]:
@@ -143,10 +142,12 @@ def read(**arguments: Any) -> tuple[list[Any], Callable[[Any], Any]]:
     Host arrays become NumPy's, those on a GPU ``numconv.cuda``'s. Arguments named ``bias`` and ``out`` may be ``None``
     and stay so; the way back of a call with ``out=`` gives ``out`` itself.
     """
-    given = [value for name, value in arguments.items() if value is not None or name not in _OPTIONAL]
+    for name, value in arguments.items():
+        if type(value) is not np.ndarray and (value is not None or name not in _OPTIONAL):
+            break
+    else:  # the common case, in one look
+        return list(arguments.values()), _way_to(arguments.get("out"))
     out = arguments.get("out")
-    if _ONLY_NUMPY.issuperset(map(type, given)):  # the common case, in one look
-        return list(arguments.values()), _as_is if out is None else lambda result: out
     kinds = {name: kind_of(name, value) for name, value in arguments.items() if value is not None}
     for name, value in arguments.items():
         if value is None and name not in _OPTIONAL:
@@ -165,7 +166,7 @@ def read(**arguments: Any) -> tuple[list[Any], Callable[[Any], Any]]:
     else:
         reader, give = _on_host[kind]
         arrays = [value if value is None else reader(name, value) for name, value in arguments.items()]
-    return arrays, give if out is None else lambda result: out
+    return arrays, give if out is None else _way_to(out)
 
 
 def kind_of(name: str, value: Any) -> str:
@@ -204,6 +205,10 @@ _DLPACK_CPU, _DLPACK_CUDA = (1, 3), (2, 13)
 
 def _as_is(result: Any) -> Any:
     return result
+
+
+def _way_to(out: Any) -> Callable[[np.ndarray], Any]:
+    return _as_is if out is None else lambda result: out
 
 
 def _to_torch(result: np.ndarray) -> Any:

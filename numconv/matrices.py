@@ -108,7 +108,7 @@ def refill(csr: scipy.sparse.csr_array, w: np.ndarray, geometry: ConvGeometry) -
     room = dispatch.backend("cpu", "kernel2row")
     w = sparse_ready(w).reshape(g.K, g.C // g.groups, *g.kernel)
     indices, indptr = (arrays.ready(index, csr.indices.dtype) for index in (csr.indices, csr.indptr))
-    before = room.entries_before(g.axes, g.boundary_code)
+    before = room.entries_before(room.counts_of(g.axes, g.boundary_code))
     if csr.shape != g.matrix_shape or not room.has_structure(
         indices, indptr, w.shape, g.axes, g.boundary_code, g.groups, before
     ):

@@ -40,9 +40,9 @@ class ConvOperator(LinearOperator):
         images, w = arrays.ready(vectors.T, computed), arrays.ready(self.w, computed)
         result = np.empty((images.shape[0], self.shape[1 if adjoint else 0]), dtype=computed)
         if adjoint:
-            plan._grad_input(images, w, result)
+            plan._placed(plan._grad_input, images)(images, w, result)
         else:
-            plan._forward(images, w, np.zeros(plan.geometry.K, computed), result)
+            plan._placed(plan._forward, images)(images, w, np.zeros(plan.geometry.K, computed), result)
         return arrays.as_result(result, dtype).T
 
     def _matmat(self, X: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from math import prod
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
     from .explain import Explanation
+
+
+#: Algorithms whose forward product NumPy has no part in, so that it has nothing to warn of.
+COMPILED = frozenset({"direct", "implicit"})
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,9 +85,7 @@ class ConvPlan:
             Of the plan's dtype, or ``out``.
         """
         (x, w, bias, out), give = dispatch.read(x=x, w=w, bias=bias, out=out)
-        g = self.geometry
-        inputs = (("x", x, g.input_shape), ("w", w, g.kernel_shape), ("bias", bias, (g.K,)))
-        return give(self._run(ConvPlan._forward, inputs, g.output_shape, out))
+        return give(self.forward_of(x, w, bias, out))
 
     def grad_input(self, dy: Any, w: Any, out: Any = None) -> Any:
         """``dX = W_conv^H @ dY_flat``, reshaped: the adjoint of ``forward`` in ``x``.
@@ -100,7 +102,7 @@ class ConvPlan:
         (dy, w, out), give = dispatch.read(dy=dy, w=w, out=out)
         g = self.geometry
         inputs = (("dy", dy, g.output_shape), ("w", w, g.kernel_shape))
-        return give(self._run(ConvPlan._grad_input, inputs, g.input_shape, out))
+        return give(self._run(self._grad_input, inputs, g.input_shape, out))
 
     def grad_weight(self, x: Any, dy: Any, out: Any = None) -> Any:
         """``dW = dY_flat @ X_conv^H``, reshaped: the adjoint of ``forward`` in ``w``.
@@ -117,7 +119,7 @@ class ConvPlan:
         (x, dy, out), give = dispatch.read(x=x, dy=dy, out=out)
         g = self.geometry
         inputs = (("x", x, g.input_shape), ("dy", dy, g.output_shape))
-        return give(self._run(ConvPlan._grad_weight, inputs, g.kernel_shape, out))
+        return give(self._run(self._grad_weight, inputs, g.kernel_shape, out))
 
     def transpose(self, x: Any, w: Any, bias: Any = None, out: Any = None) -> Any:
         """``W_conv.T @ X_flat``, reshaped, plus a bias: ``conv_transpose``. Unlike ``grad_input``, no conjugate.
@@ -135,7 +137,7 @@ class ConvPlan:
         (x, w, bias, out), give = dispatch.read(x=x, w=w, bias=bias, out=out)
         g = self.geometry
         inputs = (("x", x, g.output_shape), ("w", w, g.kernel_shape), ("bias", bias, (g.C,)))
-        return give(self._run(ConvPlan._transpose, inputs, g.input_shape, out))
+        return give(self._run(self._transpose, inputs, g.input_shape, out))
 
     # the matrices ---------------------------------------------------------------------------------------------------
 
@@ -241,8 +243,20 @@ class ConvPlan:
         return arrays.as_fill(self.geometry.fill_value, self._computed)
 
     @cached_property
+    def _forward_room(self) -> ModuleType:
+        return self._room(self.algorithm)
+
+    @cached_property
     def _workspace(self) -> int:
         return self.nbytes("workspace")
+
+    def forward_of(
+        self, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, out: np.ndarray | None
+    ) -> np.ndarray:
+        """``forward`` of arrays that were read already."""
+        g = self.geometry
+        inputs = (("x", x, g.input_shape), ("w", w, g.kernel_shape), ("bias", bias, (g.K,)))
+        return self._run(self._forward, inputs, g.output_shape, out)
 
     def _run(
         self, compute: Callable[..., None], inputs: Sequence[tuple[str, np.ndarray | None, tuple[int, ...]]],
@@ -253,25 +267,35 @@ class ConvPlan:
         ``inputs`` are names, arrays and the shapes they must have; ``None`` stands for zeros. Arrays on a GPU are
         computed there, whatever the plan says of NumPy's.
         """
-        first = next(array for _, array, _ in inputs if array is not None)
+        first: Any = inputs[0][1]
         if dispatch.device_of(first) != "cpu" and self.device == "cpu":
-            return make_plan(self.geometry, self.dtype, "cuda", self.asked)._run(compute, inputs, shape, out)
+            there = make_plan(self.geometry, self.dtype, "cuda", self.asked)
+            return there._run(getattr(there, compute.__name__), inputs, shape, out)
         computed = self._computed
-        nbytes = 0 if out is not None else prod(shape) * computed.itemsize
+        nbytes = prod(shape) * computed.itemsize if out is None else 0
+        exact = computed == self.dtype
+        usual = exact and out is None and type(first) is np.ndarray
         for name, array, need in inputs:
-            if array is not None:
-                self._check(name, array, need)
-                nbytes += 0 if arrays.fits(array, computed) else array.size * computed.itemsize
+            if array is None or (exact and array.shape == need and arrays.fits(array, computed)):
+                continue
+            usual = False
+            self._check(name, array, need)
+            nbytes += 0 if arrays.fits(array, computed) else array.size * computed.itemsize
         if out is not None:
             arrays.check_out(out, shape, self.dtype)
         self._require(nbytes + self._workspace, shape, first)
+        compute = self._placed(compute, first)
+        if usual:  # the same as below, which takes longer than a small convolution
+            target = np.empty(shape, computed)
+            compute(*(np.zeros(need, computed) if array is None else array for _, array, need in inputs), target)
+            return target
         ready = [
             np.zeros(need, computed, like=first) if array is None else arrays.ready(array, computed)
             for _, array, need in inputs
         ]
-        with np.errstate(all="ignore"):  # infinity gives NaN as the formula says, whichever library multiplies
+        with np.errstate(all="ignore"):  # the caller's own array may not hold what was computed
             return arrays.deliver(
-                lambda target: compute(self, *ready, target), shape, self.dtype, out, *ready, computed=computed
+                lambda target: compute(*ready, target), shape, self.dtype, out, *ready, computed=computed
             )
 
     def _check(self, name: str, array: np.ndarray, need: tuple[int, ...]) -> None:
@@ -297,42 +321,41 @@ class ConvPlan:
     def _canonical(self, array: np.ndarray, channels: int, spatial: tuple[int, ...]) -> np.ndarray:
         if array.ndim == 2 + len(spatial):
             return array
-        images = array.size // max(channels * prod(spatial), 1) if array.size else self.geometry.N
-        return array.reshape(images, channels, *spatial)
+        return array.reshape(-1 if array.size else self.geometry.N, channels, *spatial)
 
     def _weights(self, w: np.ndarray) -> np.ndarray:
         g = self.geometry
         return w.reshape(g.K, g.C // g.groups, *g.kernel) if g.plain else w
 
-    def _sent(self, compute: Callable[..., None], *arrays: np.ndarray) -> bool:
-        """Host arrays of a plan for a GPU go there and come back; whether these did. The last one is the result."""
-        if self.device == "cpu" or dispatch.device_of(arrays[0]) != "cpu":
-            return False
-        dispatch.backend(self.device, "arrays").compute_there(compute, *arrays)
-        return True
+    def _placed(self, compute: Callable[..., None], array: np.ndarray) -> Callable[..., None]:
+        """``compute``, by way of a GPU where this plan has it that host arrays go there."""
+        if self.device == "cpu" or dispatch.device_of(array) != "cpu":
+            return compute
+        return partial(dispatch.backend(self.device, "arrays").compute_there, compute)
 
     def _forward(self, x: np.ndarray, w: np.ndarray, bias: np.ndarray, y: np.ndarray) -> None:
-        if self._sent(self._forward, x, w, bias, y):
-            return
         g = self.geometry
         x, y = self._canonical(x, g.C, g.size), self._canonical(y, g.K, g.out)
         if not (y.size and w.size):  # a sum over no channels
             y[...] = bias.reshape(g.K, *(1,) * g.d)
             return
-        self._room(self.choice.forward).forward(x, self._weights(w), bias, g.axes, g.boundary_code, self._fill, y)
+        forward = self._forward_room.forward
+        if self.algorithm in COMPILED:
+            forward(x, self._weights(w), bias, g.axes, g.boundary_code, self._fill, y)
+            return
+        with np.errstate(all="ignore"):  # infinity gives NaN as the formula says, whichever library multiplies
+            forward(x, self._weights(w), bias, g.axes, g.boundary_code, self._fill, y)
 
     def _grad_input(self, dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
-        self._transposed(dy, w.conj(), dx)
+        with np.errstate(all="ignore"):
+            self._transposed(dy, w.conj(), dx)
 
     def _transpose(self, x: np.ndarray, w: np.ndarray, bias: np.ndarray, y: np.ndarray) -> None:
-        if self._sent(self._transpose, x, w, bias, y):
-            return
-        self._transposed(x, w, y)
-        y += bias.reshape(self.geometry.C, *(1,) * self.geometry.d)
+        with np.errstate(all="ignore"):
+            self._transposed(x, w, y)
+            y += bias.reshape(self.geometry.C, *(1,) * self.geometry.d)
 
     def _transposed(self, dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
-        if self._sent(self._transposed, dy, w, dx):
-            return
         g = self.geometry
         dy, dx = self._canonical(dy, g.K, g.out), self._canonical(dx, g.C, g.size)
         if not (dy.size and w.size):
@@ -341,15 +364,14 @@ class ConvPlan:
         self._room("adjoint").grad_input(self._room(self.choice.grad_input), dy, self._weights(w), g, dx)
 
     def _grad_weight(self, x: np.ndarray, dy: np.ndarray, dw: np.ndarray) -> None:
-        if self._sent(self._grad_weight, x, dy, dw):
-            return
         g = self.geometry
         if not (dy.size and dw.size):
             dw[...] = 0
             return
         x, dy = self._canonical(x, g.C, g.size), self._canonical(dy, g.K, g.out)
         room = self._room(self.choice.grad_weight)
-        room.grad_weight(x, dy, g.axes, g.boundary_code, self._fill, self._weights(dw))
+        with np.errstate(all="ignore"):
+            room.grad_weight(x, dy, g.axes, g.boundary_code, self._fill, self._weights(dw))
 
 
 @lru_cache(maxsize=1024)

@@ -266,8 +266,8 @@ def _pixels(s: Sizes) -> int:
 
 
 def _gathered(s: Sizes) -> tuple[float, ...]:
-    """Values gathered into lines, those of them one by one, and rows of lines begun."""
-    pixels = s.N * s.C * prod(s.reach)
+    """Values gathered into lines, those of them one by one, and rows of lines begun; a pixel by itself is not."""
+    pixels = s.N * s.C * prod(s.reach) * (prod(s.kernel) * prod(s.stride) > 1)
     return s.share * pixels, s.share * pixels * (s.stride[-1] > 2), s.share * pixels / s.reach[-1]
 
 
@@ -278,7 +278,7 @@ def _implicit(s: Sizes) -> tuple[float, ...]:
         s.share * s.K * Q * P,  # multiply-adds of whole tiles
         *_gathered(s),
         s.share * s.G * Q * P * (s.K // s.G >= 40),  # values copied into panels
-        s.share * s.K * P * (1 + Q // 1152),  # values added to the output
+        s.share * s.K * P * (1 + Q // 576),  # values added to the output
         s.share * s.K * P / s.out[-1],  # rows of tiles begun
     )
 
@@ -331,7 +331,7 @@ def _winograd(s: Sizes) -> tuple[float, ...]:
     tiles = s.N * -(-s.out[0] // 4) * -(-s.out[-1] // 4)
     return (
         1,
-        s.share * 36 * s.G * _up(s.K // s.G, 8) * (s.C // s.G) * _up(tiles, s.lanes),  # multiply-adds
+        s.share * 36 * s.G * _up(s.K // s.G, s.lanes) * (s.C // s.G) * _up(tiles, 2),  # multiply-adds
         s.share * 36 * s.C * tiles,  # values of transformed tiles
         s.share * 36 * s.K * tiles,
         s.share * 36 * s.K * s.C // s.G,  # values of transformed kernels

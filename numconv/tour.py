@@ -150,8 +150,8 @@ class Conv:
 
     def __init__(self, rng: np.random.Generator, C: int, K: int, k: int, **geometry: Any) -> None:
         he = np.sqrt(2 / (C * k * k))  # values keep their size from layer to layer
-        self.w = (he * rng.standard_normal((K, C, k, k))).astype(np.float32)
-        self.b = np.zeros(K, np.float32)
+        self.w = he * rng.standard_normal((K, C, k, k))
+        self.b = np.zeros(K)
         self.velocity = np.zeros_like(self.w), np.zeros_like(self.b)
         self.geometry = geometry
 
@@ -219,7 +219,7 @@ def cross_entropy(scores: Array, labels: Array) -> tuple[float, Array]:
     named = np.arange(len(labels)), labels
     loss = -np.log(p[named]).mean()
     p[named] -= 1
-    return float(loss), p / np.float32(len(labels))
+    return float(loss), p / len(labels)
 
 
 def shifted(x: Array, rng: np.random.Generator) -> Array:
@@ -256,7 +256,7 @@ def load_handwriting(seed: int) -> tuple[Array, Array, Array, Array]:
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
-    x = (digits.images / 16).astype(np.float32)[:, None]
+    x = digits.images[:, None] / 16  # float64 as the photograph is: one of each kernel to compile
     return tuple(train_test_split(x, digits.target, test_size=0.25, stratify=digits.target, random_state=seed))
 
 

@@ -177,3 +177,41 @@ def test_products_of_a_convolution_matrix_are_the_convolution_and_its_adjoint(bo
     np.testing.assert_array_equal(numconv.csr_matvec(A.data, A.indices, A.indptr, x.ravel()), y.ravel())
     dx = naive.conv_grad_input(x.shape, w, y, **geometry)
     np.testing.assert_array_equal(numconv.csr_rmatvec(A.data, A.indices, A.indptr, y.ravel(), x.size), dx.ravel())
+
+
+def moving_rows(rows=60, length=5, dtype=np.float64):
+    """Rows that are each the one before, moved on by a column, as the convolution matrix has them."""
+    indices = (np.array([0, 2, 3, 7, 1])[:length] + np.arange(rows)[:, None]).astype(np.int32).ravel()
+    data = np.tile(values((length,), dtype, 3), rows)
+    return data, indices, np.arange(0, data.size + 1, length, dtype=np.int32), rows + 7
+
+
+@pytest.mark.parametrize("place", [0, 4, 5, 149, 150, 298, 299])
+@pytest.mark.parametrize("change", ["nothing", "a value", "a column", "a NaN", "a length"])
+def test_a_run_of_moving_rows_ends_where_one_entry_differs(place, change):
+    data, indices, indptr, columns = moving_rows()
+    if change == "a value":
+        data[place] += 3
+    elif change == "a column":
+        indices[place] = (indices[place] + 11) % columns
+    elif change == "a NaN":
+        data[place] = np.nan
+    elif change == "a length" and place // 5 > 0:
+        indptr[place // 5] += 1
+    A = scipy.sparse.csr_array((data, indices, indptr), (60, columns))
+    x, y = values((columns,)), values((60,))
+    np.testing.assert_array_equal(numconv.csr_matvec(data, indices, indptr, x), A @ x)
+    np.testing.assert_array_equal(numconv.csr_rmatvec(data, indices, indptr, y, columns), A.T @ y)
+
+
+def test_a_run_that_moves_on_beyond_the_last_column_is_refused():
+    data, indices, indptr, columns = moving_rows()
+    y = np.ones(60)
+    numconv.csr_matvec(data, indices, indptr, np.ones(columns))
+    numconv.csr_rmatvec(data, indices, indptr, y, columns)
+    with pytest.raises(ValueError, match=r"indices and indptr"):
+        numconv.csr_matvec(data, indices, indptr, np.ones(columns - 1))
+    with pytest.raises(ValueError, match=r"indices and indptr"):
+        numconv.csr_rmatvec(data, indices, indptr, y, columns - 1)
+    with pytest.raises(ValueError, match=r"indices and indptr"):
+        numconv.csr_rmatvec(data, indices - 1, indptr, y, columns)

@@ -95,6 +95,36 @@ def test_a_sum_over_more_channels_than_a_patch_holds():
     assert_same(got, numconv.conv(x, w, values((2,), "float32", 2), padding=1, algorithm="im2col"))
 
 
+@pytest.mark.parametrize("shape", [(40,), (9, 70), (5, 8, 37)])
+@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize("kernel", [1, 2, 5])
+def test_a_strided_input_gradient_is_written_between_what_is_there(kernel, stride, shape):
+    """Pixels of every phase, also where it ends within a vector, and none where no tap meets one."""
+    x, w = values((2, 2, *shape), "float32"), values((2, 1, *[kernel] * len(shape)), "float32", 1)
+    plan = numconv.plan_conv(x.shape, w.shape, algorithm="direct", stride=stride, padding=kernel // 2, groups=2)
+    dy = values(plan.output_shape, "float32", 2)
+    out = np.full(x.shape, np.nan, "float32")
+    want = naive.conv_grad_input(x.shape, w, dy, groups=2, stride=stride, padding=kernel // 2)
+    assert_same(plan.grad_input(dy, w, out=out), want.astype("float32"))
+
+
+def test_a_strided_input_gradient_of_more_channels_than_a_patch_holds():
+    K = 2 * stencil.PATCH // 1000
+    w, dy = values((K, 1, 3, 3), "float32"), values((1, K, 7, 40), "float32", 1)
+    direct, stored = (
+        numconv.plan_conv((1, 1, 13, 79), w.shape, algorithm=a, stride=2, padding=1) for a in ("direct", "im2col")
+    )
+    assert_same(direct.grad_input(dy, w), stored.grad_input(dy, w))
+
+
+@pytest.mark.parametrize("K", [4, 2 * stencil.SUMS // 27 + 2])
+def test_output_channels_that_share_what_a_weight_gradient_gathers(K):
+    x, w = values((2, 6, 15, 20), "float32"), values((2 * K, 3, 3, 3), "float32", 1)
+    direct, stored = (numconv.plan_conv(x.shape, w.shape, algorithm=a, groups=2) for a in ("direct", "im2col"))
+    dy = values(direct.output_shape, "float32", 2)
+    assert_same(direct.grad_weight(x, dy), stored.grad_weight(x, dy))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_what_is_not_finite_stays_in_its_windows(bad, stride):

@@ -394,6 +394,29 @@ def test_refill_refuses_a_matrix_of_another_structure():
         plan.refill(other, np.ones((1, 1, 3, 3)))
 
 
+def test_refill_notices_every_index_and_every_row_start():
+    plan = numconv.plan_conv((4, 4, 5), (4, 2, 3, 3), groups=2, padding=1, dtype=np.float64)
+    w = np.ones(plan.kernel_shape)
+    csr = plan.matrix(w)
+    for array in (csr.indices, csr.indptr):
+        for e in range(array.size):
+            array[e] += 1
+            with pytest.raises(ValueError, match="csr"):
+                plan.refill(csr, w)
+            array[e] -= 1
+    plan.refill(csr, w)
+
+
+@pytest.mark.parametrize("dtype", ["?", "i1", "f4", "f8", "c16"])
+def test_the_arrays_of_a_matrix_lie_in_one_block_of_memory(dtype):
+    csr = numconv.kernel2row(np.ones((3, 3), dtype), (40, 50))
+    blocks = [array.base if array.base.base is None else array.base.base for array in (csr.data, csr.indices)]
+    assert blocks[0] is blocks[1], "SciPy copied what was made for it"
+    for one, other in ((csr.data, csr.indices), (csr.indices, csr.indptr)):
+        assert 0 <= other.ctypes.data - one.ctypes.data - one.nbytes < 64
+    assert all(array.flags.aligned and array.flags.writeable for array in (csr.data, csr.indices, csr.indptr))
+
+
 def test_two_matrices_of_one_plan_do_not_share_their_values():
     plan = numconv.plan_convolve((5, 5), (2, 2), "valid", dtype=np.float64)
     one, two = plan.matrix(np.ones((2, 2))), plan.matrix(2 * np.ones((2, 2)))

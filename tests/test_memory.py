@@ -364,3 +364,18 @@ def test_the_memory_that_kernels_take_themselves_stays_within_64_mib(cases, algo
     line = cases[f"{algorithm} large"]
     assert line["result"] == 144
     assert line["grown"] < 64 << 20
+
+
+def test_a_workspace_is_kept_for_the_next_call_and_never_shared():
+    from numconv import _memory
+
+    with _memory.workspace(1000, np.dtype("f4")) as outer, _memory.workspace(900, np.dtype("f8")) as inner:
+        assert not np.shares_memory(outer, inner)
+        assert (outer.dtype, outer.size, inner.dtype, inner.size) == (np.float32, 1000, np.float64, 900)
+        assert outer.ctypes.data % _memory.LINE == inner.ctypes.data % _memory.LINE == 0
+    with _memory.workspace(1000, np.dtype("f4")) as again:
+        assert np.shares_memory(again, outer)
+    with _memory.workspace(_memory.KEPT, np.dtype("u1")) as large:
+        pass
+    with _memory.workspace(1000, np.dtype("f4")) as small:
+        assert not np.shares_memory(small, large)

@@ -274,6 +274,42 @@ def test_large_products_are_sums_over_numpys_windows(name):
         np.testing.assert_allclose((z * dx).sum(), inner, rtol=1e-12, atol=1e-7)
 
 
+MANY_CHANNELS = {  # what the implicit product packs: panels, turned weights, the input where it lies
+    "1x1": ((2, 50, 9, 11), (130, 50, 1, 1), {}),
+    "1x1 of one long row": ((1, 70, 900), (45, 70, 1), {}),
+    "1x1 stride": ((2, 50, 9, 12), (130, 50, 1, 1), {"stride": 2}),
+    "1x1x1": ((1, 41, 3, 4, 5), (48, 41, 1, 1, 1), {}),
+    "3x3": ((2, 50, 9, 11), (130, 50, 3, 3), {"padding": ((1, 1), (1, 1))}),
+    "3x3 and more terms than a panel has": ((1, 300, 7, 7), (49, 300, 3, 3), {"padding": ((1, 1), (1, 1))}),
+    "3x3 stride": ((2, 42, 19, 18), (90, 42, 3, 3), {"stride": 2}),
+    "3d": ((2, 12, 6, 7, 8), (48, 12, 3, 2, 3), {}),
+}
+
+
+@pytest.mark.parametrize("name", MANY_CHANNELS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_implicit_products_of_many_channels_are_exact_for_integers(name, dtype):
+    x_shape, w_shape, geometry = MANY_CHANNELS[name]
+    d, stride = len(w_shape) - 2, geometry.get("stride", 1)
+    rng = np.random.default_rng(0)
+    x, w = (rng.integers(-9, 10, shape).astype(dtype) for shape in (x_shape, w_shape))
+    view = windows(x, w_shape, **geometry)
+    want = np.moveaxis(np.tensordot(view, w, axes=([1, *range(2 + d, 2 + 2 * d)], range(1, d + 2))), -1, 1)
+    dy = rng.integers(-9, 10, want.shape).astype(dtype)
+    dw = np.tensordot(dy, view, axes=([0, *range(2, 2 + d)], [0, *range(2, 2 + d)]))
+    pads = geometry.get("padding", [(0, 0)] * d)
+    dx = np.zeros((*x_shape[:2], *(n + lo + hi for n, (lo, hi) in zip(x_shape[2:], pads, strict=True))), dtype)
+    for tap in np.ndindex(w_shape[2:]):
+        met = tuple(slice(t, t + stride * n, stride) for t, n in zip(tap, want.shape[2:], strict=True))
+        pixels = dx[(slice(None), slice(None), *met)][(..., *(slice(n) for n in want.shape[2:]))]
+        pixels += np.moveaxis(np.tensordot(dy, w[(..., *tap)], axes=(1, 0)), -1, 1)
+    dx = dx[(..., *(slice(lo, lo + n) for n, (lo, _) in zip(x_shape[2:], pads, strict=True)))]
+    plan = numconv.plan_conv(x_shape, w_shape, dtype=dtype, algorithm="implicit", **geometry)
+    np.testing.assert_array_equal(plan.forward(x, w), want)
+    np.testing.assert_array_equal(plan.grad_input(dy, w), dx)
+    np.testing.assert_array_equal(plan.grad_weight(x, dy), dw)
+
+
 def test_large_im2col_and_col2im_are_numpys_windows():
     x_shape, w_shape, geometry = LARGE["2d"]
     x = values(x_shape)

@@ -303,24 +303,54 @@ def kernels():
     return {f"{room.__name__}.{name}": k for room in rooms for name, k in vars(room).items() if isinstance(k, Kernel)}
 
 
-def test_prange_is_really_parallel_xarray_spatial_3615():
-    """What writes ``prange`` is compiled with ``parallel=True``, and then it has a parallel loop."""
+def test_tasks_are_really_shared_xarray_spatial_3615():
+    """What writes ``prange`` has a parallel loop, and that loop is behind every kernel."""
     import numba
 
     from numconv.cpu import _jit
 
-    looping = {name: k for name, k in kernels().items() if "prange" in k.serial.py_func.__code__.co_names}
-    assert len(looping) > 3
-    for name, kernel in looping.items():
-        assert kernel.parallel.targetoptions.get("parallel") is True, name
-        assert not kernel.serial.targetoptions.get("parallel"), name
-    numconv.im2col(values((4, 80, 81)), (3, 3))
-    kernel = looping["numconv.cpu.im2col._im2col"]
-    assert kernel.parallel.signatures, "work of this size has to go to the parallel kernel"
-    # numba's disk cache does not keep what the compiler found, so one kernel is compiled afresh
-    fresh = numba.njit(parallel=True, **_jit.OPTIONS)(kernel.parallel.py_func)
-    fresh.compile(kernel.parallel.signatures[0])
-    assert fresh.get_metadata(kernel.parallel.signatures[0])["parfor_diagnostics"].count_parfors() > 0
+    loops = [name for name, kernel in kernels().items() if "tasks_of" in kernel.code.py_func.__code__.co_names]
+    assert len(loops) >= len(kernels()) - 1 > 3
+    # numba's disk cache does not keep what the compiler found, so it is compiled afresh
+    fresh = numba.njit(parallel=True, **_jit.OPTIONS)(_jit._on_threads.py_func)
+    fresh.compile((numba.types.intp,) * 3)
+    assert fresh.get_metadata(fresh.signatures[0])["parfor_diagnostics"].count_parfors() > 0
+
+
+def test_a_kernel_computes_every_task_once_alone_and_in_teams():
+    from numconv.cpu._jit import Kernel, tasks_of
+
+    @Kernel
+    def count(team, times, done):
+        for task in tasks_of(team, done.size):
+            done[task] += times
+
+    done = np.zeros(11, np.int64)
+    count(2, done, work=0)
+    assert done.tolist() == [2] * 11
+    count(1, done, work=1 << 30)
+    assert done.tolist() == [3] * 11
+    done[:] = 0
+    count.code(-(1 << 16 | 3), 1, done)  # the second of three
+    assert done.tolist() == [0] * 3 + [1] * 4 + [0] * 4
+
+
+def test_a_thread_that_finds_no_memory_says_so():
+    from numconv.cpu._jit import Kernel, tasks_of
+
+    @Kernel
+    def take(team, sizes, taken):
+        for task in tasks_of(team, sizes.size):
+            taken[task] = np.empty(sizes[task], np.int8).size
+
+    taken = np.zeros(4, np.int64)
+    take(np.arange(4), taken, work=1 << 30)
+    assert taken.tolist() == [0, 1, 2, 3]
+    for place in (0, 3):
+        sizes = np.arange(4)
+        sizes[place] = 1 << 55
+        with pytest.raises(MemoryError):
+            take(sizes, taken, work=1 << 30)
 
 
 # start --------------------------------------------------------------------------------------------------------------
@@ -343,7 +373,7 @@ def test_no_kernel_has_an_eager_signature():
         names = [room.name for room in pkgutil.iter_modules(numconv.cpu.__path__)]
         rooms = [importlib.import_module(f"numconv.cpu.{name}") for name in names]
         kernels = [k for room in rooms for k in vars(room).values() if isinstance(k, Kernel)]
-        print(len(kernels) > 3, [k.__name__ for k in kernels if k.serial.signatures or k.parallel.signatures])
+        print(len(kernels) > 3, [k.__name__ for k in kernels if k.code.signatures])
     """
     assert python(code) == "True []"
 

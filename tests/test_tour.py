@@ -71,14 +71,14 @@ def test_the_picture_is_drawn(result):
 def test_a_quarter_of_every_digit_is_held_out():
     x, held_out, labels, held_out_labels = room.load_handwriting(seed=0)
     assert (len(x), len(held_out)) == (1347, 450)
-    assert x.shape[1:] == (1, 8, 8) and x.dtype == np.float32
+    assert x.shape[1:] == (1, 8, 8) and x.dtype == np.float64
     shares = np.bincount(held_out_labels) / (np.bincount(labels) + np.bincount(held_out_labels))
     np.testing.assert_allclose(shares, 0.25, atol=0.01)
 
 
 def test_the_networks_gradients_are_those_of_its_loss():
     rng = np.random.default_rng(1)
-    network, x, labels = room.Network(rng), rng.random((5, 1, 8, 8), np.float32), np.array([3, 1, 4, 1, 5])
+    network, x, labels = room.Network(rng), rng.random((5, 1, 8, 8)), np.array([3, 1, 4, 1, 5])
     loss, dy = room.cross_entropy(network.forward(x), labels)
     network.backward(dy)
     layers = [layer for layer in network.layers if isinstance(layer, room.Conv)]
@@ -91,14 +91,14 @@ def test_the_networks_gradients_are_those_of_its_loss():
 
 
 def test_cross_entropy_of_a_sure_and_a_torn_network():
-    loss, dy = room.cross_entropy(np.array([[1000.0, 0.0], [7.0, 7.0]], np.float32), np.array([0, 1]))
+    loss, dy = room.cross_entropy(np.array([[1000.0, 0.0], [7.0, 7.0]]), np.array([0, 1]))
     assert loss == pytest.approx(np.log(2) / 2)
     np.testing.assert_allclose(dy, [[0, 0], [0.25, -0.25]])
-    assert dy.dtype == np.float32
+    assert dy.dtype == np.float64
 
 
 def test_a_shift_moves_and_keeps():
-    x = np.zeros((50, 1, 8, 8), np.float32)
+    x = np.zeros((50, 1, 8, 8))
     x[:, :, 4, 4] = 1
     moved = room.shifted(x, np.random.default_rng(0))
     assert moved.shape == x.shape

@@ -75,7 +75,7 @@ def conv(
         conv_geometry, x.shape, w.shape, dtype, algorithm, stride=stride, padding=padding, dilation=dilation,
         groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
     )
-    return give(plan.forward(x, w, bias, out))
+    return give(plan.forward_of(x, w, bias, out))
 
 
 def _need_axes(name: str, w: Any, d: int) -> None:

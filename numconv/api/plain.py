@@ -124,14 +124,14 @@ def _slide(
     chosen = tuple(range(x.ndim)) if axes is None else _normal_axes(axes, x.ndim)
     if axes is not None and w.ndim != len(chosen):
         raise ValueError(f"w must have one axis for each of axes={chosen}, got shape {w.shape}")
-    size = tuple(x.shape[a] for a in chosen)
+    size = x.shape if axes is None else tuple(x.shape[a] for a in chosen)
     if mode == "valid" and len(size) == w.ndim and _inside(size, w.shape, dilation):
         y = _exchanged(x, _spread(kernel, dilation), chosen, dtype, stride, algorithm, arguments)
     elif axes is None:
         plan = plan_for(
             plain_geometry, size, w.shape, dtype, algorithm, mode=mode, stride=stride, dilation=dilation, **arguments
         )
-        return give(plan.forward(x, kernel, out=out))
+        return give(plan.forward_of(x, kernel, None, out))
     else:
         plain = plain_geometry(size, w.shape, mode, stride=stride, dilation=dilation, **arguments)
         rows = _rows(x, chosen, dtype)

@@ -8,10 +8,9 @@ from functools import partial
 
 import numba
 import numpy as np
-from numba import prange
 
-from ..cpu._jit import Kernel
-from ..cpu.simd import HIGHEST, SUMS, WIDEST, address, keep, multiply_add, outer_sum, sum_lanes
+from ..cpu._jit import Kernel, tasks_of
+from ..cpu.simd import HIGHEST, SUMS, address, keep, multiply_add, outer_sum, sum_lanes
 
 #: Two panels of this many rows stay in the nearest cache (30 KB).
 DEPTH = 128
@@ -21,42 +20,43 @@ PIECES = 64
 
 
 @Kernel
-def registers(tiles, n, zero):
+def registers(team, tiles, n, zero):
     """Multiply-adds with nothing to load, for each thread."""
-    for thread in prange(tiles.shape[0]):
+    for thread in tasks_of(team, tiles.shape[0]):
         tile = tiles[thread].reshape(tiles.shape[1] * tiles.shape[2])
         multiply_add(n, address(tile, zero), zero)
         keep(tile)
 
 
 @Kernel
-def tile_alone(weights, pixels, tiles, height, vectors, terms, repeats, zero):
+def tile_alone(team, weights, pixels, tiles, height, columns, terms, repeats, zero):
     """The register tile again and again over two panels for each thread."""
-    for thread in prange(tiles.shape[0]):
+    for thread in tasks_of(team, tiles.shape[0]):
         a, b, tile = weights[thread], pixels[thread], tiles[thread]
         rows, a_terms, b_terms = terms[0].copy(), terms[1].copy(), terms[2].copy()
         a_at, b_at, tile_at = address(a, zero), address(b, zero), address(tile, zero)
         rows_at, a_terms_at, b_terms_at = address(rows, zero), address(a_terms, zero), address(b_terms, zero)
         for _ in range(repeats):
             outer_sum(
-                a_at, 0, rows_at, 0, a_terms_at, b_at, 0, b_terms_at, terms.shape[1], height, vectors, tile_at, zero
-            )
+                a_at, 0, rows_at, 0, a_terms_at, b_at, 0, b_terms_at, terms.shape[1], height, columns, tile_at, 0,
+                columns, b_at, 0, True, zero,
+            )  # fmt: skip
         keep(a, b, tile, rows, a_terms, b_terms)
 
 
 @Kernel
-def fill(a):
+def fill(team, a):
     """Clear memory, which compiles to the system's own ``memset``."""
-    for piece in prange(a.shape[0]):
+    for piece in tasks_of(team, a.shape[0]):
         target = a[piece]
         for i in range(target.size):
             target[i] = 0
 
 
 @Kernel
-def copy(a, b):
+def copy(team, a, b):
     """Copy memory."""
-    for piece in prange(a.shape[0]):
+    for piece in tasks_of(team, a.shape[0]):
         target, source = a[piece], b[piece]
         for i in range(target.size):
             target[i] = source[i]
@@ -68,10 +68,10 @@ def flops(dtype: str, seconds: float = 0.03) -> float:
     height, vectors = HIGHEST, SUMS // HIGHEST
     width = vectors * sum_lanes(kind)
     weights, pixels = np.ones((threads, DEPTH * height), kind), np.ones((threads, DEPTH * width), kind)
-    tiles = np.empty((threads, HIGHEST, WIDEST * sum_lanes(kind)), kind)
+    tiles = np.zeros((threads, height * width), kind)
     work = threads * height * width * DEPTH * REPEATS
     terms = np.arange(DEPTH) * np.array([[DEPTH], [1], [width]])
-    run = partial(tile_alone, weights, pixels, tiles, height, vectors, terms, REPEATS, kind.type(0), work=work)
+    run = partial(tile_alone, weights, pixels, tiles, height, width, terms, REPEATS, kind.type(0), work=work)
     return 2 * work / best(run, seconds)
 
 

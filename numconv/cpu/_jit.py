@@ -1,8 +1,7 @@
 """How kernels are compiled and launched. Every JIT option of the CPU room stands here.
 
-A kernel is one loop, compiled on demand in two ways: serial, for small work and for forked children, and parallel.
-Both are cached on disk; numba's cache key knows a function by its name and not by its options, so the parallel one
-gets a name of its own.
+A kernel is one loop over independent tasks, compiled on demand, once for one thread and for many, and cached on
+disk. How many share the work, its first argument says at each call.
 """
 
 from __future__ import annotations
@@ -11,11 +10,16 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from types import FunctionType
 from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba import prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload, register_jitable
 from numba.np.ufunc import parallel as numba_threads
 
 from .. import _indexing
@@ -31,7 +35,11 @@ OPTIONS: dict[str, Any] = {
 #: Below this many multiply-adds (or copies) starting threads costs more than they save: a launch takes 5 to 10 us.
 SERIAL_BELOW = 1 << 17
 
-helper = numba.njit(**OPTIONS)
+#: Nobody calls these from C.
+UNWRAPPED: dict[str, Any] = {"no_cfunc_wrapper": True}
+
+#: A function that kernels call. It is called from Python too, and is Python there: nothing is compiled for that.
+helper = register_jitable(**OPTIONS, **UNWRAPPED)
 
 
 def _compiled_indexing() -> dict[str, Any]:
@@ -49,24 +57,152 @@ row_source, row_output = _index["row_source"], _index["row_output"]
 
 
 class Kernel:
-    """A loop over independent tasks, launched as ``kernel(*arrays, work=...)`` with ``work`` its multiply-adds."""
+    """A loop over independent tasks, launched as ``kernel(*arrays, work=...)`` with ``work`` its multiply-adds.
+
+    It is written ``def kernel(team, *arrays): ... for task in tasks_of(team, n): ...``; see ``tasks_of``.
+    """
 
     def __init__(self, loop: Callable[..., None]) -> None:
         self.__doc__, self.__name__, self.__module__ = loop.__doc__, loop.__name__, loop.__module__
-        self.serial = numba.njit(cache=True, **OPTIONS)(loop)
-        self.parallel = numba.njit(parallel=True, cache=True, **OPTIONS)(_renamed(loop, f"{loop.__name__}_parallel"))
+        self.code = numba.njit(cache=True, **OPTIONS, **UNWRAPPED)(loop)
 
     def __call__(self, *arguments: Any, work: int) -> None:
         if (work < SERIAL_BELOW and not _threads.wanted) or _threads.lost_in_fork:
-            self.serial(*arguments)
+            self.code(ALONE, *arguments)
         else:
-            _threads.launch(self.parallel, arguments)
+            _threads.launch(self.code, arguments)
+
+    def alone(self, *arguments: Any) -> None:
+        """Compute on this thread."""
+        self.code(ALONE, *arguments)
 
 
-def _renamed(f: Callable[..., None], name: str) -> Callable[..., None]:
-    copy = FunctionType(f.__code__.replace(co_name=name), f.__globals__, name, f.__defaults__, f.__closure__)
-    copy.__module__, copy.__qualname__, copy.__doc__ = f.__module__, name, f.__doc__
-    return copy
+# tasks --------------------------------------------------------------------------------------------------------------
+
+#: The ``team`` of a kernel that computes all tasks itself.
+ALONE = 0
+
+
+def tasks_of(team, n):
+    """The tasks of a kernel that has ``n`` of them, as far as they are its own in this ``team``.
+
+    Alone it has all of them. Launched for many threads it has none: it is called again by every thread, with the same
+    arguments, for a share of the tasks. So what stands before the loop is done once for each thread, and numba
+    compiles the kernel once; with ``prange`` in it the compiler would see the loop five times. Arrays that are
+    arguments are not counted on threads, which would wait for each other's counts.
+
+    It has to stand in the kernel itself, not in a helper, and once.
+    """
+    return range(n)
+
+
+@overload(tasks_of, inline="always")
+def _tasks(team, n):
+    def share(team, n):
+        first, last = _share(team, n)  # type: ignore[call-arg, var-annotated]  # numba adds the context
+        if last < 0:
+            raise MemoryError("no memory for the workspace of a thread")
+        return range(first, last)
+
+    return share
+
+
+_WORD, _STATUS = ir.IntType(64), ir.IntType(32)
+
+
+@intrinsic
+def _share(typing_context, team, n):
+    """First task and the one behind the last. ``team`` is ``ALONE``; the address of ``_launch``; or, negative, of
+    which member of how many this is. Behind a launch that failed the end is negative."""
+
+    def codegen(context, builder, signature, values):
+        (team, n), zero = values, _WORD(0)
+        with builder.if_else(builder.icmp_signed(">", team, zero)) as (launch, compute):
+            with launch:
+                worker, block = _worker(builder)
+                launcher = builder.inttoptr(team, ir.FunctionType(_WORD, [_WORD] * 3).as_pointer())
+                failed = builder.call(launcher, [worker, block, n])
+                launched_in, end = builder.block, builder.neg(failed)
+            with compute:
+                member = builder.neg(team)
+                alone = builder.icmp_signed("==", team, zero)
+                me = builder.lshr(member, _WORD(16))
+                members = builder.select(alone, _WORD(1), builder.and_(member, _WORD(0xFFFF)))
+                first = builder.sdiv(builder.mul(n, me), members)
+                last = builder.sdiv(builder.mul(n, builder.add(me, _WORD(1))), members)
+                computed_in = builder.block
+        bounds = []
+        for launched, computed in ((zero, first), (end, last)):
+            bound = builder.phi(_WORD)
+            bound.add_incoming(launched, launched_in)
+            bound.add_incoming(computed, computed_in)
+            bounds.append(bound)
+        return context.make_tuple(builder, signature.return_type, bounds)
+
+    return types.UniTuple(types.intp, 2)(types.intp, types.intp), codegen
+
+
+def _worker(builder):
+    """The addresses of a function ``(block, team)`` that calls the kernel being built, and of its arguments."""
+    kernel = builder.function
+    _, _, _, *arguments = kernel.args  # result, exception, team
+    owner = [a.type == cgutils.voidptr_t and a.name.endswith(".0") for a in arguments]  # who counts an array
+    kept = [cgutils.get_null_value(a.type) if own else a for a, own in zip(arguments, owner, strict=True)]
+    block = cgutils.alloca_once_value(builder, cgutils.pack_struct(builder, kept))
+    worker = ir.Function(kernel.module, ir.FunctionType(_STATUS, [_WORD] * 2), f"worker.{kernel.name}")
+    worker.linkage = "internal"
+    inside = ir.IRBuilder(worker.append_basic_block("entry"))
+    results = [cgutils.alloca_once(inside, a.type.pointee) for a in kernel.args[:2]]
+    stored = inside.load(inside.inttoptr(worker.args[0], block.type))
+    again = [*results, worker.args[1], *cgutils.unpack_tuple(inside, stored)]
+    inside.ret(inside.call(kernel, again, attrs=("noinline",)))
+    return builder.ptrtoint(worker, _WORD), builder.ptrtoint(block, _WORD)
+
+
+@intrinsic
+def _call(typing_context, worker, block, team):
+    """Let a worker compute its share: 1 if it fails."""
+
+    def codegen(context, builder, signature, values):
+        worker = builder.inttoptr(values[0], ir.FunctionType(_STATUS, [_WORD] * 2).as_pointer())
+        status = builder.call(worker, values[1:])
+        return builder.zext(builder.icmp_signed("!=", status, _STATUS(0)), _WORD)
+
+    return types.intp(types.intp, types.intp, types.intp), codegen
+
+
+@intrinsic
+def _thread_count(typing_context):
+    """``numba.get_num_threads()``, in a way that compiled code on disk can keep."""
+
+    def codegen(context, builder, signature, values):
+        return builder.call(
+            cgutils.get_or_insert_function(builder.module, ir.FunctionType(_WORD, []), "get_num_threads"), []
+        )
+
+    return types.intp(), codegen
+
+
+@numba.njit(parallel=True, cache=True, **OPTIONS)
+def _on_threads(worker, block, n):
+    members, failed = min(n, _thread_count()), 0  # type: ignore[call-arg]
+    for me in prange(members):
+        failed += _call(worker, block, -(me * 65536 + members))
+    return failed
+
+
+def _launch(worker, block, n):
+    return _on_threads(worker, block, n)
+
+
+@lru_cache(maxsize=1)
+def _launcher() -> int | None:
+    """The address of ``_launch`` compiled: the only parallel code that there is."""
+    numba.get_num_threads()  # starts the threads, whose scheduler code from the disk cache asks for as it is loaded
+    return numba.cfunc(types.intp(types.intp, types.intp, types.intp), cache=True)(_launch).address
+
+
+# threads ------------------------------------------------------------------------------------------------------------
 
 
 class _Threads:
@@ -91,10 +227,10 @@ class _Threads:
 
     def launch(self, loop: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         if self._free:
-            loop(*arguments)
+            loop(_launcher(), *arguments)
             return
         with self._turn:
-            loop(*arguments)
+            loop(_launcher(), *arguments)
             self._free = numba.threading_layer() != "workqueue"
 
 

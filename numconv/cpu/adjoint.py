@@ -11,7 +11,7 @@ import numpy as np
 from .. import _memory
 from .._indexing import CONSTANT, source
 from ..geometry import ConvGeometry, axes_table
-from . import im2col, implicit, kernel2row, winograd
+from . import direct, im2col, implicit, kernel2row, stencil, winograd
 from .im2col import groups_of
 
 
@@ -58,14 +58,18 @@ def by_phases(algorithm: ModuleType, dY: np.ndarray, w: np.ndarray, geometry: Co
     kernel = w.shape[2:]
     turned = w.reshape(G, K // G, w.shape[1], *kernel).swapaxes(1, 2).reshape(dX.shape[1], K // G, *kernel)
     no_bias, nothing = np.zeros(dX.shape[1], dtype=dX.dtype), dX.dtype.type(0)
-    if max(geometry.stride) > 1:
+    if len(geometry.phases) < prod(map(min, geometry.stride, geometry.size)):
         dX[...] = 0  # pixels that no tap meets
     every = (slice(None), slice(None))
     for place, taps, rows in geometry.phases:
-        part = dX[(*every, *place)]
-        target = part if part.flags.c_contiguous else np.empty(part.shape, dtype=dX.dtype)
-        algorithm.forward(
-            dY, np.ascontiguousarray(turned[(*every, *taps)]), no_bias, axes_table(rows), CONSTANT, nothing, target
-        )
-        if target is not part:
+        part, axes = dX[(*every, *place)], axes_table(rows)
+        arguments = dY, np.ascontiguousarray(turned[(*every, *taps)]), no_bias, axes, CONSTANT, nothing
+        if part.flags.c_contiguous:
+            algorithm.forward(*arguments, part)
+        elif algorithm is direct and stencil.reaches(axes, dX.dtype, K // G):
+            first = sum(pixels.start * step for pixels, step in zip(place, dX.strides[2:], strict=True))
+            stencil.forward(*arguments, part, dX.reshape(dX.size)[first // dX.itemsize :])
+        else:
+            target = np.empty(part.shape, dtype=dX.dtype)
+            algorithm.forward(*arguments, target)
             part[...] = target

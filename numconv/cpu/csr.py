@@ -3,31 +3,57 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from .. import _memory
-from ._jit import Kernel, flat, helper
+from ._jit import Kernel, flat, helper, tasks_of
 
-#: Entries of one task: their columns are checked and stay in the cache for the product.
+#: Entries of one task; fewer where there would not be 64 tasks.
 ENTRIES = 1 << 14
 
 #: Into how many parts the rows of a transposed product are split, at most.
 PARTS = 16
 
+#: From how many rows on a run of them is multiplied as one.
+LEAST = 4
+
+#: How many entries are compared before a look at the result.
+AT_ONCE = 512
+
 
 @helper
-def check_rows(indices, indptr, r0, r1):
-    """The first column and one past the last that rows ``r0 … r1 - 1`` have; ``-1, -1`` if a row leaves the arrays."""
-    for r in range(r0, r1):
-        if not 0 <= indptr[r] <= indptr[r + 1] <= indices.size:
-            return -1, -1
-    if indptr[r0] == indptr[r1]:
+def ascends(indices, indptr, r0, r1):
+    """Whether rows ``r0 … r1 - 1`` lie in the arrays, one behind the other."""
+    wrong = indptr[r0] < 0 or indptr[r1] > indices.size
+    for r in range(np.uint64(r0), np.uint64(r1)):
+        wrong |= indptr[r] > indptr[r + np.uint64(1)]
+    return not wrong
+
+
+@helper
+def columns_of(indices, begin, end):
+    """The first of the columns of some entries, and one past the last."""
+    if begin == end:
         return 0, 0
-    columns = indices[indptr[r0] : indptr[r1]]
-    low = high = columns[0]
-    for e in range(columns.size):
-        low, high = min(low, columns[e]), max(high, columns[e])
-    return low, high + 1
+    low = high = indices[begin]
+    for e in range(np.uint64(begin), np.uint64(end)):
+        low, high = min(low, indices[e]), max(high, indices[e])
+    return np.int64(low), np.int64(high) + 1
+
+
+@helper
+def go_on(data, indices, indptr, r, m, n):
+    """Whether the ``m`` rows behind row ``r`` have ``n`` entries as it has, each the one before moved on."""
+    row, bad = np.uint64(r + 1), False
+    for i in range(np.uint64(m)):
+        bad |= indptr[row + i + np.uint64(1)] - indptr[row + i] != n
+    if bad:
+        return False
+    index, s, t = indices.dtype.type, np.uint64(indptr[r]), np.uint64(indptr[r] + n)
+    moved, changed = index(0), np.int32(0)
+    for e in range(np.uint64(m * n)):
+        moved = index(moved | index(indices[t + e] - indices[s + e] - 1))
+        changed = np.int32(changed | (data[t + e] != data[s + e]))
+    return moved == 0 and changed == 0
 
 
 @helper
@@ -48,65 +74,136 @@ def row_times(data, indices, begin, end, x):
 
 
 @helper
-def add_row(data, indices, begin, end, y, low, band):
-    """``band`` gets a row times ``y``; its first column is ``low``."""
+def add_row(data, indices, begin, end, y, band):
+    """``band`` gets a row times ``y``."""
     for e in range(np.uint64(begin), np.uint64(end)):
-        band[np.uint64(indices[e] - low)] += data[e] * y
+        band[np.uint64(indices[e])] += data[e] * y
+
+
+@helper
+def run_times(data, indices, begin, end, x, y, r, n):
+    """``y`` from ``r`` on becomes a run of ``n`` rows times ``x``; the entries of the first are given."""
+    r, n = np.uint64(r), np.uint64(n)
+    for i in range(n):
+        y[r + i] = 0
+    for e in range(np.uint64(begin), np.uint64(end)):
+        weight, c = data[e], np.uint64(indices[e])
+        for i in range(n):
+            y[r + i] += weight * x[c + i]
+
+
+@helper
+def add_run(data, indices, begin, end, y, r, n, band):
+    """``band`` gets a run of ``n`` rows, each times its item of ``y``, from ``r`` on."""
+    r, n = np.uint64(r), np.uint64(n)
+    for e in range(np.uint64(begin), np.uint64(end)):
+        weight, c = data[e], np.uint64(indices[e])
+        for i in range(n):
+            band[c + i] += weight * y[r + i]
+
+
+@helper
+def next_run(data, indices, indptr, r0, end):
+    """From row ``r0`` on, where the next run begins: rows that are each the one before, moved on by a column.
+
+    The convolution matrix consists of such runs, one for each row of the output, apart from its edges. Returns the
+    number of rows of the run besides, and which columns all rows up to its end have: the first, and one past the last.
+    """
+    r, run = r0, 0
+    while r < end:
+        at, n, run = indptr[r], indptr[r + 1] - indptr[r], 1
+        near = n > 0 and r + 1 < end and indptr[r + 2] == at + 2 * n
+        if near and indices[at + n] == indices[at] + 1 and data[at + n] == data[at]:
+            more, most = 1, max(1, AT_ONCE // n)
+            while more > 0:  # twice as many rows at once, until one is another's copy no more
+                more = min(more, end - r - run)
+                if more > 0 and go_on(data, indices, indptr, r + run - 1, more, n):
+                    run, more = run + more, min(2 * more, most)
+                else:
+                    more, most = more // 2, more // 2
+            if run >= LEAST:
+                break
+        r += run
+        run = 0
+    low, high = columns_of(indices, indptr[r0], indptr[r])
+    if run > 0:
+        first, last = columns_of(indices, indptr[r], indptr[r + 1])
+        low, high = (first, last + run - 1) if low == high else (min(low, first), max(high, last + run - 1))
+    return r, run, low, high
 
 
 @Kernel
-def _matvec(data, indices, indptr, X, block, Y, found):
+def _matvec(team, data, indices, indptr, X, block, Y, found):
     # X (M, columns), Y (M, rows); found[task] becomes True where the triple is no matrix of this shape.
     M, columns = X.shape
     rows = indptr.size - 1
-    for task in prange((rows + block - 1) // block):
-        r0, r1 = task * block, min((task + 1) * block, rows)
-        low, high = check_rows(indices, indptr, r0, r1)
-        if low < 0 or high > columns:
-            found[task] = True
-            continue
-        for m in range(M):
-            x = X[m]
-            for r in range(r0, r1):
-                Y[m, r] = row_times(data, indices, indptr[r], indptr[r + 1], x)
+    for task in tasks_of(team, (rows + block - 1) // block):
+        r0, end = task * block, min((task + 1) * block, rows)
+        found[task] = not ascends(indices, indptr, r0, end)
+        while r0 < end and not found[task]:
+            r, run, low, high = next_run(data, indices, indptr, r0, end)
+            if low < 0 or high > columns:
+                found[task] = True
+                break
+            for m in range(M):
+                x, y = X[m], Y[m]
+                for i in range(r0, r):
+                    y[i] = row_times(data, indices, indptr[i], indptr[i + 1], x)
+                if run > 0:
+                    run_times(data, indices, indptr[r], indptr[r + 1], x, y, r, run)
+            r0 = r + run
 
 
 @Kernel
-def _bands(indices, indptr, edges, low, high):
-    # Part p is the rows edges[p] … edges[p + 1] - 1; it reads the columns low[p] … high[p] - 1.
-    for p in prange(edges.size - 1):
-        low[p], high[p] = check_rows(indices, indptr, edges[p], edges[p + 1])
+def _add_rows(team, data, indices, indptr, y, block, low, high, sums):
+    # Part p of the rows adds up in a band of its own, sums[p, low[p]:high[p]], cleared as it grows; high[p] becomes -1
+    # where the triple is no matrix of this shape.
+    parts, columns = sums.shape
+    rows = indptr.size - 1
+    for p in tasks_of(team, parts):
+        r0, end, band = rows * p // parts, rows * (p + 1) // parts, sums[p]
+        a, b = 0, 0 if ascends(indices, indptr, r0, end) else -1
+        while r0 < end and b >= 0:
+            r, run, first, last = next_run(data, indices, indptr, r0, min(r0 + block, end))
+            if first < 0 or last > columns:
+                b = -1
+                break
+            if a == b:
+                a = b = first
+            band[first : max(a, first)] = 0
+            band[min(b, last) : last] = 0
+            a, b = min(a, first), max(b, last)
+            for i in range(r0, r):
+                add_row(data, indices, indptr[i], indptr[i + 1], y[i], band)
+            if run > 0:
+                add_run(data, indices, indptr[r], indptr[r + 1], y, r, run, band)
+            r0 = r + run
+        low[p], high[p] = a, b
 
 
 @Kernel
-def _add_rows(data, indices, indptr, y, edges, low, starts, sums):
-    # Every part adds its rows up in a band of its own, sums[starts[p]:starts[p + 1]].
-    for p in prange(edges.size - 1):
-        band = sums[starts[p] : starts[p + 1]]
-        for j in range(band.size):
-            band[j] = 0
-        for r in range(edges[p], edges[p + 1]):
-            add_row(data, indices, indptr[r], indptr[r + 1], y[r], low[p], band)
-
-
-@Kernel
-def _add_bands(low, high, starts, sums, block, x):
+def _add_bands(team, low, high, sums, block, x):
     # A task owns a block of columns and adds the bands up in their order.
-    for task in prange((x.size + block - 1) // block):
+    for task in tasks_of(team, (x.size + block - 1) // block):
         j0, j1 = task * block, min((task + 1) * block, x.size)
         x[j0:j1] = 0
         for p in range(low.size):
             a, b = max(j0, low[p]), min(j1, high[p])
             if a < b:
-                band, there = sums[starts[p] + a - low[p] : starts[p] + b - low[p]], x[a:b]
+                band, there = sums[p, a:b], x[a:b]
                 for j in range(there.size):
                     there[j] += band[j]
+
+
+def block_rows(rows: int, entries: int) -> int:
+    """How many rows have about ``ENTRIES`` entries."""
+    return max(1, min(rows * ENTRIES // max(entries, 1), -(-rows // 64)))
 
 
 def matvec(data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, X: np.ndarray, Y: np.ndarray) -> bool:
     """``Y[m] = A @ X[m]`` for ``X (M, columns)``, ``Y (M, rows)``; False if the triple is no matrix of that shape."""
     rows = indptr.size - 1
-    block = max(1, min(rows * ENTRIES // max(data.size, 1), -(-rows // 64)))
+    block = block_rows(rows, data.size)
     found = np.zeros(-(-rows // block), dtype=np.bool_)
     _matvec(
         flat(data, -1), flat(indices, -1), flat(indptr, -1), flat(X, *X.shape), block, Y, found,
@@ -119,27 +216,21 @@ def rmatvec(data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, Y: np.nda
     """``X[m] = A.T @ Y[m]`` for ``Y (M, rows)``, ``X (M, columns)``; False if the triple is no matrix of that shape.
 
     The rows are split into parts, each adds up in the band of columns that it reads, and the bands are added in
-    order. Neighbouring rows of a convolution matrix read neighbouring columns, so the bands hardly overlap; parts
-    whose bands would be large are put together. Parts follow from the structure alone, not from the threads.
+    order. Neighbouring rows of a convolution matrix read neighbouring columns, so the bands hardly overlap. Together
+    they have at most as many columns as there are entries. Parts follow from the shape alone, not from the threads.
     """
     data, indices, indptr = flat(data, -1), flat(indices, -1), flat(indptr, -1)
-    rows, columns = indptr.size - 1, X.shape[1]
-    parts = PARTS
-    while True:
-        edges = np.arange(parts + 1, dtype=np.int64) * rows // parts
-        low, high = np.zeros(parts, dtype=np.int64), np.zeros(parts, dtype=np.int64)
-        _bands(indices, indptr, flat(edges, -1), low, high, work=data.size)
-        if low.min() < 0 or high.max() > columns:
-            return False
-        if parts == 1 or (high - low).sum() <= max(columns, data.size // 2):
-            break
-        parts = 1
-    starts = np.zeros(parts + 1, dtype=np.int64)
-    np.cumsum(high - low, out=starts[1:])
-    _memory.require(int(starts[-1]) * X.itemsize, "partial sums of the transposed product", "use smaller pieces")
-    sums = np.empty(int(starts[-1]), dtype=X.dtype)
-    edges, low, high, starts = flat(edges, -1), flat(low, -1), flat(high, -1), flat(starts, -1)
+    columns, parts, block = X.shape[1], PARTS, block_rows(indptr.size - 1, data.size)
+    while parts > 1 and parts * columns > data.size:
+        parts //= 2
+    _memory.require(
+        parts * columns * X.itemsize, "partial sums of the transposed product", "use smaller pieces",
+    )
+    sums = np.empty((parts, columns), dtype=X.dtype)
+    low, high = np.zeros(parts, dtype=np.int64), np.zeros(parts, dtype=np.int64)
     for m in range(X.shape[0]):
-        _add_rows(data, indices, indptr, flat(Y[m], -1), edges, low, starts, sums, work=data.size)
-        _add_bands(low, high, starts, flat(sums, -1), 4096, X[m], work=sums.size)
+        _add_rows(data, indices, indptr, flat(Y[m], -1), block, low, high, sums, work=data.size)
+        if high.min() < 0:
+            return False
+        _add_bands(flat(low, -1), flat(high, -1), flat(sums, *sums.shape), 4096, X[m], work=sums.size)
     return True

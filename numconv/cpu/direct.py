@@ -5,23 +5,22 @@ from __future__ import annotations
 from math import prod
 
 import numpy as np
-from numba import prange
 
 from .._indexing import START, STEP, STRIDE
 from ..geometry import ConvGeometry
 from . import stencil
-from ._jit import Kernel, flat, helper, row_source
+from ._jit import Kernel, flat, helper, row_source, tasks_of
 from .im2col import block_length
 from .rows import gather, row_sum
 from .stencil import parts_of, wide
 
 
 @Kernel
-def _forward(x, w, bias, axes, boundary, fill, block, y):
+def _forward(team, x, w, bias, axes, boundary, fill, block, y):
     # x (N, C, rows in, last in), w (K, C/G, rows k, last k), y (N, K, rows out, last out); a task owns part of a row.
     N, K, R_out, L_out = y.shape
     blocks = (L_out + block - 1) // block
-    for task in prange(N * K * R_out * blocks):
+    for task in tasks_of(team, N * K * R_out * blocks):
         o0 = task % blocks * block
         O, k, n = task // blocks % R_out, task // blocks // R_out % K, task // blocks // R_out // K
         row_sum(x, w, bias, axes, boundary, fill, n, k, O, o0, y[n, k, O, o0 : min(o0 + block, L_out)])
@@ -53,7 +52,7 @@ def inner(dy, pixels):
 
 
 @Kernel
-def _grad_weight(x, dY, axes, boundary, fill, block, partial):
+def _grad_weight(team, x, dY, axes, boundary, fill, block, partial):
     # The output rows, in blocks, are split into a fixed number of parts; a task sums one part for one kernel row.
     parts, K, Cg, R_k, L_k = partial.shape
     N, _, R_out, L_out = dY.shape
@@ -62,7 +61,7 @@ def _grad_weight(x, dY, axes, boundary, fill, block, partial):
     start, stride, step = axes[last, START], axes[last, STRIDE], axes[last, STEP]
     blocks = (L_out + block - 1) // block
     units = N * R_out * blocks
-    for task in prange(parts * K * Cg * R_k):
+    for task in tasks_of(team, parts * K * Cg * R_k):
         T, c, k, part = task % R_k, task // R_k % Cg, task // R_k // Cg % K, task // R_k // Cg // K
         dw = partial[part, k, c, T]
         dw[:] = 0

@@ -21,12 +21,11 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 import scipy.fft
-from numba import prange
 
 from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..geometry import ConvGeometry, axes_table
 from . import implicit
-from ._jit import SERIAL_BELOW, Kernel, flat, helper, source
+from ._jit import SERIAL_BELOW, Kernel, flat, helper, source, tasks_of
 from .im2col import groups_of
 from .rows import add_up, gather, row_sum
 
@@ -234,11 +233,11 @@ def block_rows(r, place, length, axes):
 
 
 @Kernel
-def _cut(x, axes, boundary, fill, length, tile, tiles, c0, first, X):
+def _cut(team, x, axes, boundary, fill, length, tile, tiles, c0, first, X):
     # x (N, C, rows in, last in), X (blocks or pairs of them, channels, rows, last, 1 or 2 blocks)
     B, C, R, L, parts = X.shape
     last = axes.shape[0] - 1
-    for task in prange(B * C):
+    for task in tasks_of(team, B * C):
         c, b = task % C, task // C
         place, lines = np.empty((parts, last + 1, 2), np.int64), np.zeros((2, L), x.dtype)
         images = np.empty(parts, np.int64)
@@ -267,11 +266,11 @@ def _cut(x, axes, boundary, fill, length, tile, tiles, c0, first, X):
 
 
 @Kernel
-def _multiply(X, W, Y):
+def _multiply(team, X, W, Y):
     # X (blocks, C, F), W (K, C, F), Y (blocks, K, F): sums over channels, for some frequencies at a time.
     B, C, F = X.shape
     K, some = W.shape[0], 128
-    for task in prange((F + some - 1) // some):
+    for task in tasks_of(team, (F + some - 1) // some):
         f0, f1 = task * some, min((task + 1) * some, F)
         for k in range(K):
             for b in range(B):
@@ -287,12 +286,12 @@ def _multiply(X, W, Y):
 
 
 @Kernel
-def _join(Y, axes, length, tile, tiles, bias, k0, first, begins, finite, y):
+def _join(team, Y, axes, length, tile, tiles, bias, k0, first, begins, finite, y):
     # Y (blocks or pairs, kernels, rows, last, 1 or 2 blocks) joins y (N, K, rows out, last out)
     B, K, _, _, parts = Y.shape
     last = axes.shape[0] - 1
     stride = axes[last, STRIDE]
-    for task in prange(B * K * parts):
+    for task in tasks_of(team, B * K * parts):
         part, k, b = task % parts, task // parts % K, task // parts // K
         place, sums = np.empty((last + 1, 2), np.int64), np.empty(tile[last], y.dtype)
         block = (first + b) * parts + part
@@ -312,11 +311,11 @@ def _join(Y, axes, length, tile, tiles, bias, k0, first, begins, finite, y):
 
 
 @Kernel
-def _sum_directly(x, w, bias, axes, boundary, fill, tile, tiles, finite, y):
+def _sum_directly(team, x, w, bias, axes, boundary, fill, tile, tiles, finite, y):
     # The blocks that are not finite, tap by tap; a task is a part of their rows.
     blocks, K = finite.shape
     last, parts = axes.shape[0] - 1, 16
-    for task in prange(blocks * K * parts):
+    for task in tasks_of(team, blocks * K * parts):
         part, k, block = task % parts, task // parts % K, task // parts // K
         if not finite[block, k]:
             place = np.empty((last + 1, 2), np.int64)
@@ -331,11 +330,11 @@ def _sum_directly(x, w, bias, axes, boundary, fill, tile, tiles, finite, y):
 
 
 @Kernel
-def _scatter(dY, axes, length, tile, tiles, k0, first, D):
+def _scatter(team, dY, axes, length, tile, tiles, k0, first, D):
     # dY (N, K, rows out, last out) as D (blocks or pairs, kernels, rows, last, 1 or 2 blocks), zeros between strides.
     B, K, _, _, parts = D.shape
     last = axes.shape[0] - 1
-    for task in prange(B * K):
+    for task in tasks_of(team, B * K):
         k, b = task % K, task // K
         D[b, k] = 0
         place = np.empty((last + 1, 2), np.int64)
@@ -351,11 +350,11 @@ def _scatter(dY, axes, length, tile, tiles, k0, first, D):
 
 
 @Kernel
-def _correlate(X, D, S):
+def _correlate(team, X, D, S):
     # X (blocks, C, F), D (blocks, K, F): S (K, C, F) += X * conj(D)
     B, C, F = X.shape
     K = D.shape[1]
-    for task in prange(K * C):
+    for task in tasks_of(team, K * C):
         c, k = task % C, task // C
         s = S[k, c]
         for b in range(B):
@@ -441,10 +440,10 @@ def one_part(
         def task(i: int) -> None:
             first, filled = blocks.batch(i)
             x_blocks, y_blocks = X[filled], Y[filled]
-            _cut.serial(x, part.axes, boundary, fill, *blocks.sizes, part.c0, first, blocks.rows(x_blocks))
-            _multiply.serial(blocks.flat(blocks.fft(x_blocks)), blocks.flat(W), blocks.flat(y_blocks))
+            _cut.alone(x, part.axes, boundary, fill, *blocks.sizes, part.c0, first, blocks.rows(x_blocks))
+            _multiply.alone(blocks.flat(blocks.fft(x_blocks)), blocks.flat(W), blocks.flat(y_blocks))
             y_blocks = blocks.rows(blocks.ifft(y_blocks))
-            _join.serial(y_blocks, axes, *blocks.sizes, bias, part.k0, first, part.begins, finite, y)
+            _join.alone(y_blocks, axes, *blocks.sizes, bias, part.k0, first, part.begins, finite, y)
 
         return task
 
@@ -486,10 +485,10 @@ def correlate(
             for i in range(blocks.batches * share // sums, blocks.batches * (share + 1) // sums):
                 first, filled = blocks.batch(i)
                 x_blocks, dy_blocks = X[filled], D[filled]
-                _cut.serial(x, part.axes, boundary, fill, *blocks.sizes, part.c0, first, blocks.rows(x_blocks))
-                _scatter.serial(dY, part.axes, *blocks.sizes, part.k0, first, blocks.rows(dy_blocks))
+                _cut.alone(x, part.axes, boundary, fill, *blocks.sizes, part.c0, first, blocks.rows(x_blocks))
+                _scatter.alone(dY, part.axes, *blocks.sizes, part.k0, first, blocks.rows(dy_blocks))
                 x_blocks, dy_blocks = blocks.fft(x_blocks), blocks.fft(dy_blocks)
-                _correlate.serial(blocks.flat(x_blocks), blocks.flat(dy_blocks), S[share])
+                _correlate.alone(blocks.flat(x_blocks), blocks.flat(dy_blocks), S[share])
 
         return task
 

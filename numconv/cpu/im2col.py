@@ -6,12 +6,11 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from numba import prange
 
 from .. import _memory
 from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..geometry import ConvGeometry
-from ._jit import Kernel, first_output, flat, helper, row_output, row_source, source
+from ._jit import Kernel, first_output, flat, helper, row_output, row_source, source, tasks_of
 
 #: A task handles about this many bytes of its image, so that they stay in the first caches while the taps go by …
 TASK_BYTES = 1 << 15
@@ -41,7 +40,7 @@ def add_run(source, s, target, t, n):
 
 
 @Kernel
-def _im2col(x, axes, boundary, fill, planes, block, piece, X_conv):
+def _im2col(team, x, axes, boundary, fill, planes, block, piece, X_conv):
     # x (M, prod in), X_conv (M, rows k, last k, prod out). A task lays out a block of output rows of some planes, or a
     # piece of one row, for every tap, so that the pixels come from memory once.
     M, R_k, L_k, P = X_conv.shape
@@ -51,7 +50,7 @@ def _im2col(x, axes, boundary, fill, planes, block, piece, X_conv):
     R_out = P // L_out
     blocks, pieces = (R_out + block - 1) // block, (L_out + piece - 1) // piece
     aligned = stride == 1 and size == L_out == piece  # rows lie as in the input, so shifted ones are copied together
-    for task in prange((M + planes - 1) // planes * blocks * pieces):
+    for task in tasks_of(team, (M + planes - 1) // planes * blocks * pieces):
         m0, O0, o0 = task // pieces // blocks * planes, task // pieces % blocks * block, task % pieces * piece
         m1, n = min(m0 + planes, M), min(piece, L_out - o0)
         rows = np.empty(min(block, R_out - O0), np.int64)
@@ -102,7 +101,7 @@ def im2col(x: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, X_c
 
 
 @Kernel
-def _col2im(X_conv, axes, planes, block, piece, x):
+def _col2im(team, X_conv, axes, planes, block, piece, x):
     # X_conv (M, rows k, last k, prod out), x flat. A task owns a block of input rows of some planes, or a piece of one
     # row, and gathers into it every column entry that came from there.
     M, R_k, L_k, _ = X_conv.shape
@@ -111,7 +110,7 @@ def _col2im(X_conv, axes, planes, block, piece, x):
     L_in, L_out = axes[last, SIZE], axes[last, OUT]
     R_in = x.size // (M * L_in)
     blocks, pieces = (R_in + block - 1) // block, (L_in + piece - 1) // piece
-    for task in prange((M + planes - 1) // planes * blocks * pieces):
+    for task in tasks_of(team, (M + planes - 1) // planes * blocks * pieces):
         m0, row0, i0 = task // pieces // blocks * planes, task // pieces % blocks * block, task % pieces * piece
         m1, n = min(m0 + planes, M), min(piece, L_in - i0)
         rows = np.empty(min(block, R_in - row0), np.int64)

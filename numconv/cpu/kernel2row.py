@@ -3,74 +3,112 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
 import scipy.sparse
-from numba import prange
 
 from .. import _indexing, _memory
-from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
+from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..geometry import ConvGeometry
 from . import csr
-from ._jit import Kernel, first_output, flat, helper, position, row_source, source
-from .im2col import copy_run, groups_of, unturned
+from ._jit import Kernel, flat, helper, position, row_source, source, tasks_of
+from .im2col import groups_of, unturned
 
-#: Most output pixels of one task; there are at least 64 tasks to share among threads.
+#: Most output pixels of one task; there are at least 64 tasks to share among threads …
 CHUNK = 4096
+#: … unless they would have fewer pixels than this.
+SHORTEST = 16
 
-#: How many entries are written at once where windows lie inside: the rows of several pixels if they are short.
-TOGETHER = 512
+#: How many entries are repeated at once: as many as the nearest cache keeps.
+TOGETHER = 2048
 
+#: Bytes of a line of the cache, at which arrays begin.
+CACHE_LINE = 64
+
+Counts = list[tuple[np.ndarray, int, int, np.ndarray]]
 Before = tuple[np.ndarray, np.ndarray]
 
 
+@helper
+def sort_taps(kernel, reads, taps, pixels, first):
+    """Taps of a kernel of so many, in the order of what they read, ``reads[t]``; those that read nothing (-1) left out.
+
+    Entry ``e`` is ``pixels[e]``, which ``taps[first[e]:first[e + 1]]`` read: one tap, unless the boundary folds several
+    onto one pixel; these stay in their order. Returns how many entries there are.
+    """
+    n, gap = 0, 0
+    for t in range(kernel):
+        if reads[t] >= 0:
+            if n > 0 and reads[taps[n - 1]] > reads[t]:
+                gap = 1
+            taps[n] = t
+            n += 1
+    while 0 < gap < n // 3:
+        gap = 3 * gap + 1
+    while gap > 0:  # Shell's sort, where a boundary folded them; numpy's sorts would compile for long
+        for m in range(gap, n):
+            t, at = taps[m], m
+            while at >= gap and (reads[taps[at - gap]], taps[at - gap]) > (reads[t], t):
+                taps[at] = taps[at - gap]
+                at -= gap
+            taps[at] = t
+        gap //= 3
+    entries = 0
+    for m in range(n):
+        if entries == 0 or pixels[entries - 1] != reads[taps[m]]:
+            pixels[entries], first[entries] = reads[taps[m]], m
+            entries += 1
+    first[entries] = n
+    return entries
+
+
 @Kernel
-def _tap_counts(axis, boundary, o0, counts):
+def _tap_counts(team, axis, boundary, o0, counts):
     # counts[j]: how many different pixels of one axis output o0 + j reads.
-    size, kernel = axis[SIZE], axis[KERNEL]
-    pixels = np.empty(kernel, dtype=np.int64)
+    kernel = axis[KERNEL]
+    reads, taps = np.empty(kernel, np.int64), np.empty(kernel, np.int64)
+    pixels, first = np.empty(kernel, np.int64), np.empty(kernel + 1, np.int64)
     for j in range(counts.size):
         for t in range(kernel):
-            pixels[t] = source(position(o0 + j, t, axis[START], axis[STRIDE], axis[STEP]), size, boundary)
-        if boundary != CONSTANT:
-            pixels.sort()
-        counts[j] = 0
-        for t in range(kernel):
-            if pixels[t] >= 0 and (boundary == CONSTANT or t == 0 or pixels[t] != pixels[t - 1]):
-                counts[j] += 1
+            reads[t] = source(position(o0 + j, t, axis[START], axis[STRIDE], axis[STEP]), axis[SIZE], boundary)
+        counts[j] = sort_taps(kernel, reads, taps, pixels, first)
 
 
-def edge_counts(axis: np.ndarray, boundary: int) -> tuple[np.ndarray, int, np.ndarray]:
-    """Along one axis: what the outputs at either edge read, and how many lie between them, which read every tap."""
+def inside(axis: np.ndarray) -> tuple[int, int]:
+    """The outputs ``a … b - 1`` along one axis whose taps all lie in the input."""
     size, kernel, out, start, stride, step = axis.tolist()
     lowest, highest = start + min(0, (kernel - 1) * step), start + max(0, (kernel - 1) * step)
     a = min(_indexing.first_output(lowest, stride, 0), out)
-    b = max(min(_indexing.first_output(highest, stride, size), out), a)
-    before, after = np.empty(a, dtype=np.int64), np.empty(out - b, dtype=np.int64)
-    _tap_counts(axis, boundary, 0, before, work=0)
-    _tap_counts(axis, boundary, b, after, work=0)
-    return before, b - a, after
+    return a, max(min(_indexing.first_output(highest, stride, size), out), a)
 
 
-def count_entries(axes: np.ndarray, boundary: int) -> int:
-    """Entries of W_conv for one channel pair: a product over the axes, cheap at any size."""
-    total = 1
+def counts_of(axes: np.ndarray, boundary: int) -> Counts:
+    """For each axis: what the outputs at either edge read, and how many lie between them, which read every tap."""
+    counts = []
     for axis in axes:
-        before, inside, after = edge_counts(axis, boundary)
-        total *= int(before.sum()) + inside * int(axis[KERNEL]) + int(after.sum())
-    return total
+        a, b = inside(axis)
+        before, after = np.empty(a, dtype=np.int64), np.empty(int(axis[OUT]) - b, dtype=np.int64)
+        _tap_counts(axis, boundary, 0, before, work=0)
+        _tap_counts(axis, boundary, b, after, work=0)
+        counts.append((before, b - a, int(axis[KERNEL]), after))
+    return counts
 
 
-def entries_before(axes: np.ndarray, boundary: int) -> Before:
+def count_entries(counts: Counts) -> int:
+    """Entries of W_conv for one channel pair: a product over the axes, cheap at any size."""
+    return prod(int(before.sum()) + between * kernel + int(after.sum()) for before, between, kernel, after in counts)
+
+
+def entries_before(counts: Counts) -> Before:
     """Entries of one channel pair along the rows of the output and along a row: what lies before each, and the total.
 
     The entries of a pixel are a product over the axes, so these two say where each pixel's begin (``begin``).
     """
     rows = line = np.ones(1, dtype=np.int64)
-    for axis in axes:
-        before, inside, after = edge_counts(axis, boundary)
+    for before, between, kernel, after in counts:
         rows = np.multiply.outer(rows, line).reshape(-1)
-        line = np.concatenate([before, np.full(inside, axis[KERNEL]), after])
+        line = np.concatenate([before, np.full(between, kernel), after])
     return _running_sum(rows), _running_sum(line)
 
 
@@ -88,237 +126,220 @@ def begin(p, rows, line):
 
 
 @helper
-def pixel_taps(p, axes, boundary, input_rows, pixels, taps, first):
-    """What output pixel ``p`` reads: ascending input ``pixels``, and the kernel values that meet each.
+def scratch(Cg, count):
+    """Room for ``next_rows``: its results, what the taps of an axis read and in which order, and which line it was."""
+    room = np.empty((13, Cg * count + 2), np.int64)
+    room[12, 0] = -1
+    return room
 
-    Entry ``e`` of the row is pixel ``pixels[e]`` and holds the sum of the taps ``taps[first[e]:first[e + 1]]``: one
-    tap, unless the boundary folds several onto one pixel. Taps count in the order of the pixels they meet inside the
-    input. ``input_rows`` keeps what the output row reads from one of its pixels to the next. Returns the number of
-    entries.
+
+@helper
+def next_rows(p, end, Cg, count, inputs, axes, boundary, a, b, room):
+    """The output pixels from ``p`` on whose rows in W_conv are each the one before, moved on by a stride.
+
+    Entry ``e`` of the row of ``p`` stands in the column ``columns[e]``, counted from the first of its group, and holds
+    weight ``places[e]`` of its kernel. Where the boundary folds several taps onto a pixel, the weight ``place`` joins
+    entry ``e`` for every ``e, place`` of ``zip(folded, joining)``. These are the first rows of ``room``. Returns the
+    numbers of pixels, of entries and of folded taps.
     """
+    columns, places, folded, joining, line = room[0], room[1], room[2], room[3], room[12]
+    row_reads, row_taps, input_rows, row_first = room[4], room[5], room[6], room[7]
+    reads, taps, pixels, first = room[8], room[9], room[10], room[11]
     last = axes.shape[0] - 1
     L_in, L_k, L_out = axes[last, SIZE], axes[last, KERNEL], axes[last, OUT]
-    R_k = input_rows.size - 1
-    turned = axes[last, STEP] < 0
-    if input_rows[R_k] != p // L_out:
-        input_rows[R_k] = p // L_out
+    R_k, O, o, turned = count // L_k, p // L_out, p % L_out, axes[last, STEP] < 0
+    if line[0] != O:  # the pixels of a line read the same rows
         for T in range(R_k):
-            input_rows[T] = row_source(R_k - 1 - T if turned else T, p // L_out, axes, boundary)
-    n = 0
-    for T in range(R_k):
-        row = input_rows[T]
-        for t in range(L_k if row >= 0 else 0):
-            tap = L_k - 1 - t if turned else t
-            i = position(p % L_out, tap, axes[last, START], axes[last, STRIDE], axes[last, STEP])
-            i = source(i, L_in, boundary)
-            if i >= 0:
-                pixels[n], taps[n], first[n] = row * L_in + i, T * L_k + t, n
-                n += 1
-    first[n] = n
-    if boundary == CONSTANT:
-        return n
-    order = np.argsort(pixels[:n], kind="mergesort")
-    unsorted_pixels, unsorted_taps = pixels[:n].copy(), taps[:n].copy()
-    entries = 0
-    for m in range(n):
-        pixel = unsorted_pixels[order[m]]
-        taps[m] = unsorted_taps[order[m]]
-        if entries == 0 or pixels[entries - 1] != pixel:
-            pixels[entries], first[entries] = pixel, m
-            entries += 1
-    first[entries] = n
-    return entries
-
-
-@helper
-def inside(p, axes):
-    """How many outputs from ``p`` on in its row have their window in the input, and where that of ``p`` begins."""
-    corner, size, run = 0, 1, 0
-    last = axes.shape[0] - 1
-    for a in range(last, -1, -1):
-        o = p % axes[a, OUT]
-        p //= axes[a, OUT]
-        near = position(o, 0, axes[a, START], axes[a, STRIDE], axes[a, STEP])
-        far = position(o, axes[a, KERNEL] - 1, axes[a, START], axes[a, STRIDE], axes[a, STEP])
-        if min(near, far) < 0 or max(near, far) >= axes[a, SIZE]:
-            return 0, 0
-        if a == last:
-            run = min(first_output(max(near, far), axes[a, STRIDE], axes[a, SIZE]), axes[a, OUT] - o)
-        corner += min(near, far) * size
-        size *= axes[a, SIZE]
-    return run, corner
-
-
-@helper
-def window(axes, channels, count, columns):
-    """What the windows of neighbouring outputs inside the input read, counted from the first pixel of the first."""
-    last = axes.shape[0] - 1
-    for e in range(columns.size):
-        size, t, column = 1, e % count, e // (channels * count) * axes[last, STRIDE]
-        for a in range(last, -1, -1):
-            column += t % axes[a, KERNEL] * abs(axes[a, STEP]) * size
-            size *= axes[a, SIZE]
-            t //= axes[a, KERNEL]
-        columns[e] = column + e // count % channels * size
+            row_reads[T] = row_source(R_k - 1 - T if turned else T, O, axes, boundary)
+        line[0], line[1] = O, sort_taps(R_k, row_reads, row_taps, input_rows, row_first)
+    for t in range(L_k):
+        tap = L_k - 1 - t if turned else t
+        i = position(o, tap, axes[last, START], axes[last, STRIDE], axes[last, STEP])
+        reads[t] = source(i, L_in, boundary)
+    m, n = line[1], sort_taps(L_k, reads, taps, pixels, first)
+    alone = row_first[m] == m and first[n] == n
+    e = joined = 0
+    for c in range(Cg):
+        for i in range(m):
+            base, place = c * inputs + input_rows[i] * L_in, (c * R_k + row_taps[i]) * L_k
+            for j in range(n):
+                columns[e + j], places[e + j] = base + pixels[j], place + taps[j]
+            for j in range(0 if alone else n):
+                lead = row_first[i], first[j]
+                for u in range(lead[0], row_first[i + 1]):
+                    for v in range(lead[1], first[j + 1]):
+                        place = (c * R_k + row_taps[u]) * L_k + taps[v]
+                        if (u, v) == lead:
+                            places[e + j] = place
+                        else:
+                            folded[joined], joining[joined] = e + j, place
+                            joined += 1
+            e += n
+    return min(b - o, end - p) if a <= o < b else 1, e, joined
 
 
 # Unsigned indices cannot wrap around, so these loops become vector code.
 
 
 @helper
-def write(columns, base, indices, at, n):
-    """``indices[at + e] = base + columns[e]`` for ``e < n``."""
+def write(source, move, target, at, n):
+    """``target[at + e] = source[e] + move`` for ``e < n``."""
     at = np.uint64(at)
     for e in range(np.uint64(n)):
-        indices[at + e] = base + columns[e]
+        target[at + e] = source[e] + move
 
 
 @helper
-def differ(columns, base, indices, at, n):
-    """Whether any ``indices[at + e]`` is something else."""
-    at, found = np.uint64(at), np.int64(0)
+def take(source, places, target, at, n):
+    """``target[at + e] = source[places[e]]`` for ``e < n``."""
+    at = np.uint64(at)
     for e in range(np.uint64(n)):
-        found |= indices[at + e] ^ (base + columns[e])
-    return found != 0
+        target[at + e] = source[np.uint64(places[e])]
+
+
+@helper
+def copy(entries, s, t, n):
+    """``entries[t + e] = entries[s + e]`` for ``e < n``."""
+    s, t = np.uint64(s), np.uint64(t)
+    for e in range(np.uint64(n)):
+        entries[t + e] = entries[s + e]
+
+
+@helper
+def copy_moved(entries, s, t, n, move):
+    """``entries[t + e] = entries[s + e] + move`` for ``e < n``."""
+    s, t = np.uint64(s), np.uint64(t)
+    for e in range(np.uint64(n)):
+        entries[t + e] = entries[s + e] + move
+
+
+@helper
+def is_moved(entries, s, t, n, move):
+    """Whether ``copy_moved`` would change nothing."""
+    s, t, wrong = np.uint64(s), np.uint64(t), np.int64(0)
+    for e in range(np.uint64(n)):
+        wrong |= entries[t + e] - entries[s + e] - move
+    return wrong == 0
 
 
 @Kernel
-def _structure(K, Cg, count, axes, boundary, groups, rows, line, chunk, together, indices, indptr):
-    # count is prod k; a task writes the rows of a chunk of output pixels for every kernel.
-    P, Kg, inputs = (indptr.size - 1) // K, K // groups, 1
-    for a in range(axes.shape[0]):
-        inputs *= axes[a, SIZE]
-    for task in prange((P + chunk - 1) // chunk):
-        pixels, taps, first = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count + 1, np.int64)
-        input_rows = np.full(count // axes[-1, KERNEL] + 1, -1, np.int64)
-        columns = np.empty(together * Cg * count, indices.dtype)
-        window(axes, Cg, count, columns)
-        p, end = task * chunk, min((task + 1) * chunk, P)
+def _structure(team, K, Kg, Cg, count, inputs, axes, boundary, a, b, rows, line, chunk, indices, indptr):
+    # A task owns a chunk of output pixels; count is prod k, inputs prod in; outputs a … b - 1 of a line read all taps.
+    # Their rows of the first kernel are written, and moved copies for the others.
+    P, every, room = (indptr.size - 1) // K, Cg * rows[-1] * line[-1], scratch(Cg, count)
+    for task in tasks_of(team, (P + chunk - 1) // chunk):
+        p0, end = task * chunk, min((task + 1) * chunk, P)
+        at0 = Cg * begin(p0, rows, line)
+        p, at = p0, at0
         while p < end:
-            run, corner = inside(p, axes)
-            run = min(run, together, end - p)
-            n = count if run > 0 else pixel_taps(p, axes, boundary, input_rows, pixels, taps, first)
-            for k in range(K):
-                at, base = Cg * (k * rows[-1] * line[-1] + begin(p, rows, line)), k // Kg * Cg * inputs
-                if run > 0:
-                    write(columns, base + corner, indices, at, run * Cg * count)
-                else:
-                    for c in range(Cg):
-                        write(pixels, base + c * inputs, indices, at + c * n, n)
-                for i in range(max(run, 1)):
-                    indptr[k * P + p + i] = at + i * Cg * n
-            p += max(run, 1)
+            run, n, _ = next_rows(p, end, Cg, count, inputs, axes, boundary, a, b, room)
+            write(room[0], 0, indices, at, n)
+            done, most = 1, max(1, TOGETHER // max(n, 1))
+            while done < run:
+                more = min(done, run - done, most)
+                copy_moved(indices, at + (done - more) * n, at + done * n, more * n, more * axes[-1, STRIDE])
+                done += more
+            for i in range(run):
+                indptr[p + i] = at + i * n
+            p, at = p + run, at + run * n
+        for k in range(1, K):
+            copy_moved(indices, at0, at0 + k * every, at - at0, k // Kg * Cg * inputs)
+            copy_moved(indptr, p0, p0 + k * P, end - p0, k * every)
 
 
 @Kernel
-def _differs(K, Cg, count, axes, boundary, groups, rows, line, chunk, together, indices, indptr, found):
-    # The same loop, which reads where that writes.
-    P, Kg, inputs = (indptr.size - 1) // K, K // groups, 1
-    for a in range(axes.shape[0]):
-        inputs *= axes[a, SIZE]
-    for task in prange((P + chunk - 1) // chunk):
-        pixels, taps, first = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count + 1, np.int64)
-        input_rows = np.full(count // axes[-1, KERNEL] + 1, -1, np.int64)
-        columns = np.empty(together * Cg * count, indices.dtype)
-        window(axes, Cg, count, columns)
-        p, end = task * chunk, min((task + 1) * chunk, P)
+def _has_structure(team, K, Kg, Cg, count, inputs, axes, boundary, a, b, rows, line, chunk, indices, indptr, same):
+    # Whether ``_structure`` would change nothing, task by task.
+    P, every, room = (indptr.size - 1) // K, Cg * rows[-1] * line[-1], scratch(Cg, count)
+    for task in tasks_of(team, (P + chunk - 1) // chunk):
+        p0, end = task * chunk, min((task + 1) * chunk, P)
+        at0, found = Cg * begin(p0, rows, line), True
+        p, at = p0, at0
         while p < end:
-            run, corner = inside(p, axes)
-            run = min(run, together, end - p)
-            n = count if run > 0 else pixel_taps(p, axes, boundary, input_rows, pixels, taps, first)
-            for k in range(K):
-                at, base = Cg * (k * rows[-1] * line[-1] + begin(p, rows, line)), k // Kg * Cg * inputs
-                if run > 0:
-                    found[task] |= differ(columns, base + corner, indices, at, run * Cg * count)
-                else:
-                    for c in range(Cg):
-                        found[task] |= differ(pixels, base + c * inputs, indices, at + c * n, n)
-                for i in range(max(run, 1)):
-                    found[task] |= indptr[k * P + p + i] != at + i * Cg * n
-            p += max(run, 1)
+            run, n, _ = next_rows(p, end, Cg, count, inputs, axes, boundary, a, b, room)
+            for e in range(n):
+                found &= indices[at + e] == room[0, e]
+            found &= is_moved(indices, at, at + n, (run - 1) * n, axes[-1, STRIDE])
+            for i in range(run):
+                found &= indptr[p + i] == at + i * n
+            p, at = p + run, at + run * n
+        for k in range(1, K):
+            found &= is_moved(indices, at0, at0 + k * every, at - at0, k // Kg * Cg * inputs)
+            found &= is_moved(indptr, p0, p0 + k * P, end - p0, k * every)
+        same[task] = found
 
 
 @Kernel
-def _values(w, Cg, count, axes, boundary, rows, line, chunk, data):
-    # The same loop over the values; new weights go into an old structure through here. w (K, together * Cg * count)
-    # holds the rows of a run of outputs inside the input.
-    K, P, together = w.shape[0], (rows.size - 1) * (line.size - 1), w.shape[1] // (Cg * count)
-    for task in prange((P + chunk - 1) // chunk):
-        pixels, taps, first = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count + 1, np.int64)
-        input_rows = np.full(count // axes[-1, KERNEL] + 1, -1, np.int64)
+def _values(team, w, Cg, inputs, axes, boundary, a, b, rows, line, chunk, data):
+    # w (K, C/G * prod k)
+    P, every, count = (rows.size - 1) * (line.size - 1), Cg * rows[-1] * line[-1], w.shape[1] // Cg
+    room = scratch(Cg, count)
+    for task in tasks_of(team, (P + chunk - 1) // chunk):
         p, end = task * chunk, min((task + 1) * chunk, P)
+        before = Cg * begin(p, rows, line)
         while p < end:
-            run = min(inside(p, axes)[0], together, end - p)
-            n = count if run > 0 else pixel_taps(p, axes, boundary, input_rows, pixels, taps, first)
-            for k in range(K):
-                at = Cg * (k * rows[-1] * line[-1] + begin(p, rows, line))
-                if run > 0:
-                    copy_run(w[k], 0, 1, data, at, 1, run * Cg * count)
-                    continue
-                for c in range(Cg):
-                    weights, row = w[k, c * count : (c + 1) * count], data[at + c * n : at + (c + 1) * n]
-                    if first[n] == n:
-                        for e in range(n):
-                            row[e] = weights[taps[e]]
-                        continue
-                    for e in range(n):
-                        row[e] = weights[taps[first[e]]]
-                        for m in range(first[e] + 1, first[e + 1]):
-                            row[e] += weights[taps[m]]
-            p += max(run, 1)
+            run, n, joined = next_rows(p, end, Cg, count, inputs, axes, boundary, a, b, room)
+            for k in range(w.shape[0]):
+                at = k * every + before
+                take(w[k], room[1], data, at, n)
+                for j in range(joined):
+                    data[at + room[2, j]] += w[k, room[3, j]]
+                done, most = 1, max(1, TOGETHER // max(n, 1))
+                while done < run:
+                    more = min(done, run - done, most)
+                    copy(data, at + (done - more) * n, at + done * n, more * n)
+                    done += more
+            p, before = p + run, before + run * n
 
 
 def structure(
-    shape: tuple[int, ...], axes: np.ndarray, boundary: int, groups: int, before: Before, index_dtype: np.dtype
-) -> tuple[np.ndarray, np.ndarray]:
-    """``indices`` and ``indptr`` of W_conv for a kernel ``(K, C/G, *k)``; they depend on the geometry alone."""
-    (K, Cg), count, P = shape[:2], prod(shape[2:]), prod(axes[:, OUT].tolist())
-    rows, line = before
-    indptr = np.empty(K * P + 1, dtype=index_dtype)
-    indptr[-1] = K * Cg * rows[-1] * line[-1]
-    indices = np.empty(int(indptr[-1]), dtype=index_dtype)
-    _structure(
-        K, Cg, count, axes, boundary, groups, flat(rows, -1), flat(line, -1), *share(P, Cg * count), indices, indptr,
-        work=indices.size,
-    )
-    return indices, indptr
+    shape: tuple[int, ...], axes: np.ndarray, boundary: int, groups: int, before: Before, indices: np.ndarray,
+    indptr: np.ndarray,
+) -> None:
+    """Write ``indices`` and ``indptr`` of W_conv for a kernel ``(K, C/G, *k)``; they follow from the geometry alone."""
+    indptr[-1] = indices.size
+    _structure(*_walk(shape, axes, boundary, groups, before), indices, indptr, work=indices.size)
 
 
 def has_structure(
     indices: np.ndarray, indptr: np.ndarray, shape: tuple[int, ...], axes: np.ndarray, boundary: int, groups: int,
     before: Before,
 ) -> bool:
-    """Whether these are what ``structure`` gives; nothing of that size is made to find out."""
-    (K, Cg), count, P = shape[:2], prod(shape[2:]), prod(axes[:, OUT].tolist())
+    """Whether these are what ``structure`` writes; nothing of that size is made to find out."""
     rows, line = before
-    entries = K * Cg * int(rows[-1] * line[-1])
-    if indptr.shape != (K * P + 1,) or indices.shape != (entries,) or indptr[-1] != entries:
+    P, entries = prod(axes[:, OUT].tolist()), shape[0] * shape[1] * int(rows[-1] * line[-1])
+    if indptr.shape != (shape[0] * P + 1,) or indices.shape != (entries,) or indptr[-1] != entries:
         return False
-    chunk, together = share(P, Cg * count)
-    found = np.zeros(-(-P // chunk), dtype=np.bool_)
-    _differs(
-        K, Cg, count, axes, boundary, groups, flat(rows, -1), flat(line, -1), chunk, together, flat(indices, -1),
-        flat(indptr, -1), found, work=indices.size,
+    walk = _walk(shape, axes, boundary, groups, before)
+    same = np.ones(-(-P // walk[-1]), dtype=np.bool_)
+    _has_structure(*walk, flat(indices, -1), flat(indptr, -1), same, work=indices.size)
+    return bool(same.all())
+
+
+def _walk(shape: tuple[int, ...], axes: np.ndarray, boundary: int, groups: int, before: Before) -> tuple[Any, ...]:
+    (K, Cg), count, inputs = shape[:2], prod(shape[2:]), prod(axes[:, SIZE].tolist())
+    rows, line = before
+    return (
+        K, K // groups, Cg, count, inputs, axes, boundary, *inside(axes[-1]), flat(rows, -1), flat(line, -1),
+        share(axes),
     )
-    return not found.any()
 
 
 def values(w: np.ndarray, axes: np.ndarray, boundary: int, before: Before, data: np.ndarray) -> None:
     """Write the weights of ``w (K, C/G, *k)`` into the ``data`` of W_conv."""
-    (K, Cg), count, P = w.shape[:2], prod(w.shape[2:]), prod(axes[:, OUT].tolist())
+    K, Cg = w.shape[:2]
     rows, line = before
-    chunk, together = share(P, Cg * count)
-    weights = np.tile(unturned(w, axes).reshape(K, Cg * count), together)
     _values(
-        flat(weights, *weights.shape), Cg, count, axes, boundary, flat(rows, -1), flat(line, -1), chunk, data,
-        work=data.size,
+        flat(np.ascontiguousarray(unturned(w, axes)), K, Cg * prod(w.shape[2:])), Cg, prod(axes[:, SIZE].tolist()),
+        axes, boundary, *inside(axes[-1]), flat(rows, -1), flat(line, -1), share(axes), data, work=data.size,
     )
 
 
-def share(pixels: int, entries: int) -> tuple[int, int]:
-    """How many output pixels a task takes, and the rows of how many, of so many entries, are written together."""
-    chunk = max(1, min(CHUNK, pixels // 64))
-    return chunk, max(1, min(TOGETHER // max(entries, 1), chunk // 8))
+def share(axes: np.ndarray) -> int:
+    """How many output pixels a task takes: whole lines if these are short."""
+    P, L_out = prod(axes[:, OUT].tolist()), int(axes[-1, OUT])
+    chunk = max(SHORTEST, min(CHUNK, P // 64))
+    return chunk if L_out > CHUNK // 64 else max(chunk - chunk % max(L_out, 1), L_out, 1)
 
 
 def triple(
@@ -326,18 +347,30 @@ def triple(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``data, indices, indptr`` of W_conv ``(K * prod out, C * prod in)``."""
     K, Cg = w.shape[:2]
-    entries, P = K * Cg * count_entries(axes, boundary), prod(axes[:, OUT].tolist())
+    counts = counts_of(axes, boundary)
+    entries, P = K * Cg * count_entries(counts), prod(axes[:, OUT].tolist())
     rows, columns = K * P, groups * Cg * prod(axes[:, SIZE].tolist())
     index_dtype = index_dtype_for(max(entries, rows, columns))
     _memory.require(
         stored_bytes(entries, rows, w.dtype, index_dtype) + 16 * P, f"W_conv with {entries:,} entries",
         "use linear_operator(w) of a plan, or algorithm='implicit', which store no matrix",
     )
-    before = entries_before(axes, boundary)
-    indices, indptr = structure(w.shape, axes, boundary, groups, before, index_dtype)
-    data = np.empty(indices.size, dtype=w.dtype)
+    before = entries_before(counts)
+    data, indices, indptr = one_block((entries, w.dtype), (entries, index_dtype), (rows + 1, index_dtype))
+    structure(w.shape, axes, boundary, groups, before, indices, indptr)
     values(w, axes, boundary, before, data)
     return data, indices, indptr
+
+
+def one_block(*arrays: tuple[int, np.dtype]) -> list[np.ndarray]:
+    """New arrays of these sizes and dtypes, one behind the other in memory.
+
+    Fresh memory costs more than what is written there: in one block the system gives it in larger pages, and keeps it
+    for the next matrix.
+    """
+    starts = np.cumsum([0] + [-(-size * dtype.itemsize // CACHE_LINE) * CACHE_LINE for size, dtype in arrays])
+    block = np.empty(int(starts[-1]) // 16, np.complex128)  # SciPy copies from a base with more than twice the items
+    return [np.frombuffer(block, dtype, size, start) for (size, dtype), start in zip(arrays, starts, strict=False)]
 
 
 def index_dtype_for(largest: int) -> np.dtype:
@@ -377,7 +410,7 @@ def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
 def nbytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes of the three arrays of ``W_conv``, counted without making them."""
     g = geometry
-    entries = g.K * (g.C // g.groups) * count_entries(g.axes, g.boundary_code)
+    entries = g.K * (g.C // g.groups) * count_entries(counts_of(g.axes, g.boundary_code))
     index_dtype = index_dtype_for(max(entries, *g.matrix_shape))
     return stored_bytes(entries, g.matrix_shape[0], dtype, index_dtype)
 

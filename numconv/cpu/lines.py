@@ -15,9 +15,10 @@ from ._jit import helper, row_source, source
 from .rows import lines_of
 from .simd import address, copy_every_second, copy_run, keep
 
-#: What a block is: outputs, input channels, how many tasks share the output channels of one, its lines, and how many
-#: tiles are packed together (none: they are multiplied where they lie).
-ROWS, COLUMNS, CHANNELS, SHARES, ROW_LINES, ROW_SHIFT, LINES, SHIFT, PACKED = range(9)
+#: What a block is: outputs, input channels, how many tasks share the output channels of one, its lines; how many tiles
+#: are packed together (none: they are multiplied where they lie), numbers in a row of a tile and in a vector; how many
+#: rows of turned weights are copied together (none: they are read where they lie), and whether the lines are the input.
+ROWS, COLUMNS, CHANNELS, SHARES, ROW_LINES, ROW_SHIFT, LINES, SHIFT, PACKED, WIDTH, LANES, TURNED, IN_PLACE = range(13)
 
 
 @helper
@@ -37,29 +38,6 @@ def block_size(axes, block):
         lines *= axes[a, KERNEL]
     rows, columns = plane(axes, block)
     return lines * rows * columns
-
-
-@helper
-def table(axes, block, channels):
-    """Where row ``(c, t)`` of ``X_conv`` begins among the lines."""
-    d = axes.shape[0]
-    R_k, L_k = axes[d - 2, KERNEL], axes[d - 1, KERNEL]
-    rows, columns = plane(axes, block)
-    lead = 1
-    for a in range(d - 2):
-        lead *= axes[a, KERNEL]
-    terms = np.empty(channels * lead * R_k * L_k, np.int64)
-    q = 0
-    for outer in range(channels * lead):
-        for T in range(R_k):
-            T_up = T if axes[d - 2, STEP] > 0 else R_k - 1 - T  # lines ascend
-            for t in range(L_k):
-                t_up = t if axes[d - 1, STEP] > 0 else L_k - 1 - t
-                line = (outer * block[ROW_LINES] + T_up % block[ROW_LINES]) * block[LINES] + t_up % block[LINES]
-                row = line * rows + T_up // block[ROW_LINES] * block[ROW_SHIFT]
-                terms[q] = row * columns + t_up // block[LINES] * block[SHIFT]
-                q += 1
-    return terms
 
 
 @helper
@@ -149,22 +127,40 @@ def merged(axes: np.ndarray, steps: list[int]) -> tuple[np.ndarray, list[int]]:
     return np.array(rows), [*lead, *along]
 
 
-def lines_for(axis: list[int], K: int, width: int) -> tuple[int, int]:
-    """Lines and shift along the last axis: shared by the taps, unless a line for each wastes less.
+def lines_for(axis: list[int], K: int = 0, width: int = 1) -> tuple[int, int]:
+    """Lines and shift along an axis: shared by the taps, unless a line for each wastes less.
 
-    Shared lines are longer than a row of the output; the tile computes what lies between two rows for nothing.
+    Shared lines are longer than a row of the output. If they are not packed, the tile computes what lies between two
+    rows for nothing, for each of ``K`` channels.
     """
     lines, shift = lines_of(axis)
-    kernel, out = axis[KERNEL], axis[OUT]
+    kernel, out, gap = axis[KERNEL], axis[OUT], between(axis, lines, shift)
     # in cycles for a row of outputs: two multiply-adds of a vector each, and a copy
-    wasted = between(axis, lines, shift) * kernel * K / (2 * width)
-    copied = (kernel - lines) * (8 + out / width)
-    return (lines, shift) if wasted <= copied else (kernel, 0)
+    wasted, copied = gap * kernel * K / (2 * width), (kernel - lines) * (8 + out / width)
+    return (lines, shift) if wasted <= copied and lines * gap <= (kernel - lines) * out else (kernel, 0)
 
 
 def between(axis: list[int], lines: int, shift: int) -> int:
     """How far the last tap on a line is from the first."""
     return (axis[KERNEL] - 1) // lines * shift
+
+
+def table(axes: np.ndarray, block: np.ndarray) -> np.ndarray:
+    """Where row ``(c, t)`` of ``X_conv`` begins among the lines, or in the input if that is where they are."""
+    if block[IN_PLACE]:
+        return np.arange(block[CHANNELS]) * axes[:, SIZE].prod()
+    rows, columns = plane(axes, block)
+    (row_lines, row_shift), (lines, shift) = block[[ROW_LINES, ROW_SHIFT]], block[[LINES, SHIFT]]
+    outer = np.arange(block[CHANNELS] * axes[:-2, KERNEL].prod())[:, None, None]
+    T, t = (np.arange(axis[KERNEL])[:: 1 if axis[STEP] > 0 else -1] for axis in axes[-2:])  # lines ascend
+    T = T[:, None]
+    line = (outer * row_lines + T % row_lines) * lines + t % lines
+    return ((line * rows + T // row_lines * row_shift) * columns + t // lines * shift).ravel()
+
+
+def in_place(axes: np.ndarray) -> bool:
+    """Whether each output sees just the pixel in its own place."""
+    return all(row[KERNEL] == row[STRIDE] == 1 and row[START] == 0 and row[OUT] == row[SIZE] for row in axes.tolist())
 
 
 def contiguous_steps(shape: tuple[int, ...]) -> list[int]:

@@ -2,9 +2,9 @@
 
     y = A^T [sum over c of (G w G^T) * (B^T x B)] A
 
-for each tile of 4 x 4 outputs (Lavin and Gray, "Fast algorithms for convolutional neural networks", CVPR 2016). Tiles
-lie side by side in the vectors, so the three transforms run on all of them at once, and each of the 36 products is a
-matrix product, ``M[xi] = U[xi] @ V[xi]`` with a row for each output channel and a column for each tile.
+for each tile of 4 x 4 outputs (Lavin and Gray, "Fast algorithms for convolutional neural networks", CVPR 2016). Each of
+the 36 products is a matrix product, ``M[xi] = V[xi]^T @ U[xi]`` with a row for each tile and a column for each output
+channel. Tiles lie side by side in the vectors that transform pixels, output channels in those of kernels and outputs.
 
 A tile whose outputs are not all finite is summed again as it is written: the transforms mix all pixels of a tile, and
 may overflow where the sum does not. A pixel or weight that is not finite always shows, for nothing makes NaN finite.
@@ -17,13 +17,26 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
-from numba import prange
 
 from .._indexing import CONSTANT, OUT, SIZE, START, STEP
+from .._memory import workspace as memory
 from ..geometry import ConvGeometry, axes_table
-from ._jit import Kernel, flat, helper, source
+from ._jit import Kernel, flat, helper, source, tasks_of
 from .rows import accumulate
-from .simd import address, borrowed, copy_run, keep, lanes, outer_shape, panel_tile, sandwich, unweave, weave
+from .simd import (
+    ROWS,
+    address,
+    borrowed,
+    copy_run,
+    keep,
+    lanes,
+    panel_sum,
+    panel_width,
+    sandwich,
+    sandwich_of_rows,
+    transpose,
+    turn,
+)
 
 TILE, TAPS = 4, 3
 WINDOW = TILE + TAPS - 1
@@ -48,99 +61,136 @@ def transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 AT, G, BT = transforms()
-of_outputs, of_weights, of_pixels = sandwich(AT, with_sum=True), sandwich(G, apart=TAPS * TAPS), sandwich(BT)
+of_outputs, of_weights, of_pixels = sandwich(AT, with_sum=True), sandwich(G), sandwich_of_rows(BT)
 
-#: Bytes of the products of one block, which wait in the L2 cache for their transform; channels in a weights' task.
-PRODUCTS, CHUNK = 512 << 10, 128
-APART = CHUNK + 80
+#: Channels added up at a time: sums of sums round less, and a panel of so many stays in the L1 cache for all tiles.
+#: Fewer where each worker transforms its kernels itself, which then wait for their product in the L2 cache.
+CHANNELS, FEWER = 64, 32
 
-#: Channels added up at a time: sums of sums round less, and a panel of so many stays in the L1 cache for all outputs.
-CHANNELS = 64
-
-#: Vectors between the 36 places of V and M, so that they do not meet in one set of the cache.
-PAD = 5
-
-#: Panels of tiles in a block. Up to how many tiles in all each worker transforms the weights itself, in pieces of how
-#: many bytes, rather than all of them through memory.
-PANELS, FEW, WEIGHTS = 1, 64, 320 << 10
+#: Tiles of a block at the most, up to how many tiles in all kernels are transformed by each worker for itself, and
+#: vectors between the 36 places of U, V and M, so that they do not meet in one set of the cache.
+TILES, FEW, PAD = 48, 24, 5
 
 
-@Kernel
-def _weights(w, first, row, column, width, U):
-    # w (kernels, 9), flat; U (36 * width and more): the kernels side by side, whichever of their channels are outputs.
-    n, zero = w.size // (TAPS * TAPS), w.dtype.type(0)
-    w, U_at = borrowed(w), address(U, zero)
-    for task in prange((n + CHUNK - 1) // CHUNK):
-        places = np.empty(PLACES * APART, U.dtype)  # 36 streams at once to distant memory would be slow
-        p0, size = task * CHUNK, min(CHUNK, n - task * CHUNK)
-        of_weights(w, p0 * TAPS * TAPS + first, row, column, places, 0, APART, size)
-        places_at = address(places, zero)
-        for xi in range(PLACES):
-            copy_run(places_at, xi * APART, size, U_at, xi * width + p0, zero)
-        keep(places)
-    keep(U)
+class Blocks(NamedTuple):
+    """How the work is cut, and where things lie in memory, in numbers of the dtype."""
+
+    groups: int
+    turned: int  #: 1 if kernels are numbered (g, c, k), for the input gradient, and not (g, k, c)
+    slack: int  #: numbers in a vector
+    tiles: int  #: tiles of the largest block
+    blocks: int  #: blocks of tiles, shares of the output channels in each
+    shares: int
+    width: int  #: output channels at a time, how often in a group, and how many summed channels
+    columns: int
+    channels: int
+    own: int  #: 1 if each worker transforms the kernels that it needs
+    U_step: int  #: from one of the 36 places to the next
+    V_step: int
+    M_step: int
+    M: int  #: where things begin in what a worker has for itself, which begins with V
+    U: int
+    lines: int
+    result: int
+    squares: int
+    each: int  #: all of that, and the transformed kernels of all workers
+    shared: int
 
 
 @helper
-def runs_of(t0, t1, axes, boundary, image_size, runs, rows, edges, counts, width):
-    """Where tiles ``t0 .. t1`` meet the image, whichever the channel; ``counts`` has how many runs and edges.
+def transform_kernels(w, g, k0, c0, channels, Kg, Cg, taps, b, mine, U, U0, zero):
+    """U of the output channels at ``k0``, some channels: ``U[xi, c, k]``. ``mine`` has room to turn their taps."""
+    across, size = TAPS * TAPS, (TAPS * TAPS + b.slack - 1) // b.slack * b.slack
+    for k in range(k0, min(k0 + b.width, Kg), b.slack):
+        kernels = min(b.slack, Kg - k)
+        for q in range(0, channels, b.slack):
+            n = min(b.slack, channels - q)
+            if b.turned:
+                for c in range(n):
+                    at = ((g * Cg + c0 + q + c) * Kg + k) * across  # what follows a kernel is turned too if it is there
+                    more = size if at + (b.slack - 1) * across + size <= w.size else across
+                    square = b.squares + c * across * b.slack
+                    transpose(address(w, zero), at, across, kernels, more, mine, square, b.slack, zero)
+            else:
+                at = ((g * Kg + k) * Cg + c0 + q) * across
+                transpose(address(w, zero), at, Cg * across, kernels, n * across, mine, b.squares, b.slack, zero)
+            of_weights(
+                mine, b.squares + taps[0] * b.slack, taps[1] * b.slack, taps[2] * b.slack, across * b.slack,
+                U, U0 + q * b.width + k - k0, WINDOW * b.U_step, b.U_step, b.width, 0, n, b.slack, zero,
+            )  # fmt: skip
 
-    A run is tiles side by side: its first (counted from ``t0``), how many, and the image, output row and column of the
-    first. ``rows`` has the six rows of pixels, -1 for the constant, -2 where no output looks. Edges are the places of
-    the windows that lie left or right of the image, each with its pixel or -1 or -2.
+
+@Kernel
+def _weights(team, w, Kg, Cg, taps, b, U, own):
+    # w (kernels, 9), flat; U (groups, columns, 36, U_step), each place (Cg, width).
+    zero, workers, parts = w.dtype.type(0), own.shape[0], (Cg + CHANNELS - 1) // CHANNELS
+    w, U, own, tasks = borrowed(w), borrowed(U), borrowed(own), b.groups * b.columns * parts
+    for worker in tasks_of(team, workers):
+        mine = own[worker]
+        mine[b.squares :] = 0  # lanes without a kernel are transformed too
+        for task in range(tasks * worker // workers, tasks * (worker + 1) // workers):
+            c0, column = task % parts * CHANNELS, task // parts
+            transform_kernels(
+                w, column // b.columns, column % b.columns * b.width, c0, min(CHANNELS, Cg - c0), Kg, Cg, taps, b,
+                address(mine, zero), address(U, zero), column * PLACES * b.U_step + c0 * b.width, zero,
+            )  # fmt: skip
+
+
+@helper
+def runs_of(t0, t1, axes, boundary, fill, image_size, slack, runs, edges, lines):
+    """Where tiles ``t0 .. t1`` meet the image, whichever the channel; returns how many runs there are.
+
+    A run is tiles side by side: its first (counted from ``t0``), how many, the image, the output row and column of the
+    first; where its six lines of pixels begin and how long they are; where its edges end, places in the lines that are
+    other pixels of the image; and where its lines lie in the image, or -1. What is no pixel is put into ``lines`` here.
     """
     H, L = axes[0, SIZE], axes[1, SIZE]
     across, down = (axes[1, OUT] + TILE - 1) // TILE, (axes[0, OUT] + TILE - 1) // TILE
     top, left = axes[0, START] + min(0, 2 * axes[0, STEP]), axes[1, START] + min(0, 2 * axes[1, STEP])
-    count, met, t = 0, 0, t0
+    count, met, begin, t = 0, 0, 0, t0
     while t < t1:
         image, O, o = t // (across * down), t // across % down * TILE, t % across * TILE
-        run = min(across - t % across, t1 - t)
-        runs[count, 0], runs[count, 1], runs[count, 2], runs[count, 3], runs[count, 4] = t - t0, run, image, O, o
+        tiles = min(across - t % across, t1 - t)
+        line = (tiles * TILE + TAPS - 1 + slack - 1) // slack * slack
+        run = runs[count]
+        run[0], run[1], run[2], run[3], run[4], run[5], run[6] = t - t0, tiles, image, O, o, begin, line
         for i in range(WINDOW):
             row = source(top + O + i, H, boundary) if O + i < axes[0, OUT] + TAPS - 1 else -2
-            rows[count, i] = row
-            for s in range(run if row >= 0 else 0):
-                first = left + o + s * TILE
-                if first < 0 or first + WINDOW > L:
-                    for j in range(WINDOW):
-                        if first + j < 0 or first + j >= L:
-                            column = -2
-                            if first + j < left + axes[1, OUT] + TAPS - 1:
-                                column = source(first + j, L, boundary)
-                            edges[0, met] = (i * WINDOW + j) * width + t - t0 + s
-                            edges[1, met] = image * image_size + row * L + column if column >= 0 else column
-                            met += 1
-        t += run
-        count += 1
-    counts[0], counts[1] = count, met
+            run[8 + i] = image * image_size + row * L if row >= 0 else -1
+            for j in range(tiles * TILE + TAPS - 1):
+                at = left + o + j
+                if row < 0 or at < 0 or at >= L:
+                    column = row if row < 0 else -2
+                    if row >= 0 and o + j < axes[1, OUT] + TAPS - 1:
+                        column = source(at, L, boundary)
+                    if column >= 0:
+                        edges[0, met], edges[1, met] = begin + i * line + j, image * image_size + row * L + column
+                        met += 1
+                    else:
+                        lines[begin + i * line + j] = fill if column == -1 else 0
+        run[7] = met
+        t, count, begin = t + tiles, count + 1, begin + WINDOW * line
+    return count
 
 
 @helper
-def windows(x, channel, image_size, first, L, fill, slack, p, counts, runs, rows, edges, width, window):
-    """The 36 pixels of each tile of one channel: ``window[place * width + tile]``."""
-    for u in range(counts[p, 0]):
-        at, run, image, o = runs[p, u, 0], runs[p, u, 1], runs[p, u, 2], runs[p, u, 4]
-        begin = image * image_size + channel + first + o
-        reach = TILE * ((run + slack - 1) // slack * slack) + slack
+def transform_pixels(x, channel, left, L, fill, count, runs, edges, b, lines, V, v0):
+    """V of one channel: the lines of each run, then their tiles."""
+    zero, e = x.dtype.type(0), 0
+    begin = address(x, zero)
+    for u in range(count):
+        run = runs[u]
+        first, length = left + run[4], run[1] * TILE + TAPS - 1
+        start = min(max(0, -first), length)
+        inside = max(0, min(L - first, length) - start)
         for i in range(WINDOW):
-            row, place = rows[u, i], i * WINDOW * width + at
-            if row < 0:
-                for j in range(WINDOW):
-                    for s in range(run):
-                        window[place + j * width + s] = fill if row == -1 else 0
-                continue
-            s0 = begin + row * L
-            if s0 >= 0 and s0 + reach <= x.size:
-                unweave(x, s0, run, window, place, width)
-            else:  # a vector would leave the array
-                for s in range(run):
-                    for j in range(WINDOW):
-                        if 0 <= s0 + s * TILE + j < x.size:
-                            window[place + j * width + s] = x[s0 + s * TILE + j]
-    for e in range(counts[p, 1]):
-        pixel = edges[1, e]
-        window[edges[0, e]] = x[pixel + channel] if pixel >= 0 else (fill if pixel == -1 else 0)
+            if run[8 + i] >= 0:
+                pixel = channel + run[8 + i] + first + start
+                copy_run(begin, pixel, inside, address(lines, zero), run[5] + i * run[6] + start, zero)
+        for other in range(e, run[7]):
+            lines[edges[0, other]] = x[channel + edges[1, other]]
+        e = run[7]
+        of_pixels(address(lines, zero), run[5], run[6], run[1], V, v0 + run[0], b.V_step, zero)
 
 
 @helper
@@ -160,116 +210,100 @@ def row_again(x, w, bias, axes, boundary, fill, n, c0, k, w0, w_step, channels, 
                         y[j] += weight * fill
 
 
-@Kernel
-def _forward(
-    x, w, first, row, column, U, width, turned, groups, bias, axes, boundary, fill, MR, NR, slack, blocks, shares, KB,
-    V, M, U_own, y,
-):
-    # x (N, C, H, L), w (kernels, 9), U (36 * width), y (N, K, rows, columns). A task is a block of tiles and a share of
-    # the output channels; V, M and U_own are the workers' own. Kernels are numbered (g, k, c), or (g, c, k) if turned.
-    x, w, U, bias, V, M, U_own, y = (
-        borrowed(x), borrowed(w), borrowed(U), borrowed(bias), borrowed(V), borrowed(M), borrowed(U_own), borrowed(y)
-    )  # fmt: skip
-    N, C, H, L = x.shape
-    K, R_out, L_out = y.shape[1:]
-    Cg, Kg = C // groups, K // groups
-    T = N * ((R_out + TILE - 1) // TILE) * ((L_out + TILE - 1) // TILE)
-    vectors, strips = (T + slack - 1) // slack, (Kg + MR - 1) // MR
-    wide = min(NR, (vectors + blocks - 1) // blocks * slack)  # columns of a panel
-    panels = ((vectors + blocks - 1) // blocks * slack + wide - 1) // wide
-    V_step, M_step = Cg * wide + PAD * slack, panels * KB * wide + PAD * slack
-    own = U_own.shape[1] > 0
-    pixels, outputs = x.reshape(x.size), y.reshape(y.size)
-    left = axes[1, START] + min(0, (TAPS - 1) * axes[1, STEP])
-    workers, tasks = V.shape[0], groups * blocks * shares
-    for worker in prange(workers):
-        V_here, M_here, U_here = V[worker], M[worker], U_own[worker] if own else U
-        window, result = np.zeros(PLACES * (NR + slack), x.dtype), np.empty((TILE * TILE + 1) * NR + slack, x.dtype)
-        runs, rows = np.empty((panels, NR, 5), np.int64), np.empty((NR, WINDOW), np.int64)
-        edges, counts = np.empty((2, PLACES * NR), np.int64), np.empty((panels, 2), np.int64)
-        for task in range(tasks * worker // workers, tasks * (worker + 1) // workers):
-            share, block, g = task % shares, task // shares % blocks, task // shares // blocks
-            t0, t1 = vectors * block // blocks * slack, min(vectors * (block + 1) // blocks * slack, T)
-            for p in range(panels):
-                p0, p1 = min(t0 + p * wide, t1), min(t0 + (p + 1) * wide, t1)
-                runs_of(p0, p1, axes, boundary, C * H * L, runs[p], rows, edges, counts[p], NR + slack)
-                whole = (p1 - p0 + slack - 1) // slack * slack
-                for c in range(Cg):
-                    windows(
-                        pixels, (g * Cg + c) * H * L, C * H * L, left, L, fill, slack, p, counts, runs, rows, edges,
-                        NR + slack, window,
-                    )
-                    of_pixels(
-                        window, 0, WINDOW * (NR + slack), NR + slack,
-                        V_here, p * PLACES * V_step + c * wide, V_step, whole,
-                    )
-            k_end = strips * (share + 1) // shares * MR
-            for k0 in range(strips * share // shares * MR, k_end, KB):
-                k1 = min(k0 + KB, k_end)
-                kernels, U0, U_step = min(k1, Kg) - k0, g * Kg * Cg + (k0 if turned else k0 * Cg), width
-                if own:
-                    U_step = KB * Cg + PAD * slack
-                    if turned:
-                        for c in range(Cg):
-                            w0 = (U0 + c * Kg) * TAPS * TAPS + first
-                            of_weights(w, w0, row, column, U_here, c * KB, U_step, kernels)
-                    else:
-                        w0 = U0 * TAPS * TAPS + first
-                        of_weights(w, w0, row, column, U_here, 0, U_step, kernels * Cg)
-                    U0 = 0
-                k_step, c_step = (1, KB if own else Kg) if turned else (Cg, 1)
-                for xi in range(PLACES):
-                    for p in range(panels):
-                        whole = (min(wide, t1 - t0 - p * wide) + slack - 1) // slack * slack
-                        for c0 in range(0, Cg, CHANNELS):
-                            for k in range(0, k1 - k0, MR):
-                                panel_tile(
-                                    U_here, xi * U_step + U0 + k * k_step + c0 * c_step, k_step, c_step,
-                                    V_here, (p * PLACES + xi) * V_step + c0 * wide, wide, min(CHANNELS, Cg - c0),
-                                    M_here, xi * M_step + (p * KB + k) * wide, wide, MR, whole, c0,
-                                )
-                for k in range(kernels):
-                    for p in range(panels):
-                        tiles = min(wide, t1 - t0 - p * wide)
-                        whole = (tiles + slack - 1) // slack * slack
-                        of_outputs(M_here, (p * KB + k) * wide, WINDOW * M_step, M_step, result, 0, NR, whole)
-                        if not unload(result, NR, tiles, p, counts, runs, bias, g * Kg + k0 + k, fill, outputs, y):
-                            repair(
-                                result, NR, x, w, bias, axes, boundary, fill, p, counts, runs, g, k0 + k, Cg, turned, y
-                            )
-
-
 @helper
-def unload(result, NR, tiles, p, counts, runs, bias, k, fill, outputs, y):
-    """Put the outputs of a panel's tiles into their rows of channel ``k``; returns whether all of them are finite."""
-    K, R_out, L_out = y.shape[1:]
-    nothing = fill * 0
-    for t in range(tiles):
-        nothing += result[TILE * TILE * NR + t] * 0
-    for u in range(counts[p, 0]):
-        at, run, n, O, o = runs[p, u, 0], runs[p, u, 1], runs[p, u, 2], runs[p, u, 3], runs[p, u, 4]
-        for i in range(min(TILE, R_out - O)):
-            begin = ((n * K + k) * R_out + O + i) * L_out + o
-            weave(result, i * TILE * NR + at, NR, bias, k, outputs, begin, min(run * TILE, L_out - o))
-    return nothing == 0
-
-
-@helper
-def repair(result, NR, x, w, bias, axes, boundary, fill, p, counts, runs, g, k, Cg, turned, y):
-    """Sum the tiles that are not finite again, as they are written."""
+def repair(result, x, w, bias, axes, boundary, fill, b, run, g, k0, Cg, y):
+    """Sum the tiles that are not finite again, as they are written: those of a run, a vector of channels."""
     R_out, L_out = y.shape[2:]
     Kg = y.shape[1] // (x.shape[1] // Cg)
-    w0, w_step = (k, Kg) if turned else (k * Cg, 1)
-    for u in range(counts[p, 0]):
-        at, run, n, O, o = runs[p, u, 0], runs[p, u, 1], runs[p, u, 2], runs[p, u, 3], runs[p, u, 4]
-        for s in range(run):
-            if result[TILE * TILE * NR + at + s] * 0 != 0:
+    n, O, o = run[2], run[3], run[4]
+    for s in range(run[1]):
+        for k in range(k0, min(k0 + b.slack, Kg)):
+            if result[(TILE * TILE * run[1] + s) * b.slack + k - k0] * 0 != 0:
+                w0, w_step = (k, Kg) if b.turned else (k * Cg, 1)
                 begin = o + s * TILE
                 for i in range(min(TILE, R_out - O)):
                     row_again(
                         x, w, bias, axes, boundary, fill, n, g * Cg, g * Kg + k, g * Kg * Cg + w0, w_step, Cg, O + i,
                         begin, y[n, g * Kg + k, O + i, begin : min(begin + TILE, L_out)],
                     )
+
+
+@helper
+def unload(here, M0, b, run, bias, k, kernels, outputs, y, result):
+    """The outputs of a run of tiles and a vector of channels, into their rows; returns whether all are finite."""
+    K, R_out, L_out = y.shape[1:]
+    tiles, n, O, o = run[1], run[2], run[3], run[4]
+    row, size, zero = tiles * TILE * b.slack, tiles * b.slack, result.dtype.type(0)
+    of_outputs(
+        here, M0 + run[0] * b.width, WINDOW * b.M_step, b.M_step, b.width,
+        here, b.result, row, b.slack, TILE * b.slack, b.result + TILE * row, tiles, b.slack, zero,
+    )  # fmt: skip
+    for i in range(min(TILE, R_out - O)):
+        begin = ((n * K + k) * R_out + O + i) * L_out + o
+        turn(
+            here, b.result + i * row, b.slack, min(tiles * TILE, L_out - o), kernels, address(bias, zero), k,
+            address(outputs, zero), begin, R_out * L_out, zero,
+        )  # fmt: skip
+    sums, nothing = result[TILE * row : TILE * row + size], zero
+    for j in range(size):
+        nothing += sums[j] * 0
+    return nothing == 0
+
+
+@helper
+def block(x, w, taps, bias, axes, boundary, fill, b, U, mine, task, runs, edges, y):
+    """A block of tiles and a share of the output channels, from pixels and kernels to outputs."""
+    N, C, H, L = x.shape
+    R_out, L_out = y.shape[2:]
+    Cg, Kg = C // b.groups, y.shape[1] // b.groups
+    share, part, g = task % b.shares, task // b.shares % b.blocks, task // b.shares // b.blocks
+    T = N * ((R_out + TILE - 1) // TILE) * ((L_out + TILE - 1) // TILE)
+    units = (T + ROWS[0] - 1) // ROWS[0]
+    t0, t1 = units * part // b.blocks * ROWS[0], min(units * (part + 1) // b.blocks * ROWS[0], T)
+    pixels, outputs, lines, result = x.reshape(x.size), y.reshape(y.size), mine[b.lines : b.result], mine[b.result :]
+    zero = mine.dtype.type(0)
+    here, weights = address(mine, zero), address(mine if b.own else U, zero)
+    count = runs_of(t0, t1, axes, boundary, fill, C * H * L, b.slack, runs, edges, lines)
+    left = axes[1, START] + min(0, (TAPS - 1) * axes[1, STEP])
+    for c in range(Cg):
+        channel = (g * Cg + c) * H * L
+        transform_pixels(pixels, channel, left, L, fill, count, runs, edges, b, lines, here, c * b.tiles)
+    for column in range(b.columns * share // b.shares, b.columns * (share + 1) // b.shares):
+        k0, whole = column * b.width, Cg if not b.own else b.channels
+        for part0 in range(0, Cg, max(whole, 1)):
+            U0 = b.U if b.own else (g * b.columns + column) * PLACES * b.U_step
+            if b.own:
+                transform_kernels(
+                    w, g, k0, part0, min(b.channels, Cg - part0), Kg, Cg, taps, b, here, here, b.U, zero
+                )
+            for xi in range(PLACES):
+                for c0 in range(part0, min(part0 + whole, Cg), b.channels):
+                    panel_sum(
+                        here, xi * b.V_step + c0 * b.tiles, b.tiles,
+                        weights, U0 + xi * b.U_step + (c0 - part0) * b.width, b.width, min(b.channels, Cg - c0),
+                        here, b.M + xi * b.M_step, b.width, (t1 - t0 + 1) // 2 * 2, b.width, c0, zero,
+                    )  # fmt: skip
+        for k in range(k0, min(k0 + b.width, Kg), b.slack):
+            for u in range(count):
+                M0, run, kernels = b.M + k - k0, runs[u], min(b.slack, Kg - k)
+                if not unload(here, M0, b, run, bias, g * Kg + k, kernels, outputs, y, result):
+                    repair(result, x, w, bias, axes, boundary, fill, b, run, g, k, Cg, y)
+
+
+@Kernel
+def _forward(team, x, w, taps, bias, axes, boundary, fill, b, U, own, y):
+    # x (N, C, H, L), w (kernels, 9), flat, y (N, K, rows, columns); own (workers, b.each) is the workers' own memory.
+    x, w, bias, axes, U, own, y = (
+        borrowed(x), borrowed(w), borrowed(bias), borrowed(axes), borrowed(U), borrowed(own), borrowed(y)
+    )  # fmt: skip
+    workers, tasks = own.shape[0], b.groups * b.blocks * b.shares
+    for worker in tasks_of(team, workers):
+        runs, edges = np.empty((b.tiles, 8 + WINDOW), np.int64), np.empty((2, PLACES * b.tiles), np.int64)
+        mine = own[worker]
+        mine[b.lines :] = 0  # what lies beyond lines and kernels is transformed too; as garbage it may be slow
+        for task in range(tasks * worker // workers, tasks * (worker + 1) // workers):
+            block(x, w, taps, bias, axes, boundary, fill, b, U, mine, task, borrowed(runs), borrowed(edges), y)
+        keep(runs, edges)
 
 
 def forward(
@@ -293,34 +327,16 @@ def _run(
     (N, C), (K, *out), dtype, workers = x.shape[:2], y.shape[1:], y.dtype, numba.get_num_threads()
     groups = (K if turned else C) // w.shape[1]
     b = cut(N, C // groups, K // groups, groups, tuple(out), turned, dtype, workers)
-    steps = [TAPS * int(axes[0, STEP]), int(axes[1, STEP])]
-    first = sum(-2 * step for step in steps if step < 0)
-    taps = flat(w, w.size)
-    U = np.empty(b.U, dtype)
-    if not b.U_own:
-        _weights(taps, first, *steps, b.width, U, work=U.size // 4)
-    _forward(
-        flat(x, *x.shape), taps, first, *steps, U, b.width, turned, groups, flat(bias, K), axes, boundary, fill,
-        b.MR, b.NR, b.slack, b.blocks, b.shares, b.KB, np.empty((workers, b.V), dtype),
-        np.empty((workers, b.M), dtype), np.empty((workers, b.U_own), dtype), y,
-        work=y.size * C // groups * TAPS * TAPS,
-    )
-
-
-class Blocks(NamedTuple):
-    """How the work is cut, and what that takes, in numbers of the dtype. No sum depends on it."""
-
-    MR: int  #: output channels and tiles of a register tile, tiles of a vector
-    NR: int
-    slack: int
-    blocks: int  #: blocks of tiles, shares of the output channels in each, output channels at a time
-    shares: int
-    KB: int
-    width: int  #: from one place of U to the next
-    U: int  #: the transformed weights of all, or else of each worker; pixels and products of each worker
-    U_own: int
-    V: int
-    M: int
+    steps = TAPS * int(axes[0, STEP]), int(axes[1, STEP])
+    taps = sum(-2 * step for step in steps if step < 0), *steps  # the first, from row to row, from column to column
+    x, w = flat(x, *x.shape), flat(w, w.size)
+    with memory(b.shared + workers * b.each, dtype) as everything:
+        U, own = everything[: b.shared], everything[b.shared :].reshape(workers, b.each)
+        if not b.own:
+            _weights(w, K // groups, C // groups, taps, b, U, own, work=b.shared // 4)
+        _forward(
+            x, w, taps, flat(bias, K), axes, boundary, fill, b, U, own, y, work=y.size * C // groups * TAPS * TAPS
+        )
 
 
 @lru_cache(maxsize=1024)
@@ -328,29 +344,25 @@ def cut(
     N: int, Cg: int, Kg: int, groups: int, out: tuple[int, ...], turned: bool, dtype: np.dtype, workers: int
 ) -> Blocks:
     """Blocks of tiles for each worker; where there are too few of them, shares of the output channels."""
-    MR, NR = outer_shape(dtype)
-    slack = lanes(dtype)
-    vectors, strips = max(1, -(-N * -(-out[0] // TILE) * -(-out[1] // TILE) // slack)), max(1, -(-Kg // MR))
-    own = vectors * slack <= FEW and groups == 1
-    blocks = min(vectors, -(-vectors // (PANELS * NR // slack)))
-    if own:
-        blocks, shares = 1, min(strips, workers)
-    else:
-        blocks = min(vectors, -(-blocks * groups // workers) * workers)
-        shares = min(strips, max(1, workers // (groups * blocks)))
-    columns = -(-vectors // blocks) * slack
-    wide = min(NR, columns)
-    panels = -(-columns // wide)
-    KB = min(PRODUCTS // (PLACES * panels * wide * MR * dtype.itemsize), -(-strips // shares))
-    if own:
-        KB = min(KB, max(1 + turned, WEIGHTS // (PLACES * max(Cg, 1) * MR * dtype.itemsize)))
-    KB = max(KB, 1) * MR
-    spare, pad = MR * max(Kg, Cg), PAD * slack  # the last strip may look beyond the last kernel
-    width = -(-groups * Kg * Cg // slack) * slack + pad
+    slack, T = lanes(dtype), N * -(-out[0] // TILE) * -(-out[1] // TILE)
+    units, width = max(1, -(-T // ROWS[0])), min(panel_width(dtype), max(1, -(-Kg // slack)) * slack)
+    columns, own = max(1, -(-Kg // width)), T <= FEW
+    blocks = -(-units * ROWS[0] // TILES)
+    if not own:
+        blocks = min(units, max(blocks, -(-blocks * groups // workers) * workers // max(groups, 1)))
+    shares = min(columns, max(1, workers // max(groups * blocks, 1)))
+    tiles, pad = -(-units // blocks) * ROWS[0], PAD * slack
+    channels = FEWER if own else CHANNELS
+    U_step = (channels if own else Cg) * width + pad
+    V_step, M_step = Cg * tiles + pad, tiles * width + pad
+    sizes = (
+        PLACES * V_step, PLACES * M_step, PLACES * U_step if own else 0, WINDOW * tiles * (TILE + TAPS - 1 + slack - 1),
+        (TILE * TILE + 1) * tiles * slack + slack * slack, (TAPS * TAPS * slack + 2 * slack + 8) * slack,
+    )  # fmt: skip
+    M, U, lines, result, squares, each = (int(at) for at in np.cumsum([-(-size // slack) * slack for size in sizes]))
     return Blocks(
-        MR, NR, slack, blocks, shares, KB, width, 0 if own else PLACES * width + spare,
-        PLACES * (KB * Cg + pad) + spare if own else 0, panels * PLACES * (Cg * wide + pad),
-        PLACES * (panels * KB * wide + pad),
+        groups, int(turned), slack, tiles, blocks, shares, width, columns, channels, int(own), U_step, V_step, M_step,
+        M, U, lines, result, squares, each, 0 if own else groups * columns * PLACES * U_step,
     )
 
 
@@ -360,5 +372,5 @@ def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
     Cg, Kg = g.C // g.groups, g.K // g.groups
     forward = cut(g.N, Cg, Kg, g.groups, g.out, False, dtype, workers)
     backward = cut(g.N, Kg, Cg, g.groups, g.size, True, dtype, workers)
-    small = 256 << 10  # a window, its outputs and tables
-    return max((b.U + workers * (b.V + b.M + b.U_own)) * dtype.itemsize for b in (forward, backward)) + workers * small
+    tables = 128 << 10
+    return max((b.shared + workers * b.each) * dtype.itemsize for b in (forward, backward)) + workers * tables

@@ -32,12 +32,12 @@ def _row_stack() -> Iterator[None]:
     """NumPy 2.5 has no ``row_stack`` any more, which numba-cuda 0.30 asks for as it loads."""
     missing = not hasattr(np, "row_stack")
     if missing:
-        np.vstack = np.vstack  # type: ignore[attr-defined]
+        setattr(np, "row_stack", np.vstack)  # noqa: B010
     try:
         yield
     finally:
         if missing:
-            del np.vstack  # type: ignore[attr-defined]
+            delattr(np, "row_stack")
 
 
 def _load() -> Any:
@@ -127,7 +127,7 @@ def _teach_simulator() -> None:
             self._allocations[line] = np.empty(shape, dtype)
         return self._allocations[line]
 
-    FakeCUDAShared.array = array
+    setattr(FakeCUDAShared, "array", array)  # noqa: B010
 
 
 if SIMULATED and cuda is not None:

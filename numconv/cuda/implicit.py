@@ -270,7 +270,7 @@ def grad_input(dY: DeviceArray, w: DeviceArray, geometry: ConvGeometry, dX: Devi
     kernel, Cg = w.shape[2:], w.shape[1]
     T = prod(kernel)
     tap = np.arange(T).reshape(kernel)
-    no_bias, nothing = np.zeros(dX.shape[1], dtype=dX.dtype, like=dX), dX.dtype.type(0)
+    no_bias, nothing = dX.place.zeros((dX.shape[1],), dX.dtype), dX.dtype.type(0)
     if len(geometry.phases) < prod(geometry.stride):
         dX[...] = 0  # pixels that no tap meets
     for place, taps, rows in geometry.phases:

@@ -18,6 +18,9 @@ SUMS, WIDEST, HIGHEST = (24, 4, 8) if REGISTERS == 32 else (12, 3, 6)
 #: Items that an array needs more so that it can begin with a line of the cache.
 ALIGNED = VECTOR_BYTES // 4
 
+#: The tile asks for rows of ``b`` so many steps before it multiplies them.
+AHEAD = 8
+
 #: What stands for a vector where there is no vector code: a long row, so that the compiler vectorises what it can.
 PLAIN_LANES = 16
 
@@ -27,22 +30,22 @@ def sum_lanes(dtype: np.dtype) -> int:
     return PLAIN_LANES if lanes(dtype) == 1 else lanes(dtype)
 
 
-def outer_sum(a, a0, rows, r0, a_terms, b, b0, b_terms, n, height, vectors, out, zero):
-    """``out[i, j] = sum over q < n of a[a0 + rows[r0 + i] + a_terms[q]] * b[b0 + b_terms[q] + j]``, ``i < height``.
+def outer_sum(a, a0, rows, r0, a_terms, b, b0, b_terms, n, height, columns, out, o0, step, start, s0, joins, zero):
+    """``out[i, j] = start[i] + sum over q < n of a[rows[i] + a_terms[q]] * b[b_terms[q] + j]``, ``i < height``.
 
-    The register tile, a sum of outer products. The operands are matrices only through a table: row ``q`` of ``b`` may
-    begin anywhere, so the windows of an image are multiplied where they lie. ``vectors`` is how many vectors of
-    columns are wanted. Here and below arrays are handed on as ``address`` gives them, with a ``zero`` of their dtype.
+    Or it ``joins`` what ``out`` was. Each array has a place where it begins; rows of ``out`` are a ``step`` apart. The
+    register tile, a sum of outer products.
+    The operands are matrices only through a table: row ``q`` of ``b`` may begin anywhere, so the windows of an image
+    are multiplied where they lie. ``columns`` are whole vectors, as ``sum_lanes`` counts them. Here and below arrays
+    are handed on as ``address`` gives them, with a ``zero`` of their dtype.
     """
-    columns = vectors * (out.shape[1] // WIDEST)
     for i in range(height):
         for j in range(columns):
-            out[i, j] = 0
-    for q in range(n):
-        for i in range(height):
-            weight = a[a0 + rows[r0 + i] + a_terms[q]]
-            for j in range(columns):
-                out[i, j] += weight * b[b0 + b_terms[q] + j]
+            total = zero
+            for q in range(n):
+                total += a[a0 + rows[r0 + i] + a_terms[q]] * b[b0 + b_terms[q] + j]
+            before = out[o0 + i * step + j] if joins else start[s0 + i]
+            out[o0 + i * step + j] = before + total
 
 
 def multiply_add(n, out, zero):
@@ -52,12 +55,12 @@ def multiply_add(n, out, zero):
             out[i] += zero
 
 
-def put(sums, column, n, height, target, t0, step, bias, k0, first, zero):
-    """Columns ``column … column + n`` of a tile join the rows of ``target`` at ``t0 + i * step``, or begin them."""
+def put(sums, s0, s_step, n, height, target, t0, step, bias, k0, first, zero):
+    """``n`` columns of sums, rows ``s_step`` apart, join the rows of ``target`` at ``t0 + i * step``, or begin them."""
     for i in range(height):
         for j in range(n):
             before = bias[k0 + i] if first else target[t0 + i * step + j]
-            target[t0 + i * step + j] = before + sums[i, column + j]
+            target[t0 + i * step + j] = before + sums[s0 + i * s_step + j]
 
 
 def aligned(array):
@@ -65,19 +68,23 @@ def aligned(array):
     return -array.ctypes.data % VECTOR_BYTES // array.itemsize
 
 
-def put_apart(sums, column, n, height, target, t0, step, apart, bias, k0, first, zero):
-    """``put`` for columns that are ``apart`` in the target."""
+def put_apart(sums, s0, s_step, n, height, target, t0, step, apart, bias, k0, first, zero):
+    """``put`` for columns that are ``apart`` in the target. It may read, not use, a vector behind the last sum."""
     for i in range(height):
         for j in range(n):
             before = bias[k0 + i] if first else target[t0 + i * step + j * apart]
-            target[t0 + i * step + j * apart] = before + sums[i, column + j]
+            target[t0 + i * step + j * apart] = before + sums[s0 + i * s_step + j]
 
 
-def pack(lines, l0, terms, n, columns, panel, p0, zero):
-    """Row ``q`` of a panel, ``columns`` long, becomes what lies from ``l0 + terms[q]`` on in ``lines``."""
-    for q in range(n):
-        for j in range(columns):
-            panel[p0 + q * columns + j] = lines[l0 + terms[q] + j]
+def pack(lines, l0, terms, q0, n, run, panel, p0, column, width, depth, zero):
+    """Row ``q`` of panels becomes, from ``column`` on, the ``run`` numbers from ``l0 + terms[q]`` on in ``lines``.
+
+    A panel is as wide as a tile, its rows ``width`` numbers apart; the next column after the last is the first of the
+    next panel, ``depth`` on.
+    """
+    for q in range(q0, q0 + n):
+        for j in range(column, column + run):
+            panel[p0 + j // width * depth + q * width + j % width] = lines[l0 + terms[q] + j - column]
 
 
 def copy_run(source, s0, n, target, t0, zero):
@@ -100,26 +107,35 @@ def transpose(source, s0, s_step, n, m, target, t0, t_step, zero):
 
 
 def _outer_sum(
-    v: Vectors, a: Any, rows: Any, a_terms: Any, b: Any, b_terms: Any, n: Any, height: Any, vectors: Any, out: Any
-) -> None:
+    v: Vectors, a: Any, rows: Any, a_terms: Any, b: Any, b_terms: Any, n: Any, height: Any, vectors: Any, out: Any,
+    step: Any, start: Any, joins: Any,
+) -> None:  # fmt: skip
     word, build = ir.IntType(64), v.builder
     rows, a_terms, b_terms = (build.inttoptr(table, word.as_pointer()) for table in (rows, a_terms, b_terms))
+    joins = build.icmp_signed("!=", joins, word(0))
 
     def tile(height: int, vectors: int) -> None:
         starts = [v.at(a, build.load(build.gep(rows, [word(i)]))) for i in range(height)]
+        goals = [v.at(out, build.mul(word(i), step)) for i in range(height)]
+        places = [build.gep(goal, [word(j * v.lanes)]) for goal in goals for j in range(vectors)]
+        for place in places:
+            v.prefetch(place, write=True)
 
         def add(q: Any, sums: list[Any]) -> list[Any]:
             term, line = build.load(build.gep(a_terms, [q])), v.at(b, build.load(build.gep(b_terms, [q])))
             pixels = [v.load(build.gep(line, [word(j * v.lanes)])) for j in range(vectors)]
+            for j in range(vectors):
+                v.prefetch(build.gep(line, [word((AHEAD * vectors + j) * v.lanes)]))
             results = []
             for i in range(height):
                 weight = v.spread(build.gep(starts[i], [term]))
                 results += [v.fma(weight, pixels[j], sums[i * vectors + j]) for j in range(vectors)]
             return results
 
-        for place, total in enumerate(v.loop(n, 1, [v.zero] * (height * vectors), add)):
-            i, j = divmod(place, vectors)
-            v.store(total, v.at(out, word((i * WIDEST + j) * v.lanes)))
+        totals = v.loop(n, 1, [v.zero] * (height * vectors), add)
+        begins = [v.spread(v.at(start, word(i))) for i in range(height) for _ in range(vectors)]
+        for place, begin, total in zip(places, begins, totals, strict=True):
+            v.store(build.fadd(build.select(joins, v.load(place), begin), total), place)
 
     # every tile that fits the registers has a loop of its own
     after = build.append_basic_block("after")
@@ -142,7 +158,9 @@ def _multiply_add(v: Vectors, n: Any, out: Any) -> None:
         v.store(total, v.at(out, word(i * v.lanes)))
 
 
-def _put(v: Vectors, sums: Any, n: Any, height: Any, target: Any, step: Any, bias: Any, first: Any) -> None:
+def _put(
+    v: Vectors, sums: Any, s_step: Any, n: Any, height: Any, target: Any, step: Any, bias: Any, first: Any
+) -> None:
     word, build = ir.IntType(64), v.builder
     whole = build.and_(n, word(-v.lanes))
     rest = v.first(build.sub(n, whole))
@@ -150,7 +168,7 @@ def _put(v: Vectors, sums: Any, n: Any, height: Any, target: Any, step: Any, bia
     def rows(joins: bool) -> None:
         def row(i: Any, _: list[Any]) -> list[Any]:
             start = v.spread(v.at(bias, i))
-            source, goal = v.at(sums, build.mul(i, word(WIDEST * v.lanes))), v.at(target, build.mul(i, step))
+            source, goal = v.at(sums, build.mul(i, s_step)), v.at(target, build.mul(i, step))
 
             def piece(p: Any, _: list[Any]) -> list[Any]:
                 place = build.gep(goal, [p])
@@ -173,42 +191,78 @@ def _put(v: Vectors, sums: Any, n: Any, height: Any, target: Any, step: Any, bia
 
 
 def _put_apart(
-    v: Vectors, sums: Any, n: Any, height: Any, target: Any, step: Any, apart: Any, bias: Any, first: Any
+    v: Vectors, sums: Any, s_step: Any, n: Any, height: Any, target: Any, step: Any, apart: Any, bias: Any, first: Any
 ) -> None:
     word, build = ir.IntType(64), v.builder
     begins = build.icmp_signed("!=", first, word(0))
+    even = ir.Constant(v.mask, [1 - j % 2 for j in range(v.lanes)])
 
     def row(i: Any, _: list[Any]) -> list[Any]:
-        start = build.load(v.at(bias, i))
-        source, goal = v.at(sums, build.mul(i, word(WIDEST * v.lanes))), v.at(target, build.mul(i, step))
+        start = v.at(bias, i)
+        source, goal = v.at(sums, build.mul(i, s_step)), v.at(target, build.mul(i, step))
+
+        def pair(j: Any, _: list[Any]) -> list[Any]:
+            total = v.load(build.gep(source, [j]))
+            for half in range(2):  # the first half of the sums, then the other, each before a gap
+                place = build.gep(goal, [build.add(build.mul(j, word(2)), word(half * v.lanes))])
+                left = build.sub(build.mul(build.sub(n, j), word(2)), word(half * v.lanes))
+                there = build.and_(even, v.first(left))
+                spaced = v.pick(total, [(half * v.lanes + lane) // 2 for lane in range(v.lanes)])
+                before = build.select(begins, v.spread(start), v.load_some(place, there))
+                v.store_some(build.fadd(before, spaced), place, there)
+            return []
 
         def item(j: Any, _: list[Any]) -> list[Any]:
             place = build.gep(goal, [build.mul(j, apart)])
-            before = build.select(begins, start, build.load(place))
+            before = build.select(begins, build.load(start), build.load(place))
             build.store(build.fadd(before, build.load(build.gep(source, [j]))), place)
             return []
 
-        v.loop(n, 1, [], item)
+        with build.if_else(build.icmp_signed("==", apart, word(2))) as (by_pairs, one_by_one):
+            with by_pairs:
+                v.loop(n, v.lanes, [], pair)
+            with one_by_one:
+                v.loop(n, 1, [], item)
         return []
 
     v.loop(height, 1, [], row)
 
 
-def _pack(v: Vectors, lines: Any, terms: Any, n: Any, length: Any, panel: Any) -> None:
+def _pack(
+    v: Vectors, lines: Any, terms: Any, n: Any, run: Any, panel: Any, column: Any, width: Any, depth: Any
+) -> None:
+    """``column`` is one of the first panel."""
     word, build = ir.IntType(64), v.builder
     terms = build.inttoptr(terms, word.as_pointer())
+    panels = build.sdiv(build.add(build.add(column, run), build.sub(width, word(1))), width)
 
-    def row(q: Any, _: list[Any]) -> list[Any]:
-        line, goal = v.at(lines, build.load(build.gep(terms, [q]))), v.at(panel, build.mul(q, length))
+    def piece(i: Any, _: list[Any]) -> list[Any]:
+        left = build.sub(build.mul(i, width), column)  # where the panel begins in the run
+        begin = build.select(build.icmp_signed(">", left, word(0)), left, word(0))
+        end = build.add(left, width)
+        length = build.sub(build.select(build.icmp_signed("<", run, end), run, end), begin)
+        source = v.at(lines, begin)
+        goal = v.at(panel, build.add(build.mul(i, depth), build.sub(begin, left)))
+        whole = build.and_(length, word(-v.lanes))
+        rest, ragged = v.first(build.sub(length, whole)), build.icmp_signed("<", whole, length)
 
-        def piece(p: Any, _: list[Any]) -> list[Any]:
-            v.store(v.load(build.gep(line, [p])), build.gep(goal, [p]))
+        def row(q: Any, _: list[Any]) -> list[Any]:
+            line = build.gep(source, [build.load(build.gep(terms, [q]))])
+            target = build.gep(goal, [build.mul(q, width)])
+
+            def vector(p: Any, _: list[Any]) -> list[Any]:
+                v.store(v.load(build.gep(line, [p])), build.gep(target, [p]))
+                return []
+
+            v.loop(whole, v.lanes, [], vector)
+            with build.if_then(ragged):
+                v.store_some(v.load_some(build.gep(line, [whole]), rest), build.gep(target, [whole]), rest)
             return []
 
-        v.loop(length, v.lanes, [], piece)
+        v.loop(n, 1, [], row)
         return []
 
-    v.loop(n, 1, [], row)
+    v.loop(panels, 1, [], piece)
 
 
 def _copy(v: Vectors, source: Any, n: Any, target: Any) -> None:
@@ -257,11 +311,11 @@ def _transpose(v: Vectors, source: Any, s_step: Any, target: Any, t_step: Any) -
         v.store(row, v.at(target, build.mul(word(j), t_step)))
 
 
-_SUM_CODE = {types.float32: vector_code(32, 9, _outer_sum), types.float64: vector_code(64, 9, _outer_sum)}
+_SUM_CODE = {types.float32: vector_code(32, 12, _outer_sum), types.float64: vector_code(64, 12, _outer_sum)}
 _PEAK_CODE = {types.float32: vector_code(32, 2, _multiply_add), types.float64: vector_code(64, 2, _multiply_add)}
-_PUT_CODE = {types.float32: vector_code(32, 7, _put), types.float64: vector_code(64, 7, _put)}
-_APART_CODE = {types.float32: vector_code(32, 8, _put_apart), types.float64: vector_code(64, 8, _put_apart)}
-_PACK_CODE = {types.float32: vector_code(32, 5, _pack), types.float64: vector_code(64, 5, _pack)}
+_PUT_CODE = {types.float32: vector_code(32, 8, _put), types.float64: vector_code(64, 8, _put)}
+_APART_CODE = {types.float32: vector_code(32, 9, _put_apart), types.float64: vector_code(64, 9, _put_apart)}
+_PACK_CODE = {types.float32: vector_code(32, 8, _pack), types.float64: vector_code(64, 8, _pack)}
 _COPY_CODE = {types.float32: vector_code(32, 3, _copy), types.float64: vector_code(64, 3, _copy)}
 _SECOND_CODE = {
     types.float32: vector_code(32, 3, _copy_every_second), types.float64: vector_code(64, 3, _copy_every_second)
@@ -294,13 +348,17 @@ def _copy_every_second_run(source, s0, n, target, t0, zero):
 
 
 @overload(outer_sum)
-def _outer_sum_tile(a, a0, rows, r0, a_terms, b, b0, b_terms, n, height, vectors, out, zero):
+def _sum_tile(a, a0, rows, r0, a_terms, b, b0, b_terms, n, height, columns, out, o0, step, start, s0, joins, zero):
     if zero not in _SUM_CODE:
         return outer_sum
     code, size = _SUM_CODE[zero], zero.bitwidth // 8
+    lanes = VECTOR_BYTES // size
 
-    def tile(a, a0, rows, r0, a_terms, b, b0, b_terms, n, height, vectors, out, zero):
-        code((a + a0 * size, rows + r0 * 8, a_terms, b + b0 * size, b_terms, n, height, vectors, out))
+    def tile(a, a0, rows, r0, a_terms, b, b0, b_terms, n, height, columns, out, o0, step, start, s0, joins, zero):
+        code((
+            a + a0 * size, rows + r0 * 8, a_terms, b + b0 * size, b_terms, n, height, columns // lanes,
+            out + o0 * size, step, start + s0 * size, np.int64(joins),
+        ))  # fmt: skip
 
     return tile
 
@@ -319,39 +377,42 @@ def _aligned(array):
 
 
 @overload(pack)
-def _pack_panel(lines, l0, terms, n, columns, panel, p0, zero):
+def _pack_panel(lines, l0, terms, q0, n, run, panel, p0, column, width, depth, zero):
     if zero not in _PACK_CODE:
         return pack
     code, size = _PACK_CODE[zero], zero.bitwidth // 8
 
-    def vectors(lines, l0, terms, n, columns, panel, p0, zero):
-        code((lines + l0 * size, terms, n, columns, panel + p0 * size))
+    def vectors(lines, l0, terms, q0, n, run, panel, p0, column, width, depth, zero):
+        at = p0 + column // width * depth + q0 * width
+        code((lines + l0 * size, terms + q0 * 8, n, run, panel + at * size, column % width, width, depth))
 
     return vectors
 
 
 @overload(put)
-def _put_tile(sums, column, n, height, target, t0, step, bias, k0, first, zero):
+def _put_tile(sums, s0, s_step, n, height, target, t0, step, bias, k0, first, zero):
     if zero not in _PUT_CODE:
         return put
     code, size = _PUT_CODE[zero], zero.bitwidth // 8
 
-    def vectors(sums, column, n, height, target, t0, step, bias, k0, first, zero):
-        code((sums + column * size, n, height, target + t0 * size, step, bias + k0 * size, np.int64(first)))
+    def vectors(sums, s0, s_step, n, height, target, t0, step, bias, k0, first, zero):
+        code((sums + s0 * size, s_step, n, height, target + t0 * size, step, bias + k0 * size, np.int64(first)))
 
     return vectors
 
 
 @overload(put_apart)
-def _put_apart_tile(sums, column, n, height, target, t0, step, apart, bias, k0, first, zero):
+def _put_apart_tile(sums, s0, s_step, n, height, target, t0, step, apart, bias, k0, first, zero):
     if zero not in _APART_CODE:
         return put_apart
     code, size = _APART_CODE[zero], zero.bitwidth // 8
 
-    def items(sums, column, n, height, target, t0, step, apart, bias, k0, first, zero):
-        code((sums + column * size, n, height, target + t0 * size, step, apart, bias + k0 * size, np.int64(first)))
+    def vectors(sums, s0, s_step, n, height, target, t0, step, apart, bias, k0, first, zero):
+        code((
+            sums + s0 * size, s_step, n, height, target + t0 * size, step, apart, bias + k0 * size, np.int64(first),
+        ))  # fmt: skip
 
-    return items
+    return vectors
 
 
 @overload(transpose)

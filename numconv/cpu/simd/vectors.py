@@ -94,10 +94,16 @@ class Vectors:
         pointer = self.builder.bitcast(pointer, self.vector.as_pointer())
         self.builder.call(store, [value, pointer, ir.IntType(32)(self.align), mask])
 
+    def prefetch(self, pointer: ir.Value, write: bool = False, level: int = 1) -> None:
+        """Ask for a line into the cache of this level before it is needed, whether or not there is memory."""
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
+        code = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
+        self.builder.call(code, [pointer, number(int(write)), number(4 - level), number(1)])
+
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         """``a * b + c`` in one rounding."""
         return self.builder.call(self._fma, [a, b, c])
-
 
     def loop(self, n: ir.Value, step: int, starts: list[ir.Value], body: Any) -> list[ir.Value]:
         """Vectors that begin as ``starts`` and that ``body(index, vectors)`` replaces for ``0, step, … < n``."""
@@ -169,28 +175,42 @@ class Vectors:
                 i += 1
         return results
 
-    def concat(self, parts: list[ir.Value]) -> ir.Value:
-        """Vectors one behind the other; their number is a power of two."""
-        while len(parts) > 1:
-            pairs, width = zip(parts[::2], parts[1::2], strict=True), 2 * parts[0].type.count
-            parts = [self.builder.shuffle_vector(p, q, places(range(width))) for p, q in pairs]
-        return parts[0]
+    def windows(self, pixels: list[ir.Value]) -> list[ir.Value]:
+        """Of five vectors of pixels, the six columns of as many windows as there are lanes, four pixels apart."""
+        half, build = self.lanes // 2, self.builder
+        pairs = []
+        for low, high in (pixels[0:2], pixels[2:4]):
+            parts = [[4 * t + j + k for k in (0, 1) for t in range(half)] for j in (0, 2)]
+            pairs.append([build.shuffle_vector(low, high, places(part)) for part in parts])
+        columns = []
+        for low, high in zip(*pairs, strict=True):
+            for begin in (0, half):
+                order = [begin + t + side for side in (0, self.lanes) for t in range(half)]
+                columns.append(build.shuffle_vector(low, high, places(order)))
+        for j in (0, 1):
+            order = [*range(1, self.lanes), self.lanes + j]
+            columns.append(build.shuffle_vector(columns[j], pixels[4], places(order)))
+        return columns
+
+    def transposed(self, rows: list[ir.Value]) -> list[ir.Value]:
+        """A square of as many rows as lanes: at each stage pairs of rows trade halves, then quarters, …"""
+        rows, half = list(rows), self.lanes // 2
+        while half:
+            low = [
+                j % (2 * half) % half + j // (2 * half) * 2 * half + (self.lanes if j // half % 2 else 0)
+                for j in range(self.lanes)
+            ]
+            for i in range(self.lanes):
+                if i // half % 2 == 0:
+                    pair = rows[i], rows[i + half]
+                    for at, more in ((i, 0), (i + half, half)):
+                        rows[at] = self.builder.shuffle_vector(*pair, places([j + more for j in low]))
+            half //= 2
+        return rows
 
     def pick(self, value: ir.Value, order: list[int]) -> ir.Value:
         """The lanes in this order."""
         return self.builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), places(order))
-
-    def gather(self, address: ir.Value, step: int, count: ir.Value) -> ir.Value:
-        """Items ``step`` apart, zero from item ``count`` on, where nothing is read."""
-        word, build = ir.IntType(64), self.builder
-        pointers = ir.VectorType(self.item.as_pointer(), self.lanes)
-        steps = ir.Constant(ir.VectorType(word, self.lanes), [i * step * self.align for i in range(self.lanes)])
-        places = build.inttoptr(build.add(self.filled(address), steps), pointers)
-        function = ir.FunctionType(self.vector, [pointers, ir.IntType(32), self.mask, self.vector])
-        bits = self.align * 8
-        name = f"llvm.masked.gather.v{self.lanes}f{bits}.v{self.lanes}p0"
-        code = cgutils.get_or_insert_function(build.module, function, name)
-        return build.call(code, [places, ir.IntType(32)(self.align), self.first(count), self.zero])
 
 
 def vector_code(bits: int, words: int, generate: Any) -> Any:
@@ -209,10 +229,10 @@ def vector_code(bits: int, words: int, generate: Any) -> Any:
 
 
 def address(array, zero):
-    """A contiguous array as vector code takes it: where it begins. Where there is none it is the array itself.
+    """A contiguous array as vector code takes it: where it begins. Where there is no such code it is the array itself.
 
     In compiled code an array that is handed on is counted, and threads that count one array wait for each other. An
-    address keeps no array alive; its name has to be used after it.
+    address counts nothing and keeps no array alive; its name has to be used after it.
     """
     return array
 
@@ -221,7 +241,7 @@ def address(array, zero):
 def _address(array, zero):
     if zero in (types.float32, types.float64):
         return lambda array, zero: array.ctypes.data
-    return lambda array, zero: array
+    return lambda array, zero: _borrow(array)  # type: ignore[call-arg]  # numba adds the context
 
 
 def keep(*arrays):
@@ -240,12 +260,14 @@ def borrowed(array):
 
 @intrinsic
 def _borrow(typing_context, array):
+    view_type = array.copy(readonly=False)  # one type for what is read and for what is written
+
     def codegen(context, builder, signature, arguments):
-        view = context.make_array(signature.args[0])(context, builder, arguments[0])
+        view = context.make_array(array)(context, builder, arguments[0])
         view.meminfo = cgutils.get_null_value(view.meminfo.type)
         return view._getvalue()
 
-    return array(array), codegen
+    return view_type(array), codegen
 
 
 @overload(borrowed)

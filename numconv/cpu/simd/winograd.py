@@ -1,4 +1,4 @@
-"""Winograd's moves: the transforms of many small tiles side by side, their products, and the way in and out of rows."""
+"""Winograd's moves: the transforms of many small tiles side by side, their products, and the way out into rows."""
 
 from __future__ import annotations
 
@@ -7,108 +7,173 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import overload
 
 from .vectors import REGISTERS, Vectors, lanes, vector_code
 
-#: Rows and vectors of ``panel_tile``.
-OUTER = (8, 3) if REGISTERS == 32 else (4, 3)
+#: Rows and vectors of the largest register tile of ``panel_sum``, and of the smaller ones that it takes for the rest.
+ROWS, VECTORS = ((6, 4, 2), (4, 2, 1)) if REGISTERS == 32 else ((6, 4, 2), (2, 1))
 
 
-def outer_shape(dtype: np.dtype) -> tuple[int, int]:
-    """Rows and columns of ``panel_tile``."""
-    return OUTER[0], OUTER[1] * lanes(dtype)
+def panel_width(dtype: np.dtype) -> int:
+    """Columns of the largest tile of ``panel_sum``."""
+    return VECTORS[0] * lanes(dtype)
 
 
-def panel_tile(a, a0, a_row, a_step, b, b0, b_step, n, out, o0, o_row, rows, columns, add):
-    """``out[i, j] = sum over q < n of a[i, q] * b[q, j]``, all flat and with steps; to what is there if ``add``.
+def panel_sum(a, a0, a_step, b, b0, b_step, n, out, o0, o_step, rows, columns, add, zero):
+    """``out[i, j] = sum over q < n of a[q, i] * b[q, j]``, with steps from row to row; to what is there if ``add``.
 
-    ``rows`` and, in whole vectors, at most ``columns`` are ``outer_shape``.
+    ``rows`` are even, ``columns`` whole vectors. Here and below arrays are handed on as ``address`` gives them, with a
+    ``zero`` of their dtype.
     """
     for i in range(rows):
         for j in range(columns):
-            total = out.dtype.type(0)
+            total = zero
             for q in range(n):
-                total += a[a0 + i * a_row + q * a_step] * b[b0 + q * b_step + j]
-            out[o0 + i * o_row + j] = out[o0 + i * o_row + j] + total if add else total
+                total += a[a0 + q * a_step + i] * b[b0 + q * b_step + j]
+            out[o0 + i * o_step + j] = out[o0 + i * o_step + j] + total if add else total
 
 
-def unweave(source, s0, tiles, target, t0, step):
-    """``target[t0 + j * step + t] = source[s0 + 4 * t + j]``: six columns of tiles that begin four pixels apart.
+def turn(source, s0, s_step, n, m, bias, k, target, t0, t_step, zero):
+    """``target[t0 + j * t_step + i] = source[s0 + i * s_step + j] + bias[k + j]`` for ``i < n``, ``j < m``, no other.
 
-    It may touch up to four whole vectors and one more of the source, and a vector of the target, beyond the last tile.
+    ``m`` is at most a vector; a whole one of ``source`` is read, and of its rows as many as are lanes.
     """
-    for t in range(tiles):
-        for j in range(6):
-            target[t0 + j * step + t] = source[s0 + 4 * t + j]
+    for j in range(m):
+        for i in range(n):
+            target[t0 + j * t_step + i] = source[s0 + i * s_step + j] + bias[k + j]
 
 
-def weave(source, s0, step, bias, k, target, t0, n):
-    """``target[t0 + 4 * t + j] = source[s0 + j * step + t] + bias[k]`` for the first ``n`` pixels, and no other."""
-    for p in range(n):
-        target[t0 + p] = source[s0 + p % 4 * step + p // 4] + bias[k]
+def sandwich(matrix: Any, with_sum: bool = False) -> Any:
+    """A function that computes ``m @ X @ m.T`` for many small ``X``, side by side in vectors; their entries' sum too.
 
-
-def sandwich(matrix: Any, apart: int = 1, with_sum: bool = False) -> Any:
-    """A function that computes ``m @ X @ m.T`` for many small ``X`` side by side, and their entries' sum if asked.
-
-    Entry ``(i, k)`` of the ``X`` number ``j < n`` is ``source[s0 + i * s_row + k * s_column + j * apart]``; entry
-    number ``e`` of its result goes to ``target[t0 + e * t_step + j]``. Whole vectors are written.
+    Entry ``(i, k)`` of vector ``j < n`` of the ``X`` is ``source[s0 + i * s_row + k * s_column + j * s_next]`` and what
+    follows; those of its result go to ``target`` likewise, and the sum to ``t_sum``.
     """
     m = tuple(tuple(float(value) for value in row) for row in matrix)
     outer, inner = len(m), len(m[0])
 
-    def product(source, s0, s_row, s_column, target, t0, t_step, n):
+    def product(source, s0, s_row, s_column, s_next, target, t0, t_row, t_column, t_next, t_sum, n, width, zero):
         for j in range(n):
-            everything = target.dtype.type(0)
-            for i in range(outer):
-                for k in range(outer):
-                    total = target.dtype.type(0)
-                    for p in range(inner):
-                        for q in range(inner):
-                            total += source[s0 + p * s_row + q * s_column + j * apart] * (m[i][p] * m[k][q])
-                    target[t0 + (i * outer + k) * t_step + j] = total
-                    everything += total
-            if with_sum:
-                target[t0 + outer * outer * t_step + j] = everything
+            for lane in range(width):
+                everything = zero
+                for i in range(outer):
+                    for k in range(outer):
+                        total = zero
+                        for p in range(inner):
+                            for q in range(inner):
+                                value = source[s0 + p * s_row + q * s_column + j * s_next + lane]
+                                total += value * (m[i][p] * m[k][q])
+                        target[t0 + i * t_row + k * t_column + j * t_next + lane] = total
+                        everything += total
+                if with_sum:
+                    target[t_sum + j * width + lane] = everything
 
-    def generate(v, source, s_row, s_column, target, t_step, n):
+    def generate(v, source, s_row, s_column, s_next, target, t_row, t_column, t_next, sums, n):
         word, build = ir.IntType(64), v.builder
 
         def body(j, _):
             columns = []
             for k in range(inner):
-                at = build.add(build.mul(j, word(apart)), build.mul(word(k), s_column))
-                places = [build.add(at, build.mul(word(i), s_row)) for i in range(inner)]
-                if apart == 1:
-                    values = [v.load(v.at(source, place)) for place in places]
-                else:
-                    addresses = [build.add(source, build.mul(place, word(v.align))) for place in places]
-                    values = [v.gather(address, apart, build.sub(n, j)) for address in addresses]
+                at = build.add(build.mul(j, s_next), build.mul(word(k), s_column))
+                values = [v.load(v.at(source, build.add(at, build.mul(word(i), s_row)))) for i in range(inner)]
                 columns.append(v.combine(m, values))
             results = [v.combine(m, [columns[k][i] for k in range(inner)]) for i in range(outer)]
-            results = [value for row in results for value in row]
+            begin, everything = build.mul(j, t_next), None
+            for i, row in enumerate(results):
+                for k, value in enumerate(row):
+                    at = build.add(build.mul(word(i), t_row), build.mul(word(k), t_column))
+                    v.store(value, v.at(target, build.add(begin, at)))
+                    everything = value if everything is None else build.fadd(everything, value)
             if with_sum:
-                everything = results[0]
-                for value in results[1:]:
-                    everything = build.fadd(everything, value)
-                results.append(everything)
-            for e, value in enumerate(results):
-                v.store(value, v.at(target, build.add(j, build.mul(word(e), t_step))))
+                v.store(everything, v.at(sums, build.mul(j, word(v.lanes))))
             return []
 
-        v.loop(n, v.lanes, [], body)
+        v.loop(n, 1, [], body)
 
-    codes = {types.float32: vector_code(32, 6, generate), types.float64: vector_code(64, 6, generate)}
+    codes = {types.float32: vector_code(32, 10, generate), types.float64: vector_code(64, 10, generate)}
 
     @overload(product)
-    def _product(source, s0, s_row, s_column, target, t0, t_step, n):
-        code, size = codes.get(target.dtype), target.dtype.bitwidth // 8
-        if code is None:
+    def _product(source, s0, s_row, s_column, s_next, target, t0, t_row, t_column, t_next, t_sum, n, width, zero):
+        if zero not in codes:
             return product
+        code, size = codes[zero], zero.bitwidth // 8
 
-        def vectors(source, s0, s_row, s_column, target, t0, t_step, n):
-            code((source.ctypes.data + s0 * size, s_row, s_column, target.ctypes.data + t0 * size, t_step, n))
+        def vectors(source, s0, s_row, s_column, s_next, target, t0, t_row, t_column, t_next, t_sum, n, width, zero):
+            code((
+                source + s0 * size, s_row, s_column, s_next, target + t0 * size, t_row, t_column, t_next,
+                target + t_sum * size, n,
+            ))
+
+        return vectors
+
+    return product
+
+
+def sandwich_of_rows(matrix: Any) -> Any:
+    """``sandwich`` for tiles that begin four pixels apart in six lines of pixels, ``step`` apart.
+
+    Entry number ``e`` of tile ``t`` goes to ``target[t0 + e * t_step + t]``. Whole vectors of pixels are read and of
+    tiles written.
+    """
+    m = tuple(tuple(float(value) for value in row) for row in matrix)
+    window = len(m)
+
+    def product(lines, l0, step, tiles, target, t0, t_step, zero):
+        for t in range(tiles):
+            for i in range(window):
+                for k in range(window):
+                    total = zero
+                    for p in range(window):
+                        for q in range(window):
+                            total += lines[l0 + p * step + 4 * t + q] * (m[i][p] * m[k][q])
+                    target[t0 + (i * window + k) * t_step + t] = total
+
+    def generate(v, lines, step, tiles, target, t_step):
+        word, build = ir.IntType(64), v.builder
+        reach = 5  # vectors of pixels that a vector of tiles covers, and one more for the last tile
+        mixed = cgutils.alloca_once(build, ir.ArrayType(v.vector, window * reach))
+        mixed = build.ptrtoint(mixed, word)
+
+        def body(t, _):
+            begin = build.mul(t, word(4))
+
+            def down(u, _):
+                at = build.add(begin, build.mul(u, word(v.lanes)))
+                values = [v.load(v.at(lines, build.add(at, build.mul(word(i), step)))) for i in range(window)]
+                for i, value in enumerate(v.combine(m, values)):
+                    v.store(value, v.at(mixed, build.add(build.mul(u, word(v.lanes)), word(i * reach * v.lanes))))
+                return []
+
+            def across(i, _):
+                at = build.mul(i, word(reach * v.lanes))
+                pixels = [v.load(v.at(mixed, build.add(at, word(u * v.lanes)))) for u in range(reach)]
+                row = build.add(t, build.mul(build.mul(i, word(window)), t_step))
+                for k, value in enumerate(v.combine(m, v.windows(pixels))):
+                    v.store(value, v.at(target, build.add(row, build.mul(word(k), t_step))))
+                return []
+
+            # the last tile ends two pixels behind its four; lanes beyond the tiles are of no use
+            ends = build.add(build.mul(build.sub(tiles, t), word(4)), word(2 + v.lanes - 1))
+            ends = build.sdiv(ends, word(v.lanes))
+            ends = build.select(build.icmp_signed("<", ends, word(reach)), ends, word(reach))
+            v.loop(ends, 1, [], down)
+            v.loop(word(window), 1, [], across)
+            return []
+
+        v.loop(tiles, v.lanes, [], body)
+
+    codes = {types.float32: vector_code(32, 5, generate), types.float64: vector_code(64, 5, generate)}
+
+    @overload(product)
+    def _product(lines, l0, step, tiles, target, t0, t_step, zero):
+        if zero not in codes:
+            return product
+        code, size = codes[zero], zero.bitwidth // 8
+
+        def vectors(lines, l0, step, tiles, target, t0, t_step, zero):
+            code((lines + l0 * size, step, tiles, target + t0 * size, t_step))
 
         return vectors
 
@@ -116,25 +181,28 @@ def sandwich(matrix: Any, apart: int = 1, with_sum: bool = False) -> Any:
 
 
 def _panel(
-    v: Vectors, a: Any, a_row: Any, a_step: Any, b: Any, b_step: Any, n: Any, out: Any, o_row: Any,
-    columns: Any, add: Any,
+    v: Vectors, a: Any, a_step: Any, b: Any, b_step: Any, n: Any, out: Any, o_step: Any, rows: Any, columns: Any,
+    add: Any,
 ) -> None:
-    word, build, weights = ir.IntType(64), v.builder, OUTER[0]
-    # Opaque, or LLVM makes one pointer hop from row to row, and a tile of one vector waits for its hops.
-    same = ir.FunctionType(word, [word])
-    begins = [build.add(a, build.mul(word(i * v.align), a_row)) for i in range(weights)]
-    begins = [build.asm(same, "", "=r,0", [begin], False) for begin in begins]
+    word, build = ir.IntType(64), v.builder
 
-    def tile(vectors: int) -> None:
-        places = [(i, j) for i in range(weights) for j in range(vectors)]
-        targets = [v.at(out, build.add(build.mul(word(i), o_row), word(j * v.lanes))) for i, j in places]
+    def tile(row: Any, column: Any, height: int, vectors: int) -> None:
+        places = [(i, j) for i in range(height) for j in range(vectors)]
+        a_here, b_here = v.at(a, row), v.at(b, column)
+        corner = v.at(out, build.add(build.mul(row, o_step), column))
+        # what follows in b comes next: each term of each row of tiles asks for one line of it
+        asked = build.mul(build.sdiv(row, word(height)), word(v.lanes))
+        ahead = build.gep(b_here, [build.mul(n, build.add(b_step, asked))])
+        targets = [build.gep(corner, [build.add(build.mul(word(i), o_step), word(j * v.lanes))]) for i, j in places]
 
         def term(q: Any, sums: list[Any]) -> list[Any]:
-            pixels = [v.load(v.at(b, build.add(build.mul(q, b_step), word(j * v.lanes)))) for j in range(vectors)]
-            results = []
-            for i in range(weights):
-                weight = v.spread(v.at(begins[i], build.mul(q, a_step)))
-                results += [v.fma(weight, pixels[j], sums[i * vectors + j]) for j in range(vectors)]
+            weights = build.gep(b_here, [build.mul(q, b_step)])
+            weights = [v.load(build.gep(weights, [word(j * v.lanes)])) for j in range(vectors)]
+            pixels, results = build.gep(a_here, [build.mul(q, a_step)]), []
+            v.prefetch(build.gep(ahead, [build.mul(q, word(v.lanes))]), level=2)
+            for i in range(height):
+                pixel = v.spread(build.gep(pixels, [word(i)]))
+                results += [v.fma(pixel, weights[j], sums[i * vectors + j]) for j in range(vectors)]
             return results
 
         totals = v.loop(n, 1, [v.zero] * len(places), term)
@@ -146,84 +214,66 @@ def _panel(
                 for total, target in zip(totals, targets, strict=True):
                     v.store(total, target)
 
-    for vectors in range(1, OUTER[1] + 1):
-        with build.if_then(build.icmp_signed("==", columns, word(vectors * v.lanes))):
-            tile(vectors)
+    def all_of(first: Any, height: int, last: Any, start: Any, vectors: int, end: Any) -> None:
+        def row_of_tiles(i: Any, _: list[Any]) -> list[Any]:
+            def one(j: Any, _: list[Any]) -> list[Any]:
+                tile(build.add(first, i), build.add(start, j), height, vectors)
+                return []
+
+            return v.loop(build.sub(end, start), vectors * v.lanes, [], one)
+
+        v.loop(build.sub(last, first), height, [], row_of_tiles)
+
+    # as many of the largest tiles as there are, then of the next: the rest is less than one of the size before
+    start = word(0)
+    for vectors in VECTORS:
+        end = build.sub(columns, build.srem(build.sub(columns, start), word(vectors * v.lanes)))
+        first = word(0)
+        for height in ROWS:
+            last = build.sub(rows, build.srem(build.sub(rows, first), word(height)))
+            all_of(first, height, last, start, vectors, end)
+            first = last
+        start = end
 
 
-def _unweave(v: Vectors, source: Any, tiles: Any, target: Any, step: Any) -> None:
+def _turn(v: Vectors, source: Any, s_step: Any, n: Any, m: Any, bias: Any, target: Any, t_step: Any) -> None:
     word, build = ir.IntType(64), v.builder
+    more = v.load_some(v.at(bias, word(0)), v.first(m))
 
-    def body(t: Any, _: list[Any]) -> list[Any]:
-        pixels = [v.load(v.at(source, build.add(build.mul(t, word(4)), word(u * v.lanes)))) for u in range(5)]
-        near = v.concat(pixels[:4])
-        for j in range(6):
-            places = [4 * l + j for l in range(v.lanes)]
-            column = v.pick(near, places) if j < 4 else v.pick(v.concat([*pixels, *pixels[4:] * 3]), places)
-            v.store(column, v.at(target, build.add(t, build.mul(word(j), step))))
+    def body(i: Any, _: list[Any]) -> list[Any]:
+        begin = build.mul(i, s_step)
+        rows = [v.load(v.at(source, build.add(begin, build.mul(word(p), s_step)))) for p in range(v.lanes)]
+        for j, row in enumerate(v.transposed([build.fadd(row, more) for row in rows])):
+            with build.if_then(build.icmp_signed("<", word(j), m)):
+                v.store_first(row, v.at(target, build.add(i, build.mul(word(j), t_step))), build.sub(n, i))
         return []
 
-    v.loop(tiles, v.lanes, [], body)
-
-
-def _weave(v: Vectors, source: Any, step: Any, start: Any, target: Any, n: Any) -> None:
-    word, build = ir.IntType(64), v.builder
-    bias = v.spread(v.at(start, word(0)))
-
-    def body(p: Any, _: list[Any]) -> list[Any]:
-        t = build.sdiv(p, word(4))
-        columns = [build.fadd(v.load(v.at(source, build.add(t, build.mul(word(j), step)))), bias) for j in range(4)]
-        every = v.concat(columns)
-        for u in range(4):
-            places = [e % 4 * v.lanes + e // 4 for e in range(u * v.lanes, (u + 1) * v.lanes)]
-            pixels, at = v.pick(every, places), build.add(p, word(u * v.lanes))
-            v.store_first(pixels, v.at(target, at), build.sub(n, at))
-        return []
-
-    v.loop(n, 4 * v.lanes, [], body)
+    v.loop(n, v.lanes, [], body)
 
 
 _PANEL_CODE = {types.float32: vector_code(32, 10, _panel), types.float64: vector_code(64, 10, _panel)}
-_UNWEAVE_CODE = {types.float32: vector_code(32, 4, _unweave), types.float64: vector_code(64, 4, _unweave)}
-_WEAVE_CODE = {types.float32: vector_code(32, 5, _weave), types.float64: vector_code(64, 5, _weave)}
+_TURN_CODE = {types.float32: vector_code(32, 7, _turn), types.float64: vector_code(64, 7, _turn)}
 
 
-@overload(panel_tile)
-def _panel_tile(a, a0, a_row, a_step, b, b0, b_step, n, out, o0, o_row, rows, columns, add):
-    code, size = _PANEL_CODE.get(out.dtype), out.dtype.bitwidth // 8
-    if code is None:
-        return panel_tile
+@overload(panel_sum)
+def _panel_sum(a, a0, a_step, b, b0, b_step, n, out, o0, o_step, rows, columns, add, zero):
+    if zero not in _PANEL_CODE:
+        return panel_sum
+    code, size = _PANEL_CODE[zero], zero.bitwidth // 8
 
-    def vectors(a, a0, a_row, a_step, b, b0, b_step, n, out, o0, o_row, rows, columns, add):
-        code((
-            a.ctypes.data + a0 * size, a_row, a_step, b.ctypes.data + b0 * size, b_step, n, out.ctypes.data + o0 * size,
-            o_row, columns, add,
-        ))
+    def vectors(a, a0, a_step, b, b0, b_step, n, out, o0, o_step, rows, columns, add, zero):
+        code((a + a0 * size, a_step, b + b0 * size, b_step, n, out + o0 * size, o_step, rows, columns, add))
 
     return vectors
 
 
-@overload(unweave)
-def _unweave_tiles(source, s0, tiles, target, t0, step):
-    code, size = _UNWEAVE_CODE.get(target.dtype), target.dtype.bitwidth // 8
-    if code is None:
-        return unweave
+@overload(turn)
+def _turn_vectors(source, s0, s_step, n, m, bias, k, target, t0, t_step, zero):
+    if zero not in _TURN_CODE:
+        return turn
+    code, size = _TURN_CODE[zero], zero.bitwidth // 8
 
-    def vectors(source, s0, tiles, target, t0, step):
-        code((source.ctypes.data + s0 * size, tiles, target.ctypes.data + t0 * size, step))
-
-    return vectors
-
-
-@overload(weave)
-def _weave_tiles(source, s0, step, bias, k, target, t0, n):
-    code, size = _WEAVE_CODE.get(target.dtype), target.dtype.bitwidth // 8
-    if code is None:
-        return weave
-
-    def vectors(source, s0, step, bias, k, target, t0, n):
-        code((
-            source.ctypes.data + s0 * size, step, bias.ctypes.data + k * size, target.ctypes.data + t0 * size, n,
-        ))
+    def vectors(source, s0, s_step, n, m, bias, k, target, t0, t_step, zero):
+        code((source + s0 * size, s_step, n, m, bias + k * size, target + t0 * size, t_step))
 
     return vectors
