@@ -86,13 +86,9 @@ def describe() -> str:
 
 # compiling ----------------------------------------------------------------------------------------------------------
 
-if cuda is not None:
-    helper = cuda.jit(device=True)
-else:
-
-    def helper(f: Callable[..., Any]) -> Callable[..., Any]:
-        """Without numba-cuda a helper stays as it is: rooms can be imported, kernels cannot run."""
-        return f
+def helper(f: Callable[..., Any]) -> Any:
+    """A function that kernels call. Without numba-cuda, and in the simulator, it stays as it is."""
+    return f if cuda is None or SIMULATED else cuda.jit(device=True)(f)
 
 
 def _compiled_indexing() -> dict[str, Any]:

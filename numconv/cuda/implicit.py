@@ -22,11 +22,14 @@ from numpy import int32
 
 from .._indexing import CONSTANT, OUT, SIZE, STRIDE
 from ..geometry import ConvGeometry, axes_table
-from ._jit import cuda, helper, kernel, load_four, source
+from ._jit import SIMULATED, cuda, helper, kernel, load_four, source
 from .arrays import DeviceArray, blocks_for, table
 from .tables import rows_and_taps
 
-THREADS = 256
+#: Threads along a side of a tile; the simulator makes each a thread of Python, and sees the same with fewer.
+SIDE_BITS = 3 if SIMULATED else 4
+SIDE = 1 << SIDE_BITS
+THREADS = SIDE * SIDE
 DEPTH = 8
 
 #: A row of a tile in shared memory is so much longer, or threads that store a column would meet in one bank.
@@ -57,7 +60,8 @@ class Tile(NamedTuple):
 
 def tile_of(side: int, resident: int) -> Tile:
     """The kernels whose threads sum ``side`` by ``side`` products each, in groups of four that lie together."""
-    rows = columns = 16 * side
+    rows = columns = SIDE * side
+    quad = 4 * SIDE  # how far the groups of four of a thread lie apart
     loads = rows * DEPTH // THREADS  # of each operand, for each thread
     apart = THREADS // rows  # how far in depth a thread's loads lie apart
     lines = THREADS // DEPTH  # and where neighbours run along the depth, how many columns
@@ -68,9 +72,9 @@ def tile_of(side: int, resident: int) -> Tile:
         # one outer product; four neighbours are one load from shared memory
         a = cuda.local.array(side, A.dtype)
         b = cuda.local.array(side, A.dtype)
-        for quad in range(side // 4):
-            load_four(A, now, q, quad * 64 + down, a, quad * 4)
-            load_four(B, now, q, quad * 64 + across, b, quad * 4)
+        for i in range(side // 4):
+            load_four(A, now, q, i * quad + down, a, i * 4)
+            load_four(B, now, q, i * quad + across, b, i * 4)
         for i in range(side):
             for j in range(side):
                 sums[i, j] += a[i] * b[j]
@@ -93,7 +97,7 @@ def tile_of(side: int, resident: int) -> Tile:
             for j in range(side):
                 sums[i, j] = 0
         column, depth = thread % columns, thread // columns
-        down, across = (thread >> 4) * 4, (thread & 15) * 4
+        down, across = (thread >> SIDE_BITS) * 4, (thread & (SIDE - 1)) * 4
         q = min(q0 + column, columns_all - 1)  # a column too many is summed and not used
         if depth == 0:
             places[column] = place_of(q, axes, P, steps)
@@ -133,9 +137,9 @@ def tile_of(side: int, resident: int) -> Tile:
             cuda.syncthreads()
             now = int32(1 - now)
         for j in range(side):
-            q = j // 4 * 64 + across + j % 4
+            q = j // 4 * quad + across + j % 4
             for i in range(side):
-                k = k0 + i // 4 * 64 + down + i % 4
+                k = k0 + i // 4 * quad + down + i % 4
                 if k < Kg and q0 + q < columns_all:
                     y[places[q] + (g * Kg + k) * steps[2]] = sums[i, j] + bias[g * Kg + k]
 
@@ -162,7 +166,7 @@ def tile_of(side: int, resident: int) -> Tile:
             for j in range(side):
                 sums[i, j] = 0
         depth, line = thread & (DEPTH - 1), thread >> 3
-        down, across = (thread >> 4) * 4, (thread & 15) * 4
+        down, across = (thread >> SIDE_BITS) * 4, (thread & (SIDE - 1)) * 4
         last = axes.shape[0] - 1
         first = step0 * DEPTH + depth
         n, p = int32(first // P), int32(first % P)
@@ -198,9 +202,9 @@ def tile_of(side: int, resident: int) -> Tile:
             cuda.syncthreads()
             now = int32(1 - now)
         for i in range(side):
-            k = k0 + i // 4 * 64 + down + i % 4
+            k = k0 + i // 4 * quad + down + i % 4
             for j in range(side):
-                c = c0 + j // 4 * 64 + across + j % 4
+                c = c0 + j // 4 * quad + across + j % 4
                 if k < Kg and c < Cg:
                     partial[(((part * G + g) * Kg + k) * taps + tap) * Cg + c] = sums[i, j]
 
