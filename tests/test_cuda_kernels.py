@@ -317,9 +317,9 @@ def test_plans_follow_the_arrays():
 
 @in_simulator
 def test_memory_of_the_device_is_asked(monkeypatch):
-    x, w = (PLACE.send(np.zeros((1, 1, n, n), np.float32)) for n in (2048, 3))
+    x, w = (PLACE.send(np.zeros((1, 1, n, n), np.float32)) for n in (2080, 3))
     monkeypatch.setattr(type(PLACE), "available", lambda self: 1 << 20)
-    with pytest.raises(MemoryError, match=r"16,.* bytes .* are available"):
+    with pytest.raises(MemoryError, match=r"17,.* bytes .* are available"):
         numconv.conv(x, w)
 
 
