@@ -10,6 +10,8 @@ Turning the kernel, padding and dilation only choose ``start`` and ``step``; a b
 
 from __future__ import annotations
 
+from types import FunctionType
+
 #: Columns of the table of axes that kernels receive (``ConvGeometry.axes``), one row for each spatial axis.
 SIZE, KERNEL, OUT, START, STRIDE, STEP = range(6)
 
@@ -100,3 +102,12 @@ def row_output(T, row, axes):
         O += o * rows
         rows *= axes[a, OUT]
     return O
+
+
+def compiled_by(helper):
+    """These functions as a room's ``helper`` compiles them, by name; each sees the compiled ones before it."""
+    names = dict(globals())
+    for name, f in globals().items():
+        if isinstance(f, FunctionType) and f is not compiled_by:
+            names[name] = helper(FunctionType(f.__code__, names, name))
+    return names

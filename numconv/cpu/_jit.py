@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from types import FunctionType
 from typing import Any
 
 import numba
@@ -42,16 +41,7 @@ UNWRAPPED: dict[str, Any] = {"no_cfunc_wrapper": True}
 helper = register_jitable(**OPTIONS, **UNWRAPPED)
 
 
-def _compiled_indexing() -> dict[str, Any]:
-    """The functions of ``_indexing``, compiled; each sees the compiled ones before it."""
-    names = dict(vars(_indexing))
-    for name, f in vars(_indexing).items():
-        if isinstance(f, FunctionType):
-            names[name] = helper(FunctionType(f.__code__, names, name))
-    return names
-
-
-_index = _compiled_indexing()
+_index = _indexing.compiled_by(helper)
 position, source, first_output = _index["position"], _index["source"], _index["first_output"]
 row_source, row_output = _index["row_source"], _index["row_output"]
 

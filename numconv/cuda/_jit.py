@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
-from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -91,16 +90,7 @@ def helper(f: Callable[..., Any]) -> Any:
     return f if cuda is None or SIMULATED else cuda.jit(device=True)(f)
 
 
-def _compiled_indexing() -> dict[str, Any]:
-    """The functions of ``_indexing`` for the GPU; each sees the compiled ones before it."""
-    names = dict(vars(_indexing))
-    for name, f in vars(_indexing).items():
-        if isinstance(f, FunctionType):
-            names[name] = helper(FunctionType(f.__code__, names, name))
-    return names
-
-
-_index = _compiled_indexing()
+_index = _indexing.compiled_by(helper)
 position, source, output_hit = _index["position"], _index["source"], _index["output_hit"]
 row_source, row_output = _index["row_source"], _index["row_output"]
 
