@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -536,8 +535,3 @@ def read(place: Place, name: str, value: Any) -> DeviceArray:
 @lru_cache(maxsize=256)
 def _external(stream: int) -> Any:
     return cuda.external_stream(stream) if stream else 0
-
-
-def bytes_of(shape: tuple[int, ...], dtype: np.dtype) -> int:
-    """How much an array takes."""
-    return prod(shape) * dtype.itemsize

@@ -19,7 +19,6 @@ from .tile import put as put
 from .tile import put_apart as put_apart
 from .tile import sum_lanes as sum_lanes
 from .tile import transpose as transpose
-from .vectors import VECTOR_BYTES as VECTOR_BYTES
 from .vectors import address as address
 from .vectors import borrowed as borrowed
 from .vectors import keep as keep
