@@ -221,11 +221,11 @@ def _read_gpu(arguments: dict[str, Any], kinds: dict[str, str], kind: str) -> tu
         name = next(iter(kinds))
         raise RuntimeError(f"{name} lives on a GPU ({kind}), but numconv cannot use it: {no_cuda()}")
     rooms = backend("cuda", "arrays")
-    own = next((value for name, value in arguments.items() if name in kinds and hasattr(value, "place")), None)
+    own = next((value for value in arguments.values() if isinstance(value, rooms.DeviceArray)), None)
     place = own.place if own is not None else rooms.place_of(kind)
     arrays = []
     for name, value in arguments.items():
-        if value is None or hasattr(value, "place"):
+        if value is None or isinstance(value, rooms.DeviceArray):
             arrays.append(value)
         elif name in kinds:
             arrays.append(rooms.read(place, name, value))

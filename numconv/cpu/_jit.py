@@ -175,7 +175,7 @@ def _thread_count(typing_context):
 
 @numba.njit(parallel=True, cache=True, **OPTIONS)
 def _on_threads(worker, block, n):
-    members, failed = min(n, _thread_count()), 0  # type: ignore[call-arg]
+    members, failed = min(n, _thread_count()), 0  # type: ignore[call-arg]  # likewise
     for me in prange(members):
         failed += _call(worker, block, -(me * 65536 + members))
     return failed
