@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
         "every library in a process of its own. A ratio above 1 says that numconv is faster.",
     )  # fmt: skip
     bench.add_argument("--peers", type=words, metavar="NAMES", help="with commas: torch,scipy,opencv,"
-                       "sparse_convolution (default: all that are installed)")
+                       "sparse_convolution, or none (default: all that are installed)")
     bench.add_argument("--layers", type=words, metavar="NAMES", help="with commas: resnet50,grad,image,1d,3d,matrices "
                        "(default: all)")  # fmt: skip
     bench.add_argument("--case", default="", metavar="PART", help="only cases whose group and name contain this")
@@ -175,7 +175,7 @@ def run_bench(arguments: argparse.Namespace) -> int:
     from .bench.peers import PEERS, Settings
 
     a = arguments
-    peers, layers = a.peers or tuple(PEERS), a.layers or LAYERS
+    peers, layers = () if a.peers == ("none",) else a.peers or tuple(PEERS), a.layers or LAYERS
     for name, given, valid in (("--peers", peers, tuple(PEERS)), ("--layers", layers, LAYERS)):
         for word in given:
             one_of(name, word, valid)

@@ -35,7 +35,8 @@ def benchmarks():
         for name, kind in inspect.getmembers(file, inspect.isclass):
             if kind.__module__ == file.__name__:
                 params = getattr(kind, "params", ())
-                for chosen in itertools.product(*(params if isinstance(params, tuple) else (params,))):
+                several = all(isinstance(values, tuple) for values in params)
+                for chosen in itertools.product(*(params if several else (params,))):
                     yield pytest.param(kind, chosen, id=f"{name}-{'-'.join(map(str, chosen))}")
 
 
@@ -137,7 +138,7 @@ def with_local_scripts(site, folder):
         pytest.skip(f"npm cannot install what asv's pages load: {npm.stderr.strip().splitlines()[-1:]}")
     for package, pattern in SCRIPTS.items():
         for file in (folder / "node_modules" / package.partition("@")[0]).glob(pattern):
-            name = file.name if ".min." in file.name or "orderBars" in file.name else file.name.replace(".js", ".min.js")
+            name = file.name.replace(".js", ".min.js") if package.startswith("flot@") else file.name
             shutil.copy(file, folder / "site" / name)
     (folder / "site" / "stupidtable.min.js").write_text("jQuery.fn.stupidtable = function () { return this; };")
     page = (folder / "site" / "index.html").read_text(encoding="utf-8")

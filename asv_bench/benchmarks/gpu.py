@@ -14,7 +14,7 @@ from .common import Timed, case
 class Gpu(Timed):
     """Each time ends when the device has finished."""
 
-    params = (["layer 3x3", "layer 1x1"], ["forward", "grad_input", "grad_weight", "forward from NumPy"])
+    params = (("layer 3x3", "layer 1x1"), ("forward", "grad_input", "grad_weight", "forward from NumPy"))
     param_names = ("work", "product")
 
     def setup(self, work: str, product: str) -> None:

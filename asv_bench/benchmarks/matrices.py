@@ -8,7 +8,7 @@ from .common import Timed, case, prepared
 class Windows(Timed):
     """``im2col`` and its adjoint."""
 
-    params = ["im2col", "col2im"]
+    params = ("im2col", "col2im")
     param_names = ("function",)
 
     def setup(self, function: str) -> None:
@@ -21,7 +21,7 @@ class Windows(Timed):
 class Sparse(Timed):
     """``kernel2row`` from a plan, ``refill``, and the products with the matrix and its transpose."""
 
-    params = (["matrix 9x9", "matrix 3x3 8->16ch"], ["kernel2row", "refill", "csr_matvec", "csr_rmatvec"])
+    params = (("matrix 9x9", "matrix 3x3 8->16ch"), ("kernel2row", "refill", "csr_matvec", "csr_rmatvec"))
     param_names = ("matrix", "function")
 
     def setup(self, matrix: str, function: str) -> None:

@@ -25,7 +25,7 @@ CONTESTS = {
 class Peers:
     """The ratio of times."""
 
-    params = list(CONTESTS)
+    params = tuple(CONTESTS)
     param_names = ("contest",)
     timeout = 600.0
     seconds = 1.0

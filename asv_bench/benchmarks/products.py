@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from .common import Timed, case, prepared
 
-LAYERS = ["layer 3x3", "layer 1x1", "layer 3x3 /2", "layer depthwise"]
+LAYERS = ("layer 3x3", "layer 1x1", "layer 3x3 /2", "layer depthwise")
 
 
 class Forward(Timed):
     """``conv`` and ``convolve``."""
 
-    params = [*LAYERS, "picture 3x3", "picture 15x15", "signal 32", "volume 3x3x3"]
+    params = (*LAYERS, "picture 3x3", "picture 15x15", "signal 32", "volume 3x3x3")
     param_names = ("work",)
 
     def setup(self, work: str) -> None:
@@ -23,7 +23,7 @@ class Forward(Timed):
 class Gradients(Timed):
     """``conv_grad_input`` and ``conv_grad_weight``."""
 
-    params = (LAYERS, ["grad_input", "grad_weight"])
+    params = (LAYERS, ("grad_input", "grad_weight"))
     param_names = ("work", "gradient")
 
     def setup(self, work: str, gradient: str) -> None:
@@ -36,7 +36,7 @@ class Gradients(Timed):
 class Algorithms(Timed):
     """The same work by every algorithm that can do it."""
 
-    params = (["layer 3x3", "picture 15x15"], ["im2col", "implicit", "direct", "winograd", "fft"])
+    params = (("layer 3x3", "picture 15x15"), ("im2col", "implicit", "direct", "winograd", "fft"))
     param_names = ("work", "algorithm")
 
     def setup(self, work: str, algorithm: str) -> None:
@@ -49,7 +49,7 @@ class Algorithms(Timed):
 class Threads(Timed):
     """The same work on one thread and on two."""
 
-    params = (["layer 3x3", "picture 15x15"], [1, 2])
+    params = (("layer 3x3", "picture 15x15"), (1, 2))
     param_names = ("work", "threads")
 
     def setup(self, work: str, threads: int) -> None:
@@ -62,7 +62,7 @@ class Threads(Timed):
 class Double(Timed):
     """In float64."""
 
-    params = ["layer 3x3", "picture 15x15"]
+    params = ("layer 3x3", "picture 15x15")
     param_names = ("work",)
 
     def setup(self, work: str) -> None:
