@@ -33,6 +33,39 @@ class ConvPlan:
 
     Made by ``plan_conv`` and ``plan_convolve``. It owns everything that follows from shapes alone; arrays come in
     with each call. Arrays of another dtype are taken if they cast to the plan's without loss.
+
+    Attributes
+    ----------
+    geometry : ConvGeometry
+        Every size, pad and offset.
+    dtype : dtype
+        Of arrays and results.
+    device : {"cpu", "cuda"}
+        Where NumPy arrays are computed.
+    choice : Choice
+        The algorithm of each of the three products.
+    asked : str
+        The algorithm that was asked for.
+
+    Examples
+    --------
+    >>> import numconv, numpy as np
+    >>> plan = numconv.plan_convolve((3, 3), (2, 2), dtype=int)
+    >>> plan
+    ConvPlan((3, 3) * (2, 2) -> (2, 2), int64, algorithm='direct', device='cpu')
+    >>> X, W, dY = np.arange(1, 10).reshape(3, 3), np.array([[1, 2], [3, 4]]), np.array([[5, -6], [7, 8]])
+    >>> plan.forward(X, W)
+    array([[23, 33],
+           [53, 63]])
+    >>> plan.grad_weight(X, dY)
+    array([[117, 103],
+           [ 75,  61]])
+    >>> plan.grad_input(dY, W)
+    array([[ 20,  -9, -18],
+           [ 38,  46,  18],
+           [ 14,  23,   8]])
+    >>> plan.matrix(W).shape, plan.im2col(X).shape
+    ((4, 9), (4, 4))
     """
 
     geometry: ConvGeometry
@@ -142,23 +175,62 @@ class ConvPlan:
     # the matrices ---------------------------------------------------------------------------------------------------
 
     def im2col(self, x: Any) -> Any:
-        """``X_conv`` of ``x``, as ``numconv.im2col`` gives it for this geometry."""
+        """``X_conv`` of ``x``, as ``numconv.im2col`` gives it for this geometry.
+
+        Parameters
+        ----------
+        x : array of ``input_shape``
+
+        Returns
+        -------
+        array (C * prod k, prod out), with N in front for a batch
+            A row for each kernel value, a column for each output pixel.
+        """
         (x,), give = dispatch.read(x=x)
         arrays.check_shape("x", x, self.input_shape)
         return give(matrices.im2col(x, self.geometry))
 
     def col2im(self, cols: Any) -> Any:
-        """The adjoint of ``im2col``: every entry of ``cols`` added to the pixel it came from."""
+        """The adjoint of ``im2col``: every entry of ``cols`` added to the pixel it came from.
+
+        Parameters
+        ----------
+        cols : array (C * prod k, prod out), with N in front for a batch
+
+        Returns
+        -------
+        array of ``input_shape``
+        """
         (cols,), give = dispatch.read(cols=cols)
         return give(matrices.col2im(cols, self.geometry, "sum"))
 
     def matrix(self, w: Any) -> scipy.sparse.csr_array:
-        """``W_conv`` of ``w`` as a canonical CSR array ``(K * prod out, C * prod in)``; a batch is not part of it."""
+        """``W_conv`` of ``w`` as a canonical CSR array; a batch is not part of it.
+
+        Parameters
+        ----------
+        w : array of ``kernel_shape``
+
+        Returns
+        -------
+        scipy.sparse.csr_array (K * prod out, C * prod in)
+        """
         (w,), _ = dispatch.read(w=w)
         return matrices.kernel2row(self._weights_for_a_matrix(w), self.geometry)
 
     def refill(self, csr: scipy.sparse.csr_array, w: Any) -> scipy.sparse.csr_array:
         """Write the weights ``w`` into ``csr``, a matrix that this plan or an equal one made, in place.
+
+        Parameters
+        ----------
+        csr : scipy.sparse.csr_array
+            From ``matrix``.
+        w : array of ``kernel_shape``
+
+        Returns
+        -------
+        scipy.sparse.csr_array
+            ``csr`` itself.
 
         Raises
         ------
@@ -169,7 +241,23 @@ class ConvPlan:
         return matrices.refill(csr, self._weights_for_a_matrix(w), self.geometry)
 
     def linear_operator(self, w: Any) -> LinearOperator:
-        """``W_conv`` of ``w`` without storing it: a SciPy ``LinearOperator`` of the same shape as ``matrix(w)``."""
+        """``W_conv`` of ``w`` without storing it, for SciPy's solvers.
+
+        Parameters
+        ----------
+        w : array of ``kernel_shape``
+            Copied: later changes do not change the operator.
+
+        Returns
+        -------
+        scipy.sparse.linalg.LinearOperator (K * prod out, C * prod in)
+            ``matvec`` is the forward product, ``rmatvec`` its exact Hermitian adjoint.
+
+        Raises
+        ------
+        ValueError
+            With a ``fill_value`` other than 0, which makes the map affine.
+        """
         from .operators import ConvOperator
 
         (w,), _ = dispatch.read(w=w)
@@ -178,7 +266,16 @@ class ConvPlan:
     # facts ----------------------------------------------------------------------------------------------------------
 
     def nbytes(self, what: Literal["im2col", "matrix", "workspace"]) -> int:
-        """How many bytes ``im2col(x)``, ``matrix(w)``, or ``forward`` beside its arguments and result would take."""
+        """How many bytes ``im2col(x)``, ``matrix(w)``, or ``forward`` beside its arguments and result would take.
+
+        Parameters
+        ----------
+        what : {"im2col", "matrix", "workspace"}
+
+        Returns
+        -------
+        int
+        """
         one_of("what", what, ("im2col", "matrix", "workspace"))
         if what == "matrix":
             return matrices.matrix_nbytes(self.geometry, self.dtype)
@@ -208,6 +305,11 @@ class ConvPlan:
     def check(self, seed: int = 0) -> dict[str, float]:
         """Compute every form on random data and compare.
 
+        Parameters
+        ----------
+        seed : int, default 0
+            Of the random data.
+
         Returns
         -------
         dict of str to float
@@ -220,7 +322,25 @@ class ConvPlan:
         return check(self, seed)
 
     def explain(self) -> Explanation:
-        """The matrices of this geometry as symbols; see ``numconv.explain.Explanation``."""
+        """The matrices of this geometry as symbols: ``w22 x11 + w21 x12 + …``.
+
+        Returns
+        -------
+        Explanation
+            Prints as a page of text, shows as coloured tables in a notebook; ``entry(matrix, i, j)`` gives one sum,
+            ``plot()`` a figure, ``to_html()`` the tables.
+
+        Raises
+        ------
+        ValueError
+            Where there would be more than 20,000 entries.
+
+        Examples
+        --------
+        >>> import numconv
+        >>> numconv.plan_convolve((3, 3), (2, 2)).explain().entry("Y", 0, 0)
+        'w22 x11 + w21 x12 + w12 x21 + w11 x22'
+        """
         from .explain import explain
 
         return explain(self.geometry)
@@ -253,7 +373,17 @@ class ConvPlan:
     def forward_of(
         self, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, out: np.ndarray | None
     ) -> np.ndarray:
-        """``forward`` of arrays that were read already."""
+        """``forward`` of arrays that are NumPy's already, or numconv's on a GPU: what ``forward`` calls.
+
+        Parameters
+        ----------
+        x, w, bias, out
+            As for ``forward``.
+
+        Returns
+        -------
+        array of ``output_shape``
+        """
         g = self.geometry
         inputs = (("x", x, g.input_shape), ("w", w, g.kernel_shape), ("bias", bias, (g.K,)))
         return self._run(self._forward, inputs, g.output_shape, out)
@@ -472,6 +602,11 @@ def plan_convolve(
     Returns
     -------
     ConvPlan
+
+    Raises
+    ------
+    ValueError, TypeError
+        For shapes and values that do not fit, and for an algorithm that cannot serve them.
 
     Examples
     --------
