@@ -37,8 +37,11 @@ def test_files_that_it_points_to_are_there():
         assert (README.parent / target).exists(), target
 
 
-def test_the_picture_is_light():
-    assert (README.parent / "notebooks" / "tour.png").stat().st_size < 400_000
+def test_the_pictures_are_light():
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README.read_text(encoding="utf-8"))
+    assert len(pictures) >= 3
+    for picture in pictures:
+        assert (README.parent / picture).stat().st_size < 400_000, picture
 
 
 @pytest.mark.parametrize("name", [name for name in numconv.__all__ if not name.startswith("__")])
