@@ -342,6 +342,15 @@ def test_the_command(capsys, tmp_path, monkeypatch):
     assert [(group["group"], group["rival"], group["goal_mean"]) for group in whole["groups"]] == [("1d", "scipy", 1.5)]
 
 
+def test_the_command_without_peers(tmp_path):
+    file = tmp_path / "bench.json"
+    words = "bench --peers none --layers 1d --case 8 --algorithm direct --seconds 0"
+    assert main([*words.split(), "--json", str(file)]) == 0
+    case = json.loads(file.read_text(encoding="utf-8"))["cases"][0]
+    assert (case["rivals"], case["algorithm"]) == ([], "direct")
+    assert case["median"] > 0
+
+
 @pytest.mark.parametrize(
     "words, reason",
     [
