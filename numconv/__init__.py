@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     )
     from .api.matrices import col2im, csr_matvec, csr_rmatvec, fold, im2col, kernel2row, unfold
     from .api.plain import convolve, correlate
+    from .api.plans import plan_conv, plan_convolve
     from .dispatch import devices, use_device
-    from .plan import ConvPlan, plan_conv, plan_convolve
+    from .plan import ConvPlan
     from .warm import warmup
 
 _ROOMS = {
@@ -42,8 +43,9 @@ _ROOMS = {
     ),
     "api.matrices": ("col2im", "csr_matvec", "csr_rmatvec", "fold", "im2col", "kernel2row", "unfold"),
     "api.plain": ("convolve", "correlate"),
+    "api.plans": ("plan_conv", "plan_convolve"),
     "dispatch": ("devices", "use_device"),
-    "plan": ("ConvPlan", "plan_conv", "plan_convolve"),
+    "plan": ("ConvPlan",),
     "warm": ("warmup",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
