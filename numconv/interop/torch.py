@@ -62,7 +62,7 @@ def conv(
     tensor([[13., 21., 32., 13.]], grad_fn=<_ForwardBackward>)
     >>> y.sum().backward()
     >>> x.grad
-    tensor([[22., 11., 11.]])
+    tensor([[21., 11., 12.]])
     """
     tensors = {"x": x, "w": w} if bias is None else {"x": x, "w": w, "bias": bias}
     for name, tensor in tensors.items():
