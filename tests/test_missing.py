@@ -150,11 +150,17 @@ def test_weights_whose_sum_vanishes_are_refused(w):
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "fft"])
-def test_where_the_weights_that_are_there_cancel_there_is_no_average(algorithm):
-    x = np.array([1.0, NAN, 2.0, 5.0, 7.0])
-    got = nc.normalized_convolve(x, [0.3, 1.0, -0.3], "valid", algorithm=algorithm)
-    np.testing.assert_allclose(got, [NAN, (0.3 * 5 + 2) / 1.3, 0.3 * 7 + 5 - 0.3 * 2], rtol=1e-12)
-    assert np.isnan(got[0])  # -0.3 * 1 + 0.3 * 2 over 0
+@pytest.mark.parametrize("cancel", [[0.3, 1.0, -0.3], [0.1, 0.2, 1.0, -0.3]])  # 0.1 + 0.2 - 0.3 is 6e-17
+def test_where_the_weights_that_are_there_cancel_there_is_no_average(cancel, algorithm):
+    x = np.array([1.0, 2.0, 3.0, 7.0, 4.0, 5.0])
+    x[1] = NAN  # the first output meets all weights but 1
+    want = loops(x, np.array(cancel), "valid")
+    want[0] = NAN
+    got = nc.normalized_convolve(x, cancel, "valid", algorithm=algorithm)
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+    A = nc.normalized_operator(np.isnan(x), cancel, "valid", algorithm=algorithm)
+    np.testing.assert_array_equal(A.defined, np.arange(want.size) > 0)
+    np.testing.assert_allclose(A.H @ got, A.matrix().T @ np.nan_to_num(got), rtol=1e-12)
 
 
 # its matrix and its adjoint -------------------------------------------------------------------------------------------

@@ -65,6 +65,16 @@ def test_a_circular_norm_is_exact(size, kernel, dilation, dtype, symbols, monkey
     np.testing.assert_allclose(plan.norm(w), want, rtol=1e-13)
 
 
+@pytest.mark.parametrize("symbols", [operators.SYMBOLS, 50])
+@pytest.mark.parametrize("frequency", range(12))
+def test_no_frequency_of_a_circular_norm_is_left_out(frequency, symbols, monkeypatch):
+    monkeypatch.setattr(operators, "SYMBOLS", symbols)
+    phase = 2 * np.pi * frequency / 12 * np.arange(3)
+    for w in (np.exp(1j * phase), np.cos(phase)):
+        plan = nc.plan_convolve((12,), (3,), "same", boundary="wrap", dtype=w.dtype)
+        np.testing.assert_allclose(plan.norm(w), np.linalg.norm(plan.matrix(w).toarray(), 2), rtol=1e-13)
+
+
 @pytest.mark.parametrize(("channels", "kernels"), [(1, 3), (3, 1), (2, 3)])
 def test_the_norm_of_few_or_many_channels(channels, kernels):
     plan = nc.plan_conv((channels, 5, 5), (kernels, channels, 3, 3), padding=1, boundary="wrap", dtype=float)
