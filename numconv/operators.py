@@ -94,6 +94,7 @@ class NormalizedOperator(LinearOperator):
 
     def matrix(self) -> scipy.sparse.csr_array:
         """The operator as a canonical CSR array, without entries for pixels that are not there."""
+        _memory.require(4 * self.plan.nbytes("matrix"), "the matrix and its copy", "use the operator as it is")
         csr = self.plan.matrix(self._sum.w)
         rows = np.repeat(np.arange(self.shape[0]), np.diff(csr.indptr))
         kept = self.there.ravel()[csr.indices] & self.defined.ravel()[rows]

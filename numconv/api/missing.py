@@ -82,8 +82,8 @@ def normalized_convolve(
     (x, w, *masked, out), give = dispatch.read(x=x, w=w, **masks, out=out)
     if dispatch.device_of(x) != "cpu":
         raise TypeError("x must live on the CPU for normalized_convolve, got an array on a GPU; bring it there first")
-    there = ~_as_mask(masked[0], x.shape) if masked else ~np.isnan(x)
     dtype, computed = _dtypes(x, w)
+    there = ~_as_mask(masked[0], x.shape) if masked else ~np.isnan(x)
     weights = w.astype(computed)
     arguments: dict[str, Any] = {
         "mode": mode, "boundary": boundary, "stride": stride, "dilation": dilation, "axes": axes,
@@ -91,12 +91,14 @@ def normalized_convolve(
     }
     fill, outside = _outside(boundary, fill_value)
     _memory.require(2 * x.size * computed.itemsize, f"the {x.size} values of x that are there", "use smaller pieces")
-    values = np.where(there, x, x.dtype.type(0)).astype(computed)
+    values = np.where(there, x, x.dtype.type(0)).astype(computed, copy=False)
     y = convolve(values, weights, fill_value=fill, **arguments)
     sums, defined = _sums(there, weights, outside, arguments)
     with np.errstate(all="ignore"):
-        np.divide(y, sums, out=y, where=defined)
+        y /= sums
     y[~defined] = np.nan
+    if out is None:
+        return give(arrays.as_result(y, dtype))
     return give(arrays.deliver(lambda target: np.copyto(target, arrays.as_result(y, dtype)), y.shape, dtype, out))
 
 
@@ -197,7 +199,7 @@ def _sums(
     if arguments["algorithm"] in ("fft", "winograd"):
         least = size.sum()  # a transform errs everywhere by what its largest sums err
     elif w.dtype == real and (w >= 0).all():
-        least = sums
+        return sums, sums != 0  # nothing cancels
     else:
         least = convolve(there.astype(real), size, fill_value=outside, **arguments)
     with np.errstate(invalid="ignore"):
