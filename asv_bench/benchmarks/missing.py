@@ -8,7 +8,7 @@ import numconv as nc
 class Normalized:
     """An image of which a tenth is missing, beside the convolution of the whole one."""
 
-    params = ([3, 15],)
+    params = (3, 15)
     param_names = ("taps",)
 
     def setup(self, taps):

@@ -8,7 +8,7 @@ import numconv as nc
 class Operator:
     """The product and its adjoint as SciPy's solvers call them, several columns at once."""
 
-    params = ([1, 8],)
+    params = (1, 8)
     param_names = ("columns",)
 
     def setup(self, columns):
@@ -29,15 +29,15 @@ class Operator:
 class Norm:
     """The largest singular value: exactly by the Fourier transform, and by Lanczos' method."""
 
-    params = (["wrap", "symmetric"], ["image", "layer"])
+    params = (("wrap", "symmetric"), ("image", "layer"))
     param_names = ("boundary", "what")
     timeout = 120
 
     def setup(self, boundary, what):
         if what == "image":
-            self.plan = nc.plan_convolve((128, 128), (5, 5), "same", boundary=boundary)
+            self.plan = nc.plan_convolve((64, 64), (5, 5), "same", boundary=boundary)
         else:
-            self.plan = nc.plan_conv((16, 28, 28), (16, 16, 3, 3), padding=1, boundary=boundary)
+            self.plan = nc.plan_conv((16, 14, 14), (16, 16, 3, 3), padding=1, boundary=boundary)
         self.w = np.random.default_rng(0).standard_normal(self.plan.kernel_shape).astype("f4")
         self.plan.norm(self.w)
 
@@ -48,7 +48,7 @@ class Norm:
 class Diagonal:
     """The diagonal of the Gram matrix, which no matrix is made for."""
 
-    params = (["constant", "reflect"],)
+    params = ("constant", "reflect")
     param_names = ("boundary",)
 
     def setup(self, boundary):
