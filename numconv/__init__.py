@@ -30,9 +30,11 @@ if TYPE_CHECKING:
         conv_transpose3d,
     )
     from .api.matrices import col2im, csr_matvec, csr_rmatvec, fold, im2col, kernel2row, unfold
+    from .api.missing import normalized_convolve, normalized_operator
     from .api.plain import convolve, correlate
+    from .api.plans import plan_conv, plan_convolve
     from .dispatch import devices, use_device
-    from .plan import ConvPlan, plan_conv, plan_convolve
+    from .plan import ConvPlan
     from .warm import warmup
 
 _ROOMS = {
@@ -41,9 +43,11 @@ _ROOMS = {
         "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     ),
     "api.matrices": ("col2im", "csr_matvec", "csr_rmatvec", "fold", "im2col", "kernel2row", "unfold"),
+    "api.missing": ("normalized_convolve", "normalized_operator"),
     "api.plain": ("convolve", "correlate"),
+    "api.plans": ("plan_conv", "plan_convolve"),
     "dispatch": ("devices", "use_device"),
-    "plan": ("ConvPlan", "plan_conv", "plan_convolve"),
+    "plan": ("ConvPlan",),
     "warm": ("warmup",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
@@ -64,6 +68,6 @@ def __dir__() -> list[str]:
 __all__ = [
     "ConvPlan", "__version__", "col2im", "conv", "conv1d", "conv2d", "conv3d", "conv_grad_input", "conv_grad_weight",
     "conv_transpose", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolve", "correlate",
-    "csr_matvec", "csr_rmatvec", "devices", "fold", "im2col", "kernel2row", "plan_conv", "plan_convolve", "unfold",
-    "use_device", "warmup",
+    "csr_matvec", "csr_rmatvec", "devices", "fold", "im2col", "kernel2row", "normalized_convolve",
+    "normalized_operator", "plan_conv", "plan_convolve", "unfold", "use_device", "warmup",
 ]

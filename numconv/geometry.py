@@ -10,7 +10,7 @@ from math import gcd, prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._indexing import extent, output_size
-from .arguments import BOUNDARIES, as_int, as_number, as_padding, as_shape, one_of, per_axis, spatial_size
+from .arguments import BOUNDARIES, as_int, as_number, as_padding, as_shape, mode_padding, one_of, per_axis, spatial_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -274,6 +274,15 @@ def _conv_geometry(
     return ConvGeometry(
         plain, batched, N, C, K, groups, size, kernel, out, stride, dilation, pairs, boundary, fill_value, flip
     )
+
+
+def plain_geometry(
+    input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], mode: str, *, dilation: Any, **rest: Any
+) -> ConvGeometry:
+    """The geometry of SciPy's modes."""
+    d = len(kernel_shape)
+    padding = mode_padding(mode, kernel_shape, per_axis("dilation", dilation, d, 1))
+    return conv_geometry(input_shape, kernel_shape, plain=True, padding=padding, dilation=dilation, **rest)
 
 
 def window_geometry(input_shape: Any, kernel_size: Any, *, name: str = "x", **arguments: Any) -> ConvGeometry:

@@ -1,17 +1,29 @@
-"""``W_conv`` as an operator: SciPy's solvers see a matrix, memory sees none."""
+"""``W_conv`` as an operator: SciPy's solvers see a matrix, memory sees none. And what solvers ask of an operator."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from math import prod
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.sparse.linalg import LinearOperator
+import scipy.fft
+import scipy.sparse
+from scipy.sparse.linalg import LinearOperator, eigsh
 
-from . import arrays
+from . import _memory, arrays
+from ._indexing import CONSTANT, first_output, position, source
+from .geometry import ConvGeometry
 
 if TYPE_CHECKING:
     from .plan import ConvPlan
+
+#: Bytes of the symbols of a circular convolution that are transformed at once.
+SYMBOLS = 64 << 20
+
+#: Up to this many rows a Gram matrix is made and solved densely; Lanczos' own basis is no smaller.
+DENSE = 32
 
 
 class ConvOperator(LinearOperator):
@@ -22,10 +34,7 @@ class ConvOperator(LinearOperator):
     """
 
     def __init__(self, plan: ConvPlan, w: np.ndarray) -> None:
-        if plan.geometry.fill_value != 0:
-            raise ValueError(
-                f"fill_value must be 0 for a linear operator, got {plan.geometry.fill_value!r}: the map would be affine"
-            )
+        _need_linear(plan.geometry, "a linear operator")
         super().__init__(plan.dtype, plan.geometry.matrix_shape)
         self.plan = plan
         self.w = w.copy()  # later changes of the caller's array must not change the operator
@@ -37,8 +46,12 @@ class ConvOperator(LinearOperator):
             return self._apply(vectors.real, adjoint) + 1j * self._apply(vectors.imag, adjoint)
         plan = self.plan if dtype == self.plan.dtype else replace(self.plan, dtype=dtype)
         computed = arrays.computed_in(dtype)
+        shape = (vectors.shape[1], self.shape[1 if adjoint else 0])
+        if not vectors.shape[1]:
+            return np.empty(shape[::-1], dtype)
+        plan._require(prod(shape) * computed.itemsize + plan._workspace, shape, vectors)
         images, w = arrays.ready(vectors.T, computed), arrays.ready(self.w, computed)
-        result = np.empty((images.shape[0], self.shape[1 if adjoint else 0]), dtype=computed)
+        result = np.empty(shape, dtype=computed)
         if adjoint:
             plan._placed(plan._grad_input, images)(images, w, result)
         else:
@@ -56,3 +69,188 @@ class ConvOperator(LinearOperator):
 
     def _rmatvec(self, x: np.ndarray) -> np.ndarray:
         return self._apply(x.reshape(-1, 1), adjoint=True)[:, 0]
+
+
+class NormalizedOperator(LinearOperator):
+    """``diag(1 / s) @ W_conv @ diag(there)``: a convolution whose weights are renormalised over what is there.
+
+    Made by ``numconv.normalized_operator``. What vectors hold where nothing is there, NaN included, plays no part.
+
+    Attributes
+    ----------
+    there : array of bool (*in)
+        Which pixels are there.
+    defined : array of bool (*out)
+        Which outputs have a value; the rows of the others are empty.
+    """
+
+    def __init__(
+        self, plan: ConvPlan, w: np.ndarray, there: np.ndarray, sums: np.ndarray, defined: np.ndarray
+    ) -> None:
+        super().__init__(plan.dtype, plan.geometry.matrix_shape)
+        self.plan, self.there, self.defined = plan, there, defined
+        self._sum = plan.linear_operator(w)
+        self._scale = np.divide(1, sums, out=np.zeros(sums.shape, self.dtype), where=defined).reshape(-1, 1)
+
+    def matrix(self) -> scipy.sparse.csr_array:
+        """The operator as a canonical CSR array, without entries for pixels that are not there."""
+        _memory.require(4 * self.plan.nbytes("matrix"), "the matrix and its copy", "use the operator as it is")
+        csr = self.plan.matrix(self._sum.w)
+        rows = np.repeat(np.arange(self.shape[0]), np.diff(csr.indptr))
+        kept = self.there.ravel()[csr.indices] & self.defined.ravel()[rows]
+        counts = np.bincount(rows[kept], minlength=self.shape[0])
+        indptr = np.concatenate([[0], np.cumsum(counts)]).astype(csr.indptr.dtype)
+        data = csr.data[kept] * self._scale.ravel()[rows[kept]]
+        return scipy.sparse.csr_array((data, csr.indices[kept], indptr), shape=self.shape)
+
+    def _matmat(self, X: np.ndarray) -> np.ndarray:
+        return self._scale * self._sum.matmat(_only(self.there, X))
+
+    def _rmatmat(self, X: np.ndarray) -> np.ndarray:
+        return _only(self.there, self._sum.rmatmat(self._scale.conj() * _only(self.defined, X)))
+
+    def _matvec(self, x: np.ndarray) -> np.ndarray:
+        return self._matmat(x.reshape(-1, 1))[:, 0]
+
+    def _rmatvec(self, x: np.ndarray) -> np.ndarray:
+        return self._rmatmat(x.reshape(-1, 1))[:, 0]
+
+
+def _only(there: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    return np.where(there.reshape(-1, 1), columns, columns.dtype.type(0))
+
+
+def _need_linear(geometry: ConvGeometry, what: str) -> None:
+    if geometry.fill_value != 0:
+        raise ValueError(f"fill_value must be 0 for {what}, got {geometry.fill_value!r}: the map would be affine")
+
+
+# the norm -----------------------------------------------------------------------------------------------------------
+
+
+def norm(plan: ConvPlan, w: np.ndarray, tol: float) -> float:
+    """The largest singular value of ``W_conv``."""
+    from .plan import make_plan
+
+    g = plan.geometry
+    _need_linear(g, "a norm")
+    w = _wide(w, "a norm")
+    if not np.isfinite(w).all():
+        return float("nan")
+    largest = float(np.abs(w).max(initial=0))
+    if not largest or not prod(g.matrix_shape):
+        return 0.0
+    w = w / largest  # so that no square of it overflows
+    if is_circular(g):
+        return largest * max(_norms(symbol) for symbol in symbols(g, w))
+    one_image = g._replace(N=1)
+    A = ConvOperator(make_plan(one_image, w.dtype, plan.device, plan.asked), w)
+    tall = A.shape[0] >= A.shape[1]
+    gram: LinearOperator = A.H @ A if tall else A @ A.H
+    n = gram.shape[0]
+    if n <= DENSE:
+        return largest * float(np.sqrt(np.linalg.eigvalsh(gram @ np.eye(n, dtype=w.dtype))[-1]))
+    start = np.random.default_rng(0).standard_normal(n).astype(w.dtype)
+    if not (gram @ start).any():
+        return 0.0
+    return largest * float(np.sqrt(eigsh(gram, k=1, v0=start, tol=tol, return_eigenvectors=False)[0]))
+
+
+def is_circular(g: ConvGeometry) -> bool:
+    """Whether the Fourier transform diagonalises ``W_conv``, channel by channel."""
+    return set(g.stride) == {1} and g.out == g.size and (g.boundary == "wrap" or not any(map(any, g.padding)))
+
+
+def symbols(g: ConvGeometry, w: np.ndarray) -> Iterator[np.ndarray]:
+    """``W_conv`` of a circular convolution at its frequencies, blocks ``(frequencies, groups, K/groups, C/groups)``.
+
+    ``sum over t of w[k,c,t] exp(-2 pi i <f, t dilation / n>)``, but for phases that no singular value sees. Where the
+    blocks would be large, every ``Q``-th frequency of the first axis is transformed at once. Of real kernels one of
+    each pair of conjugate frequencies suffices.
+    """
+    n, spatial = g.size[0], tuple(range(2, 2 + g.d))
+    w = w.reshape(g.K, g.C // g.groups, *g.kernel)
+    most = SYMBOLS // (16 * w.shape[0] * w.shape[1])
+    Q = next((q for q in range(1, n) if n % q == 0 and prod(g.size) // q <= most), n)
+    places: list[Any] = [np.arange(k) * dil % size for k, dil, size in zip(g.kernel, g.dilation, g.size, strict=True)]
+    real = w.dtype.kind != "c"
+    for q in range(Q // 2 + 1 if real else Q):
+        turn = np.exp(-2j * np.pi * (q * places[0] % n) / n).reshape(-1, *(1,) * (g.d - 1))
+        whole = real and q == 0
+        grid = np.zeros((*w.shape[:2], n // Q, *g.size[1:]), w.dtype if whole else np.complex128)
+        at: Any = (..., *np.ix_(places[0] % (n // Q), *places[1:]))
+        np.add.at(grid, at, w if whole else w * turn)  # taps that wrap onto one another add up
+        symbol = (scipy.fft.rfftn if whole else scipy.fft.fftn)(grid, axes=spatial)
+        yield symbol.reshape(g.groups, g.K // g.groups, w.shape[1], -1).transpose(3, 0, 1, 2)
+
+
+def _norms(symbol: np.ndarray) -> float:
+    """The largest singular value of a stack of matrices."""
+    if min(symbol.shape[-2:]) == 1:
+        return float(np.sqrt((symbol.real**2 + symbol.imag**2).sum(axis=(-2, -1)).max()))
+    adjoint = symbol.conj().swapaxes(-2, -1)
+    gram = adjoint @ symbol if symbol.shape[-1] <= symbol.shape[-2] else symbol @ adjoint
+    return float(np.sqrt(np.linalg.eigvalsh(gram)[..., -1].max()))
+
+
+# the diagonal -------------------------------------------------------------------------------------------------------
+
+
+def gram_diagonal(plan: ConvPlan, w: np.ndarray) -> np.ndarray:
+    """The diagonal of ``W_conv^H @ W_conv``, ``(C, *in)`` or ``(*in)``."""
+    g, real = plan.geometry, np.empty(0, plan.dtype).real.dtype
+    _need_linear(g, "a Gram matrix")
+    w = _wide(w, "a Gram matrix", np.int64)
+    shape = g.size if g.plain else (g.C, *g.size)
+    _memory.require(16 * prod(shape), f"the diagonal of shape {shape}", "use fewer channels or rows at a time")
+    w = w.reshape(g.groups, g.K // g.groups, g.C // g.groups, *g.kernel).swapaxes(0, 1)
+    with np.errstate(all="ignore"):
+        diagonal = _squares(w.reshape(g.K // g.groups, g.C, *g.kernel), g.axis_rows, g.boundary_code).reshape(shape)
+        return diagonal.astype(real)
+
+
+def _squares(w: np.ndarray, rows: tuple[tuple[int, ...], ...], boundary: int) -> np.ndarray:
+    """For ``w (K, C, *k)`` the squares of what a pixel is multiplied with, over all outputs and ``K``: ``(C, *in)``.
+
+    Axis by axis. Where every tap of an output meets a pixel of its own, squares are added; where a boundary folds taps
+    onto one pixel, their values are added before they are squared.
+    """
+    if not rows:
+        return (w * w.conj()).real.sum(axis=0)
+    (size, kernel, out, start, stride, step), rest = rows[0], rows[1:]
+    K, C, after = w.shape[0], w.shape[1], tuple(row[0] for row in rest)
+    result = np.zeros((C, size, *after), w.real.dtype)
+
+    def squares(w: np.ndarray) -> np.ndarray:
+        """With the axis of ``w`` that comes after ``C`` left as it is."""
+        return _squares(w.reshape(K, -1, *w.shape[3:]), rest, boundary).reshape(*w.shape[1:3], *after)
+
+    first, stop = 0, out  # outputs that no boundary folds
+    if boundary != CONSTANT:
+        lowest, highest = sorted((start, position(0, kernel - 1, start, stride, step)))
+        stop = min(out, first_output(highest, stride, size))
+        first = min(stop, first_output(lowest, stride, 0))
+    if first < stop:
+        apart = squares(w)
+        for t in range(kernel):
+            begin = position(0, t, start, stride, step)
+            o, end = max(first, first_output(begin, stride, 0)), min(stop, first_output(begin, stride, size))
+            if o < end:
+                result[:, begin + o * stride : begin + (end - 1) * stride + 1 : stride] += apart[:, t, None]
+    for o in (*range(first), *range(stop, out)):
+        pixels = [source(position(o, t, start, stride, step), size, boundary) for t in range(kernel)]
+        met = sorted(set(pixels))
+        folded = np.zeros((K, C, len(met), *w.shape[3:]), w.dtype)
+        for t, pixel in enumerate(pixels):
+            folded[:, :, met.index(pixel)] += w[:, :, t]
+        result[:, met] += squares(folded)
+    return result
+
+
+def _wide(w: Any, what: str, integers: Any = np.float64) -> np.ndarray:
+    """Weights on the host, in double precision."""
+    if w.dtype.kind == "b":
+        raise TypeError(f"w must hold numbers for {what}, got dtype bool")
+    if not isinstance(w, np.ndarray):
+        w = w.place.to_host(w)
+    return w.astype({"f": np.float64, "c": np.complex128}.get(w.dtype.kind, integers))

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from . import _memory, arrays, dispatch, matrices, select
-from .arguments import mode_padding, one_of, per_axis
-from .geometry import SCALARS, ConvGeometry, conv_geometry, frozen
+from .arguments import one_of
+from .geometry import SCALARS, ConvGeometry, frozen
 from .select import Choice
 
 if TYPE_CHECKING:
@@ -262,6 +262,92 @@ class ConvPlan:
 
         (w,), _ = dispatch.read(w=w)
         return ConvOperator(self, self._weights_for_a_matrix(w))
+
+    def norm(self, w: Any, *, tol: float = 1e-5) -> float:
+        """The largest singular value of ``W_conv``: how much longer ``forward`` can make its input, in the 2-norm.
+
+        Exact, by the Fourier transform, where the convolution is circular: boundary ``"wrap"``, stride 1 and as many
+        outputs as inputs; ``W_conv`` is then the ``K x C`` matrix of each frequency. Otherwise by Lanczos' method
+        (SciPy's ``eigsh``) on ``W_conv^H @ W_conv``, from a start that is always the same.
+
+        Parameters
+        ----------
+        w : array of ``kernel_shape``
+        tol : float, default 1e-5
+            Relative tolerance of Lanczos' method for the square of the norm; the norm itself is nearer.
+
+        Returns
+        -------
+        float
+            Computed in double precision; NaN if a weight is not finite.
+
+        Raises
+        ------
+        ValueError
+            For a ``fill_value`` other than 0, which makes the map affine.
+
+        References
+        ----------
+        H. Sedghi, V. Gupta, P. M. Long, "The singular values of convolutional layers", ICLR 2019, for the circular
+        case.
+
+        Examples
+        --------
+        >>> import numconv
+        >>> plan = numconv.plan_convolve((64, 64), (1, 2), "same", boundary="wrap", dtype=float)
+        >>> plan.norm([[1, -1]])  # a difference doubles what alternates
+        2.0
+        """
+        from .operators import norm
+
+        (w,), _ = dispatch.read(w=w)
+        return norm(self, self._weights_for_a_matrix(w), tol)
+
+    def gram_diagonal(self, w: Any) -> np.ndarray:
+        """The diagonal of ``W_conv^H @ W_conv``: for each pixel the squared 2-norm of what it adds to the output.
+
+        The scaling of Jacobi's method and of diagonal preconditioners. Computed from ``|w|^2``, and where a boundary
+        folds several taps onto one pixel from the square of their sum, without the matrix.
+
+        Parameters
+        ----------
+        w : array of ``kernel_shape``
+
+        Returns
+        -------
+        array (C, *in), or (*in) for plain arrays
+            Of the plan's dtype, or its real part's.
+
+        Raises
+        ------
+        ValueError
+            For a ``fill_value`` other than 0, which makes the map affine.
+
+        Examples
+        --------
+        >>> import numconv
+        >>> numconv.plan_convolve((4,), (3,), "same", dtype=int).gram_diagonal([1, 2, 3])
+        array([13, 14, 14,  5])
+        """
+        from .operators import gram_diagonal
+
+        (w,), _ = dispatch.read(w=w)
+        return gram_diagonal(self, self._weights_for_a_matrix(w))
+
+    def coverage(self) -> np.ndarray:
+        """How often windows read each pixel: ``col2im`` of ones, the same for every channel.
+
+        Returns
+        -------
+        array (*in) of int64
+
+        Examples
+        --------
+        >>> import numconv
+        >>> numconv.plan_conv((1, 5), (1, 1, 3), stride=2).coverage()
+        array([1, 1, 2, 1, 1])
+        """
+        return matrices.coverage(self.geometry)
 
     # facts ----------------------------------------------------------------------------------------------------------
 
@@ -533,109 +619,3 @@ def _plan_for(
     algorithm: str, **arguments: Any,
 ) -> ConvPlan:
     return make_plan(geometry_of(input_shape, kernel_shape, **arguments), dtype, device, algorithm)
-
-
-def plan_conv(
-    input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], *, dtype: Any = np.float32, device: Any = "auto",
-    algorithm: str = "auto", stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
-    boundary: str = "constant", fill_value: complex = 0, flip: bool = False,
-) -> ConvPlan:
-    """Plan a channelled convolution, ``conv``.
-
-    Parameters
-    ----------
-    input_shape : tuple of int
-        ``(N, C, *in)`` or ``(C, *in)``.
-    kernel_shape : tuple of int
-        ``(K, C/groups, *k)``.
-    dtype : dtype, default float32
-        Of the arrays and the result.
-    device : {"auto", "cpu", "cuda"}
-        Where NumPy arrays are computed.
-    algorithm : {"auto", "im2col", "kernel2row", "implicit", "direct", "winograd", "fft"}
-    stride, padding, dilation, groups, boundary, fill_value, flip
-        The geometry, as for ``conv``.
-
-    Returns
-    -------
-    ConvPlan
-
-    Raises
-    ------
-    ValueError, TypeError
-        For shapes and values that do not fit, and for an algorithm that cannot serve them.
-
-    Examples
-    --------
-    >>> import numconv
-    >>> plan = numconv.plan_conv((8, 3, 32, 32), (16, 3, 3, 3), stride=2, padding="same")
-    >>> plan.output_shape
-    (8, 16, 16, 16)
-    >>> plan.nbytes("im2col")
-    221184
-    """
-    geometry = conv_geometry(
-        input_shape, kernel_shape, stride=stride, padding=padding, dilation=dilation, groups=groups,
-        boundary=boundary, fill_value=fill_value, flip=flip, names=("input_shape", "kernel_shape"),
-    )
-    return make_plan(geometry, arrays.plan_dtype(dtype), dispatch.choose_device(device), algorithm)
-
-
-def plan_convolve(
-    input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], mode: str = "valid", *, dtype: Any = np.float32,
-    device: Any = "auto", algorithm: str = "auto", stride: Any = 1, dilation: Any = 1, boundary: str = "constant",
-    fill_value: complex = 0, flip: bool = True,
-) -> ConvPlan:
-    """Plan a convolution of plain arrays, the seed's case.
-
-    Parameters
-    ----------
-    input_shape, kernel_shape : tuple of int
-        ``(*in)`` and ``(*k)``.
-    mode : {"valid", "same", "full"}
-        As in ``scipy.signal.convolve``.
-    dtype, device, algorithm, stride, dilation, boundary, fill_value
-        As for ``plan_conv``.
-    flip : bool, default True
-        Turn the kernel: true convolution.
-
-    Returns
-    -------
-    ConvPlan
-
-    Raises
-    ------
-    ValueError, TypeError
-        For shapes and values that do not fit, and for an algorithm that cannot serve them.
-
-    Examples
-    --------
-    The slides' example, 3x3 with 2x2:
-
-    >>> import numconv, numpy as np
-    >>> plan = numconv.plan_convolve((3, 3), (2, 2), dtype=np.int64)
-    >>> X, W = np.arange(1, 10).reshape(3, 3), np.array([[1, 2], [3, 4]])
-    >>> plan.im2col(X)
-    array([[5, 6, 8, 9],
-           [4, 5, 7, 8],
-           [2, 3, 5, 6],
-           [1, 2, 4, 5]])
-    >>> W.reshape(1, 4) @ plan.im2col(X)
-    array([[23, 33, 53, 63]])
-    >>> plan.matrix(W) @ X.ravel()
-    array([23, 33, 53, 63])
-    """
-    geometry = plain_geometry(
-        input_shape, kernel_shape, mode, stride=stride, dilation=dilation, boundary=boundary, fill_value=fill_value,
-        flip=flip, names=("input_shape", "kernel_shape"),
-    )
-    return make_plan(geometry, arrays.plan_dtype(dtype), dispatch.choose_device(device), algorithm)
-
-
-def plain_geometry(
-    input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], mode: str, *, dilation: Any, **rest: Any
-) -> ConvGeometry:
-    """The geometry of SciPy's modes."""
-    d = len(kernel_shape)
-    padding = mode_padding(mode, kernel_shape, per_axis("dilation", dilation, d, 1))
-    return conv_geometry(input_shape, kernel_shape, plain=True, padding=padding, dilation=dilation, **rest)

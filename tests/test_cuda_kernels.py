@@ -306,6 +306,8 @@ def test_plans_follow_the_arrays():
     for got in (here.forward(x, w), far.forward(x, w), numbers(here.forward(PLACE.send(x), PLACE.send(w)))):
         np.testing.assert_array_equal(got, want)
     assert far.linear_operator(w) @ x.ravel() == pytest.approx(want.ravel())
+    assert here.norm(PLACE.send(w)) == here.norm(w) == pytest.approx(far.norm(w))
+    np.testing.assert_array_equal(far.gram_diagonal(PLACE.send(w)), here.gram_diagonal(w))
     assert max(far.check().values()) < 1e-5
     triple = far.matrix(PLACE.send(w))
     assert far.refill(triple, PLACE.send(2 * w)) is triple

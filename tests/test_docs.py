@@ -24,6 +24,8 @@ NO_RESULT, NEVER_RAISES = ("use_device",), ("devices",)
 
 @pytest.mark.parametrize("name", ROOMS)
 def test_examples_of_room_run(name):
+    if name.startswith("numconv.interop."):
+        pytest.importorskip(name.rpartition(".")[2])
     failed, _ = doctest.testmod(import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert failed == 0
 

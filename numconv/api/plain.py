@@ -10,8 +10,8 @@ import numpy as np
 from .. import arrays, dispatch
 from .._indexing import extent
 from ..arguments import MODES, Boundary, Ints, Mode, one_of, per_axis
-from ..geometry import conv_geometry
-from ..plan import make_plan, plain_geometry, plan_for
+from ..geometry import conv_geometry, plain_geometry
+from ..plan import make_plan, plan_for
 from ..select import Algorithm
 
 

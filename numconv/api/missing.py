@@ -1,0 +1,206 @@
+"""Convolution of data with gaps: weights are renormalised over what is there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import _memory, arrays, dispatch
+from ..arguments import Boundary, Ints, Mode, as_number
+from ..select import Algorithm
+from .plain import convolve
+from .plans import plan_convolve
+
+if TYPE_CHECKING:
+    from ..operators import NormalizedOperator
+
+
+def normalized_convolve(
+    x: Any, w: Any, mode: Mode = "full", *, mask: Any = None, boundary: Boundary = "constant",
+    fill_value: complex = 0, stride: Ints = 1, dilation: Ints = 1, axes: Ints | None = None,
+    algorithm: Algorithm = "auto", out: Any = None,
+) -> Any:
+    """Average ``x`` with the weights ``w`` over what is there: a convolution that knows missing data.
+
+    ``y[o] = (sum over t of w[t] x[o - t]) / (sum over t of w[t])``, both sums over the ``t`` whose pixel ``o - t`` is
+    there. Where all of them are, that is ``convolve`` with a kernel of sum 1.
+
+    Parameters
+    ----------
+    x : array (*in)
+        NaN is missing, unless there is a mask. Of a ``numpy.ma.MaskedArray`` what is masked is missing.
+    w : array (*k)
+        Weights; their sum must not vanish. Derivatives have no average: convolve them with data that were filled in.
+    mode, boundary, stride, dilation, axes
+        As for ``convolve``.
+    mask : array of bool (*in), optional
+        True where ``x`` is missing, whatever it holds there; what is not masked is there, NaN included.
+    fill_value : number, default 0
+        The constant outside ``x``. It is data like ``x``; with NaN nothing is there.
+    algorithm : {"auto", "im2col", "kernel2row", "implicit", "direct", "winograd", "fft"}
+        ``"auto"`` takes no transform: the rounding of one would be all there is where little weight is.
+    out : array, optional
+        Where to put the result; it may overlap an input.
+
+    Returns
+    -------
+    array
+        Of dtype ``numpy.result_type(x, w)``, float64 for integers. NaN where nothing is there, or where the weights of
+        what is there cancel within their rounding.
+
+    Raises
+    ------
+    ValueError
+        If shapes, modes or sizes do not fit, or the sum of the weights vanishes.
+    TypeError
+        If a dtype has no product, the mask is not of bool, or an array lives on a GPU.
+    MemoryError
+        If it would not fit, before anything is allocated.
+
+    See Also
+    --------
+    normalized_operator : the same as a linear operator and as a sparse matrix.
+
+    References
+    ----------
+    H. Knutsson, C.-F. Westin, "Normalized and differential convolution", CVPR 1993. It agrees with
+    ``astropy.convolution.convolve(x, w, nan_treatment="interpolate")``.
+
+    Examples
+    --------
+    >>> import numconv, numpy as np
+    >>> x = np.array([1, 2, np.nan, 4, 5])
+    >>> numconv.normalized_convolve(x, [1, 2, 1], "same", fill_value=np.nan)
+    array([1.33333333, 1.66666667, 3.        , 4.33333333, 4.66666667])
+    >>> numconv.normalized_convolve([1, 9, 3], [1, 1], "valid", mask=[False, True, True])
+    array([ 1., nan])
+    """
+    if isinstance(x, np.ma.MaskedArray):
+        mask, x = np.ma.getmaskarray(x) if mask is None else mask, x.data
+    masks = {} if mask is None else {"mask": mask}
+    (x, w, *masked, out), give = dispatch.read(x=x, w=w, **masks, out=out)
+    if dispatch.device_of(x) != "cpu":
+        raise TypeError("x must live on the CPU for normalized_convolve, got an array on a GPU; bring it there first")
+    dtype, computed = _dtypes(x, w)
+    there = ~_as_mask(masked[0], x.shape) if masked else ~np.isnan(x)
+    weights = w.astype(computed)
+    arguments: dict[str, Any] = {
+        "mode": mode, "boundary": boundary, "stride": stride, "dilation": dilation, "axes": axes,
+        "algorithm": "direct" if algorithm == "auto" else algorithm,
+    }
+    fill, outside = _outside(boundary, fill_value)
+    _memory.require(2 * x.size * computed.itemsize, f"the {x.size} values of x that are there", "use smaller pieces")
+    values = np.where(there, x, x.dtype.type(0)).astype(computed, copy=False)
+    y = convolve(values, weights, fill_value=fill, **arguments)
+    sums, defined = _sums(there, weights, outside, arguments)
+    with np.errstate(all="ignore"):
+        y /= sums
+    y[~defined] = np.nan
+    if out is None:
+        return give(arrays.as_result(y, dtype))
+    return give(arrays.deliver(lambda target: np.copyto(target, arrays.as_result(y, dtype)), y.shape, dtype, out))
+
+
+def normalized_operator(
+    mask: Any, w: Any, mode: Mode = "full", *, boundary: Boundary = "constant", fill_value: float = 0,
+    stride: Ints = 1, dilation: Ints = 1, algorithm: Algorithm = "auto",
+) -> NormalizedOperator:
+    """``normalized_convolve`` under a mask as the linear map that it is.
+
+    ``diag(1 / s) @ W_conv @ diag(~mask)``, where ``s = W_conv @ ~mask`` are the sums of the weights that are there.
+
+    Parameters
+    ----------
+    mask : array of bool (*in)
+        True where data are missing, for instance ``numpy.isnan(x)``.
+    w : array (*k)
+    mode, boundary, stride, dilation, algorithm
+        As for ``normalized_convolve``.
+    fill_value : 0 or NaN, default 0
+        What is outside: zeros, or nothing.
+
+    Returns
+    -------
+    NormalizedOperator
+        A SciPy ``LinearOperator`` of shape ``(prod out, prod in)`` with exact adjoints. Its ``matrix()`` is a CSR
+        array; ``defined``, an array of bool ``(*out)``, says which outputs have a value. The rows of the others and the
+        columns of missing data are empty, and what vectors hold there, NaN included, plays no part.
+
+    Raises
+    ------
+    ValueError
+        If shapes, modes or sizes do not fit, the sum of the weights vanishes, or a fill value makes the map affine.
+    TypeError
+        If the mask is not of bool, or an array lives on a GPU.
+
+    Examples
+    --------
+    >>> import numconv, numpy as np
+    >>> x = np.array([1, 2, np.nan, 4, 5])
+    >>> A = numconv.normalized_operator(np.isnan(x), [1, 2, 1], "same", fill_value=np.nan)
+    >>> A @ x
+    array([1.33333333, 1.66666667, 3.        , 4.33333333, 4.66666667])
+    >>> A.matrix().toarray()[2]
+    array([0. , 0.5, 0. , 0.5, 0. ])
+    """
+    from ..operators import NormalizedOperator
+
+    (mask, w), _ = dispatch.read(mask=mask, w=w)
+    if dispatch.device_of(w) != "cpu":
+        raise TypeError("mask and w must live on the CPU for normalized_operator, got arrays on a GPU")
+    there = ~_as_mask(mask, mask.shape)
+    computed = _dtypes(w, w)[1]
+    weights = w.astype(computed)
+    fill, outside = _outside(boundary, fill_value)
+    arguments: dict[str, Any] = {"mode": mode, "boundary": boundary, "stride": stride, "dilation": dilation}
+    plan = plan_convolve(
+        there.shape, w.shape, dtype=computed, fill_value=fill, device="cpu", algorithm=algorithm, **arguments
+    )
+    exact = {**arguments, "algorithm": "direct" if algorithm == "auto" else algorithm}
+    return NormalizedOperator(plan, weights, there, *_sums(there, weights, outside, exact))
+
+
+def _as_mask(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if mask.dtype != np.bool_:
+        raise TypeError(f"mask must be an array of bool, True where data are missing, got dtype {mask.dtype}")
+    arrays.check_shape("mask", mask, shape)
+    return mask
+
+
+def _dtypes(x: np.ndarray, w: np.ndarray) -> tuple[np.dtype, np.dtype]:
+    """The result's dtype, and the one to compute in: an average of integers is none."""
+    dtype = arrays.product_dtype(x=x, w=w)
+    dtype = np.dtype(np.float64) if dtype.kind in "biu" else dtype
+    return dtype, arrays.computed_in(dtype)
+
+
+def _outside(boundary: str, fill_value: Any) -> tuple[Any, int]:
+    """The constant outside ``x``, and whether anything is there."""
+    if boundary != "constant":
+        return fill_value, 0  # ``convolve`` refuses a constant
+    missing = bool(np.isnan(as_number("fill_value", fill_value)))
+    return (0, 0) if missing else (fill_value, 1)
+
+
+def _sums(
+    there: np.ndarray, w: np.ndarray, outside: int, arguments: dict[str, Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The sum of the weights that are there, for each output, and where it is more than rounding."""
+    size, real = np.abs(w), w.real.dtype
+    epsilon = max(64, w.size) * float(np.finfo(real).eps)  # a sum of n terms errs by at most n rounding errors
+    if abs(w.sum()) <= epsilon * size.sum():
+        raise ValueError(
+            f"w must have a sum other than 0, got weights that cancel (sum {w.sum():.3g}): no average has such weights"
+        )
+    if arguments["algorithm"] == "kernel2row":
+        arguments = {**arguments, "algorithm": "direct"}  # what is there outside is a constant, which no matrix adds
+    sums = convolve(there.astype(w.dtype), w, fill_value=outside, **arguments)
+    if arguments["algorithm"] in ("fft", "winograd"):
+        least = size.sum()  # a transform errs everywhere by what its largest sums err
+    elif w.dtype == real and (w >= 0).all():
+        return sums, sums != 0  # nothing cancels
+    else:
+        least = convolve(there.astype(real), size, fill_value=outside, **arguments)
+    with np.errstate(invalid="ignore"):
+        return sums, ~(np.abs(sums) <= epsilon * least)

@@ -1,0 +1,108 @@
+"""``plan_conv`` and ``plan_convolve``: a convolution decided before there are arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import arrays, dispatch
+from ..geometry import conv_geometry, plain_geometry
+from ..plan import ConvPlan, make_plan
+
+
+def plan_conv(
+    input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], *, dtype: Any = np.float32, device: Any = "auto",
+    algorithm: str = "auto", stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
+    boundary: str = "constant", fill_value: complex = 0, flip: bool = False,
+) -> ConvPlan:
+    """Plan a channelled convolution, ``conv``.
+
+    Parameters
+    ----------
+    input_shape : tuple of int
+        ``(N, C, *in)`` or ``(C, *in)``.
+    kernel_shape : tuple of int
+        ``(K, C/groups, *k)``.
+    dtype : dtype, default float32
+        Of the arrays and the result.
+    device : {"auto", "cpu", "cuda"}
+        Where NumPy arrays are computed.
+    algorithm : {"auto", "im2col", "kernel2row", "implicit", "direct", "winograd", "fft"}
+    stride, padding, dilation, groups, boundary, fill_value, flip
+        The geometry, as for ``conv``.
+
+    Returns
+    -------
+    ConvPlan
+
+    Raises
+    ------
+    ValueError, TypeError
+        For shapes and values that do not fit, and for an algorithm that cannot serve them.
+
+    Examples
+    --------
+    >>> import numconv
+    >>> plan = numconv.plan_conv((8, 3, 32, 32), (16, 3, 3, 3), stride=2, padding="same")
+    >>> plan.output_shape
+    (8, 16, 16, 16)
+    >>> plan.nbytes("im2col")
+    221184
+    """
+    geometry = conv_geometry(
+        input_shape, kernel_shape, stride=stride, padding=padding, dilation=dilation, groups=groups,
+        boundary=boundary, fill_value=fill_value, flip=flip, names=("input_shape", "kernel_shape"),
+    )
+    return make_plan(geometry, arrays.plan_dtype(dtype), dispatch.choose_device(device), algorithm)
+
+
+def plan_convolve(
+    input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], mode: str = "valid", *, dtype: Any = np.float32,
+    device: Any = "auto", algorithm: str = "auto", stride: Any = 1, dilation: Any = 1, boundary: str = "constant",
+    fill_value: complex = 0, flip: bool = True,
+) -> ConvPlan:
+    """Plan a convolution of plain arrays, the seed's case.
+
+    Parameters
+    ----------
+    input_shape, kernel_shape : tuple of int
+        ``(*in)`` and ``(*k)``.
+    mode : {"valid", "same", "full"}
+        As in ``scipy.signal.convolve``.
+    dtype, device, algorithm, stride, dilation, boundary, fill_value
+        As for ``plan_conv``.
+    flip : bool, default True
+        Turn the kernel: true convolution.
+
+    Returns
+    -------
+    ConvPlan
+
+    Raises
+    ------
+    ValueError, TypeError
+        For shapes and values that do not fit, and for an algorithm that cannot serve them.
+
+    Examples
+    --------
+    The slides' example, 3x3 with 2x2:
+
+    >>> import numconv, numpy as np
+    >>> plan = numconv.plan_convolve((3, 3), (2, 2), dtype=np.int64)
+    >>> X, W = np.arange(1, 10).reshape(3, 3), np.array([[1, 2], [3, 4]])
+    >>> plan.im2col(X)
+    array([[5, 6, 8, 9],
+           [4, 5, 7, 8],
+           [2, 3, 5, 6],
+           [1, 2, 4, 5]])
+    >>> W.reshape(1, 4) @ plan.im2col(X)
+    array([[23, 33, 53, 63]])
+    >>> plan.matrix(W) @ X.ravel()
+    array([23, 33, 53, 63])
+    """
+    geometry = plain_geometry(
+        input_shape, kernel_shape, mode, stride=stride, dilation=dilation, boundary=boundary, fill_value=fill_value,
+        flip=flip, names=("input_shape", "kernel_shape"),
+    )
+    return make_plan(geometry, arrays.plan_dtype(dtype), dispatch.choose_device(device), algorithm)
