@@ -180,6 +180,8 @@ def symbols(g: ConvGeometry, w: np.ndarray) -> Iterator[np.ndarray]:
     w = w.reshape(g.K, g.C // g.groups, *g.kernel)
     most = SYMBOLS // (16 * w.shape[0] * w.shape[1])
     Q = next((q for q in range(1, n) if n % q == 0 and prod(g.size) // q <= most), n)
+    block = 16 * w.shape[0] * w.shape[1] * prod(g.size) // Q
+    _memory.require(4 * block, "the symbols of this convolution", "use fewer channels at a time")
     places: list[Any] = [np.arange(k) * dil % size for k, dil, size in zip(g.kernel, g.dilation, g.size, strict=True)]
     real = w.dtype.kind != "c"
     for q in range(Q // 2 + 1 if real else Q):
