@@ -12,7 +12,7 @@ import scipy.fft
 import scipy.sparse
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from . import _memory, arrays
+from . import _memory, arrays, dispatch
 from ._indexing import CONSTANT, first_output, position, source
 from .geometry import ConvGeometry
 
@@ -33,8 +33,8 @@ class ConvOperator(LinearOperator):
     Hermitian adjoint.
     """
 
-    def __init__(self, plan: ConvPlan, w: np.ndarray) -> None:
-        _need_linear(plan.geometry, "a linear operator")
+    def __init__(self, plan: ConvPlan, w: Any) -> None:
+        w = _weights(plan, w, "a linear operator")
         super().__init__(plan.dtype, plan.geometry.matrix_shape)
         self.plan = plan
         self.w = w.copy()  # later changes of the caller's array must not change the operator
@@ -120,21 +120,29 @@ def _only(there: np.ndarray, columns: np.ndarray) -> np.ndarray:
     return np.where(there.reshape(-1, 1), columns, columns.dtype.type(0))
 
 
-def _need_linear(geometry: ConvGeometry, what: str) -> None:
-    if geometry.fill_value != 0:
-        raise ValueError(f"fill_value must be 0 for {what}, got {geometry.fill_value!r}: the map would be affine")
+def _weights(plan: ConvPlan, w: Any, what: str) -> Any:
+    """The caller's ``w`` in the plan's dtype, of a plan whose map is linear."""
+    fill = plan.geometry.fill_value
+    if fill != 0:
+        raise ValueError(f"fill_value must be 0 for {what}, got {fill!r}: the map would be affine")
+    (w,), _ = dispatch.read(w=w)
+    return plan._weights_for_a_matrix(w)
 
 
 # the norm -----------------------------------------------------------------------------------------------------------
 
 
-def norm(plan: ConvPlan, w: np.ndarray, tol: float) -> float:
-    """The largest singular value of ``W_conv``."""
+def norm(plan: ConvPlan, w: Any, tol: float) -> float:
+    """The largest singular value of ``W_conv``, computed in double precision.
+
+    The Fourier transform makes a circular convolution the ``K x C`` matrix of each frequency (H. Sedghi, V. Gupta,
+    P. M. Long, "The singular values of convolutional layers", ICLR 2019). Others take Lanczos' method on the smaller of
+    ``A^H A`` and ``A A^H``.
+    """
     from .plan import make_plan
 
     g = plan.geometry
-    _need_linear(g, "a norm")
-    w = _wide(w, "a norm")
+    w = _wide(_weights(plan, w, "a norm"), "a norm")
     if not np.isfinite(w).all():
         return float("nan")
     largest = float(np.abs(w).max(initial=0))
@@ -172,6 +180,8 @@ def symbols(g: ConvGeometry, w: np.ndarray) -> Iterator[np.ndarray]:
     w = w.reshape(g.K, g.C // g.groups, *g.kernel)
     most = SYMBOLS // (16 * w.shape[0] * w.shape[1])
     Q = next((q for q in range(1, n) if n % q == 0 and prod(g.size) // q <= most), n)
+    block = 16 * w.shape[0] * w.shape[1] * prod(g.size) // Q
+    _memory.require(4 * block, "the symbols of this convolution", "use fewer channels at a time")
     places: list[Any] = [np.arange(k) * dil % size for k, dil, size in zip(g.kernel, g.dilation, g.size, strict=True)]
     real = w.dtype.kind != "c"
     for q in range(Q // 2 + 1 if real else Q):
@@ -196,11 +206,10 @@ def _norms(symbol: np.ndarray) -> float:
 # the diagonal -------------------------------------------------------------------------------------------------------
 
 
-def gram_diagonal(plan: ConvPlan, w: np.ndarray) -> np.ndarray:
-    """The diagonal of ``W_conv^H @ W_conv``, ``(C, *in)`` or ``(*in)``."""
+def gram_diagonal(plan: ConvPlan, w: Any) -> np.ndarray:
+    """The diagonal of ``W_conv^H @ W_conv``, ``(C, *in)`` or ``(*in)``, of the plan's dtype or its real part's."""
     g, real = plan.geometry, np.empty(0, plan.dtype).real.dtype
-    _need_linear(g, "a Gram matrix")
-    w = _wide(w, "a Gram matrix", np.int64)
+    w = _wide(_weights(plan, w, "a Gram matrix"), "a Gram matrix", np.int64)
     shape = g.size if g.plain else (g.C, *g.size)
     _memory.require(16 * prod(shape), f"the diagonal of shape {shape}", "use fewer channels or rows at a time")
     w = w.reshape(g.groups, g.K // g.groups, g.C // g.groups, *g.kernel).swapaxes(0, 1)

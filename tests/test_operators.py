@@ -160,3 +160,18 @@ def test_what_has_no_matrix_is_refused(method):
     if method != "linear_operator":
         with pytest.raises(TypeError, match=r"w must hold numbers .* bool"):
             getattr(nc.plan_convolve((5, 5), (2, 2), dtype=bool), method)(np.ones((2, 2), bool))
+
+
+def test_memory_is_asked_before_it_is_taken(monkeypatch):
+    plan = nc.plan_convolve((2100, 2100), (2, 2), "same")
+    w = np.ones((2, 2), np.float32)
+    A, x = plan.linear_operator(w), np.ones((2100 * 2100, 1), np.float32)
+    B = nc.normalized_operator(np.zeros((2100, 2100), bool), w, "same")
+    gaps = x.reshape(2100, 2100)
+    monkeypatch.setattr("numconv._memory.available", lambda: 1 << 20)
+    for call in (
+        lambda: A.matmat(x), lambda: A.rmatmat(x), lambda: plan.gram_diagonal(w), B.matrix,
+        lambda: nc.normalized_convolve(gaps, w),
+    ):  # fmt: skip
+        with pytest.raises(MemoryError, match=r"bytes .* are available"):
+            call()
