@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
-from . import arrays
+from . import arrays, dispatch
 
 if TYPE_CHECKING:
     from .plan import ConvPlan
@@ -40,9 +40,10 @@ class ConvOperator(LinearOperator):
         images, w = arrays.ready(vectors.T, computed), arrays.ready(self.w, computed)
         result = np.empty((images.shape[0], self.shape[1 if adjoint else 0]), dtype=computed)
         if adjoint:
-            plan._placed(plan._grad_input, images)(images, w, result)
+            dispatch.placed(plan.device, images, plan._grad_input)(images, w, result)
         else:
-            plan._placed(plan._forward, images)(images, w, np.zeros(plan.geometry.K, computed), result)
+            no_bias = np.zeros(plan.geometry.K, computed)
+            dispatch.placed(plan.device, images, plan._forward)(images, w, no_bias, result)
         return arrays.as_result(result, dtype).T
 
     def _matmat(self, X: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from math import prod
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -284,7 +284,7 @@ class ConvPlan:
         if out is not None:
             arrays.check_out(out, shape, self.dtype)
         self._require(nbytes + self._workspace, shape, first)
-        compute = self._placed(compute, first)
+        compute = dispatch.placed(self.device, first, compute)
         if usual:  # the same as below, which takes longer than a small convolution
             target = np.empty(shape, computed)
             compute(*(np.zeros(need, computed) if array is None else array for _, array, need in inputs), target)
@@ -326,12 +326,6 @@ class ConvPlan:
     def _weights(self, w: np.ndarray) -> np.ndarray:
         g = self.geometry
         return w.reshape(g.K, g.C // g.groups, *g.kernel) if g.plain else w
-
-    def _placed(self, compute: Callable[..., None], array: np.ndarray) -> Callable[..., None]:
-        """``compute``, by way of a GPU where this plan has it that host arrays go there."""
-        if self.device == "cpu" or dispatch.device_of(array) != "cpu":
-            return compute
-        return partial(dispatch.backend(self.device, "arrays").compute_there, compute)
 
     def _forward(self, x: np.ndarray, w: np.ndarray, bias: np.ndarray, y: np.ndarray) -> None:
         g = self.geometry

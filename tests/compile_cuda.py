@@ -2,7 +2,7 @@
 
     python tests/compile_cuda.py 9.0      prints a line of JSON for each kernel
 
-The launchers run on a place that computes nothing and writes down what they launch.
+The launchers run with a driver that computes nothing and writes down what they launch.
 """
 
 from __future__ import annotations
@@ -12,43 +12,29 @@ import re
 import subprocess
 import sys
 import tempfile
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 
-from numconv.cuda import adjoint, arrays, csr, direct, im2col, implicit, kernel2row
+from numconv.cuda import adjoint, arrays, csr, direct, im2col, implicit, kernel2row, places
 from numconv.cuda._jit import cuda
+from numconv.cuda.driver import Simulator
 from numconv.geometry import conv_geometry
 
 
-class Notebook(arrays.Host):
-    """A place whose launches are written down: each kernel once for the types of its arguments."""
-
-    library = "notebook"
+class Notebook(Simulator):
+    """A driver that writes down what it would launch: each kernel once for the types of its arguments."""
 
     def __init__(self):
-        super().__init__(0)
         self.launches = {}
 
-    def allocate(self, shape, dtype):
+    def allocate(self, device, shape, dtype):
         return np.zeros(shape, dtype)
 
-    def read(self, owner):
-        return arrays.DeviceArray(self, owner, owner)
-
-    send = read
-
-    def available(self):
+    def available(self, device):
         return 1 << 40
 
-    def current(self):
-        return nullcontext()
-
-    def to_host(self, array):
-        return array.owner
-
-    def launch(self, kernel, blocks, arguments):
+    def launch(self, device, kernel, blocks, arguments, stream):
         types = tuple(type_of(argument) for argument in arguments)
         self.launches.setdefault((kernel, types), None)
 
@@ -71,8 +57,8 @@ def type_of(value):
 
 def launches():
     """What the launchers launch: every room and product, every tile, real, complex and whole numbers."""
-    place = Notebook()
-    arrays.host = lambda device=0: place
+    places.DRIVER = notebook = Notebook()
+    place = places.host()
     for dtype in map(np.dtype, ("float32", "float64", "complex64", "int64")):
         for boundary in ("constant", "reflect"):
             for K, C, size in ((4, 4, 8), (128, 64, 64), (32, 32, 8)):
@@ -93,7 +79,7 @@ def launches():
         csr.rmatvec(data, indices, indptr, a, b)
         kernel2row.has_structure(indices, indptr, w, g.axes, 0, 8)
         w.swapaxes(2, 3).astype(dtype).conj()
-    return list(place.launches)
+    return list(notebook.launches)
 
 
 def main(capability):

@@ -27,9 +27,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*overflow encountered:RuntimeWa
 in_simulator = pytest.mark.skipif(not simulated, reason="runs in the simulator's own process")
 
 if simulated:
-    from numconv.cuda import adjoint, arrays, csr, direct, im2col, implicit, kernel2row
+    from numconv.cuda import adjoint, csr, direct, im2col, implicit, kernel2row, places
 
-    PLACE = arrays.host()
+    PLACE = places.host()
     ROOMS = {"direct": direct, "im2col": im2col, "implicit": implicit, "kernel2row": kernel2row}
 
 

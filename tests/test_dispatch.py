@@ -59,7 +59,7 @@ def without_gpu(monkeypatch):
         (on_gpu("jax._src.array", 3), "jax on cuda:3"),
         (fake("cupy", __dlpack_device__=lambda self: (13, 0)), "cupy on cuda:0"),
         (fake("lib", __dlpack_device__=lambda self: (1, 0)), "numpy"),
-        (fake("lib", __cuda_array_interface__={"shape": (3,)}), "lib on cuda:0"),
+        (fake("lib", __cuda_array_interface__={"shape": (3,), "data": (0, False)}), "lib on cuda:0"),
         (tensor("cpu"), "torch on cpu"),
         (tensor("cuda", 1), "torch on cuda:1"),
     ],
@@ -164,7 +164,7 @@ def test_no_driver_is_called_before_an_array_or_a_wish():
     """Importing every public name and convolving asks for no GPU, so that a process may still fork."""
     code = (
         "import numconv, os, sys\n"
-        "from numconv.cuda import arrays, implicit, direct, kernel2row, csr, adjoint\n"
+        "from numconv.cuda import places, implicit, direct, kernel2row, csr, adjoint\n"
         "from numconv.cuda import _jit\n"
         "numconv.convolve([1.0, 2.0], [1.0])\n"
         "assert _jit._missing.cache_info().currsize == 0\n"

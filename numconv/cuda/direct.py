@@ -14,7 +14,8 @@ import numpy as np
 from .._indexing import OUT, SIZE, STRIDE
 from ..geometry import ConvGeometry
 from ._jit import THREADS, cuda, kernel, source
-from .arrays import DeviceArray, blocks_for, table
+from .arrays import DeviceArray, blocks_for
+from .places import table
 from .tables import rows_and_taps
 
 

@@ -11,8 +11,9 @@ from .. import _memory
 from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..geometry import ConvGeometry
 from ._jit import cuda, kernel, output_hit, row_output, source
-from .arrays import DeviceArray, blocks_for, table
+from .arrays import DeviceArray, blocks_for
 from .implicit import forward as implicit_forward
+from .places import table
 from .tables import rows_and_taps
 
 #: A thread finds a place once and goes through so many planes with it.

@@ -23,7 +23,8 @@ from numpy import int32
 from .._indexing import CONSTANT, OUT, SIZE, STRIDE
 from ..geometry import ConvGeometry, axes_table
 from ._jit import SIMULATED, cuda, helper, kernel, load_four, source
-from .arrays import DeviceArray, blocks_for, table
+from .arrays import DeviceArray, blocks_for
+from .places import table
 from .tables import rows_and_taps
 
 #: Threads along a side of a tile; the simulator makes each a thread of Python, and sees the same with fewer.

@@ -13,7 +13,8 @@ from .._indexing import KERNEL, OUT, SIZE, STRIDE
 from ..geometry import ConvGeometry
 from . import direct
 from ._jit import cuda, helper, kernel, source
-from .arrays import DeviceArray, blocks_for, table
+from .arrays import DeviceArray, blocks_for
+from .places import table
 from .tables import Entries, entries_of, rows_and_taps
 
 

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE, position, source
-from .arrays import DeviceArray, Place, constant
+from .arrays import DeviceArray
+from .places import Place, constant
 
 #: Positions, rows and pixels of a plane are 32-bit numbers in kernels.
 FAR = 2**31
