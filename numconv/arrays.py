@@ -52,6 +52,11 @@ def computed_in(dtype: np.dtype) -> np.dtype:
     return COMPUTED_IN.get(dtype, dtype)
 
 
+def stored_in(dtype: np.dtype, device: str) -> np.dtype:
+    """The dtype in which arrays of ``dtype`` reach kernels: a GPU's read and write float16 and sum in float32."""
+    return dtype if device == "cuda" and dtype == np.float16 else computed_in(dtype)
+
+
 def ready(array: Array, dtype: np.dtype) -> Array:
     """The array as kernels take it: contiguous, aligned, native, of this dtype. Copies only when it must."""
     if fits(array, dtype):

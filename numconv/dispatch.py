@@ -122,6 +122,16 @@ def free_memory(array: Any, device: str) -> Callable[[], int] | None:
     return available
 
 
+def asked_for() -> str:
+    """The device for host arrays that are only moved: a GPU if one is asked for, but never by itself."""
+    return "cuda" if choose_device() == "cuda" else "cpu"
+
+
+def device_for(device: str, array: Any) -> str:
+    """Where a call computes: where its arrays are, or where host arrays are to go."""
+    return device if device_of(array) == "cpu" else "cuda"
+
+
 def placed(device: str, array: Any, compute: Callable[..., None]) -> Callable[..., None]:
     """``compute(*arrays, result)``, by way of a GPU where host arrays are to go there."""
     if device == "cpu" or device_of(array) != "cpu":

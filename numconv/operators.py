@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
     from .plan import ConvPlan
 
 
+def must_be_linear(plan: ConvPlan) -> None:
+    """Raise where a constant makes the map affine."""
+    if plan.geometry.fill_value != 0:
+        raise ValueError(
+            f"fill_value must be 0 for a linear operator, got {plan.geometry.fill_value!r}: the map would be affine"
+        )
+
+
 class ConvOperator(LinearOperator):
     """``W_conv`` of one kernel, of shape ``(K * prod out, C * prod in)``, applied by the plan's algorithm.
 
@@ -22,10 +31,7 @@ class ConvOperator(LinearOperator):
     """
 
     def __init__(self, plan: ConvPlan, w: np.ndarray) -> None:
-        if plan.geometry.fill_value != 0:
-            raise ValueError(
-                f"fill_value must be 0 for a linear operator, got {plan.geometry.fill_value!r}: the map would be affine"
-            )
+        must_be_linear(plan)
         super().__init__(plan.dtype, plan.geometry.matrix_shape)
         self.plan = plan
         self.w = w.copy()  # later changes of the caller's array must not change the operator
@@ -57,3 +63,34 @@ class ConvOperator(LinearOperator):
 
     def _rmatvec(self, x: np.ndarray) -> np.ndarray:
         return self._apply(x.reshape(-1, 1), adjoint=True)[:, 0]
+
+
+def cupy_operator(plan: ConvPlan, w: Any) -> Any:
+    """The same on a GPU, as CuPy's solvers take it: a ``LinearOperator`` of ``cupyx`` for a ``w`` of CuPy."""
+    must_be_linear(plan)
+    if w.place.library != "cupy":
+        raise TypeError(
+            f"w must be an array of NumPy or CuPy, whose solvers take a linear operator, got {w.place.kind}; "
+            "forward and grad_input are the two products for any"
+        )
+    from cupyx.scipy.sparse.linalg import LinearOperator as OfCuPy
+
+    weights, M = w.astype(w.dtype), plan.geometry.matrix_shape
+
+    def apply(vectors: Any, adjoint: bool) -> Any:
+        (X,), give = dispatch.read(vectors=vectors)
+        dtype = arrays.product_dtype(vectors=X, plan=plan.dtype)
+        now = plan if dtype == plan.dtype else replace(plan, dtype=dtype)
+        computed = arrays.computed_in(dtype)
+        images, w = X.reshape(X.shape[0], -1).swapaxes(0, 1).ready(computed), weights.ready(computed)
+        result = w.place.empty((images.shape[0], M[1 if adjoint else 0]), computed)
+        if adjoint:
+            now._grad_input(images, w, result)
+        else:
+            now._forward(images, w, w.place.zeros(plan.geometry.K, computed), result)
+        columns = w.place.empty((result.shape[1], *X.shape[1:]), dtype)
+        columns.reshape(result.shape[::-1])[...] = result.swapaxes(0, 1)
+        return give(columns)
+
+    forward, adjoint = partial(apply, adjoint=False), partial(apply, adjoint=True)
+    return OfCuPy(M, matvec=forward, rmatvec=adjoint, matmat=forward, rmatmat=adjoint, dtype=plan.dtype)

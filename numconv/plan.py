@@ -145,17 +145,17 @@ class ConvPlan:
         """``X_conv`` of ``x``, as ``numconv.im2col`` gives it for this geometry."""
         (x,), give = dispatch.read(x=x)
         arrays.check_shape("x", x, self.input_shape)
-        return give(matrices.im2col(x, self.geometry))
+        return give(matrices.im2col(x, self.geometry, device=self.device))
 
     def col2im(self, cols: Any) -> Any:
         """The adjoint of ``im2col``: every entry of ``cols`` added to the pixel it came from."""
         (cols,), give = dispatch.read(cols=cols)
-        return give(matrices.col2im(cols, self.geometry, "sum"))
+        return give(matrices.col2im(cols, self.geometry, "sum", device=self.device))
 
     def matrix(self, w: Any) -> scipy.sparse.csr_array:
         """``W_conv`` of ``w`` as a canonical CSR array ``(K * prod out, C * prod in)``; a batch is not part of it."""
         (w,), _ = dispatch.read(w=w)
-        return matrices.kernel2row(self._weights_for_a_matrix(w), self.geometry)
+        return matrices.kernel2row(self._weights_for_a_matrix(w), self.geometry, self.device)
 
     def refill(self, csr: scipy.sparse.csr_array, w: Any) -> scipy.sparse.csr_array:
         """Write the weights ``w`` into ``csr``, a matrix that this plan or an equal one made, in place.
@@ -166,14 +166,20 @@ class ConvPlan:
             If the structure of ``csr`` is not that of this geometry; nothing is written then.
         """
         (w,), _ = dispatch.read(w=w)
-        return matrices.refill(csr, self._weights_for_a_matrix(w), self.geometry)
+        return matrices.refill(csr, self._weights_for_a_matrix(w), self.geometry, self.device)
 
     def linear_operator(self, w: Any) -> LinearOperator:
-        """``W_conv`` of ``w`` without storing it: a SciPy ``LinearOperator`` of the same shape as ``matrix(w)``."""
-        from .operators import ConvOperator
+        """``W_conv`` of ``w`` without storing it: a SciPy ``LinearOperator`` of the same shape as ``matrix(w)``.
+
+        For an array of CuPy, that of ``cupyx``.
+        """
+        from .operators import ConvOperator, cupy_operator
 
         (w,), _ = dispatch.read(w=w)
-        return ConvOperator(self, self._weights_for_a_matrix(w))
+        w = self._weights_for_a_matrix(w)
+        if dispatch.device_of(w) == "cpu":
+            return ConvOperator(self, w)
+        return cupy_operator(self if self.device == "cuda" else self.on_gpu(), w)
 
     # facts ----------------------------------------------------------------------------------------------------------
 
@@ -234,9 +240,17 @@ class ConvPlan:
     def _room(self, name: str) -> ModuleType:
         return dispatch.backend(self.device, name)
 
+    def on_gpu(self) -> ConvPlan:
+        """The same for arrays on a GPU."""
+        return make_plan(self.geometry, self.dtype, "cuda", self.asked)
+
     @cached_property
     def _computed(self) -> np.dtype:
         return arrays.computed_in(self.dtype)
+
+    @cached_property
+    def _stored(self) -> np.dtype:
+        return arrays.stored_in(self.dtype, self.device)
 
     @cached_property
     def _fill(self) -> Any:
@@ -269,9 +283,9 @@ class ConvPlan:
         """
         first: Any = inputs[0][1]
         if dispatch.device_of(first) != "cpu" and self.device == "cpu":
-            there = make_plan(self.geometry, self.dtype, "cuda", self.asked)
+            there = self.on_gpu()
             return there._run(getattr(there, compute.__name__), inputs, shape, out)
-        computed = self._computed
+        computed = self._stored
         nbytes = prod(shape) * computed.itemsize if out is None else 0
         exact = computed == self.dtype
         usual = exact and out is None and type(first) is np.ndarray
@@ -346,8 +360,11 @@ class ConvPlan:
 
     def _transpose(self, x: np.ndarray, w: np.ndarray, bias: np.ndarray, y: np.ndarray) -> None:
         with np.errstate(all="ignore"):
-            self._transposed(x, w, y)
-            y += bias.reshape(self.geometry.C, *(1,) * self.geometry.d)
+            sums = y if y.dtype == self._computed else np.empty(y.shape, self._computed, like=y)
+            self._transposed(x, w, sums)
+            sums += bias.reshape(self.geometry.C, *(1,) * self.geometry.d)
+            if sums is not y:
+                y[...] = sums
 
     def _transposed(self, dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
         g = self.geometry

@@ -123,6 +123,15 @@ def helper(f: Callable[..., Any]) -> Any:
     return f if cuda is None or SIMULATED else cuda.jit(device=True)(f)
 
 
+def _checked(value: int) -> int:
+    """A number of 32 bits as the simulator has it: one that does fit, and makes no sum with it narrow."""
+    assert -(1 << 31) <= value < 1 << 31, f"{value} has more than 32 bits"
+    return int(value)
+
+
+#: What kernels call numbers that 32 bits hold.
+int32: Any = _checked if SIMULATED else np.int32
+
 _index = _indexing.compiled_by(helper)
 position, source, output_hit = _index["position"], _index["source"], _index["output_hit"]
 row_source, row_output = _index["row_source"], _index["row_output"]

@@ -120,6 +120,10 @@ class DeviceArray:
         copy(self, target)
         return target
 
+    def ready(self, dtype: np.dtype) -> DeviceArray:
+        """Contiguous and in this dtype; a copy only where it must be."""
+        return self if self.dtype == dtype and self.flags.c_contiguous else self.astype(dtype)
+
     def conj(self) -> DeviceArray:
         """The complex conjugate; a real array is its own."""
         if self.dtype.kind != "c":

@@ -62,6 +62,10 @@ class Place:
         """``out = a @ b`` by the library's BLAS; False where it has none."""
         return False
 
+    def sparse(self, parts: tuple[DeviceArray, ...], shape: tuple[int, int]) -> Any:
+        """A canonical CSR matrix of ``data, indices, indptr`` as the library has it, else these three."""
+        return tuple(map(self.give, parts))
+
     def available(self) -> int:
         """Bytes that can be allocated."""
         return DRIVER.available(self.device)
@@ -214,6 +218,18 @@ class CuPy(Place):
             cupy.matmul(A, B, out=C)
         return True
 
+    def sparse(self, parts: tuple[DeviceArray, ...], shape: tuple[int, int]) -> Any:
+        """A matrix of ``cupyx``; it has none of whole numbers, nor, before version 14, with indices of 64 bits."""
+        if parts[0].dtype.char not in "?fdFD" or parts[1].dtype != np.int32:
+            return super().sparse(parts, shape)
+        import cupy
+        from cupyx.scipy.sparse import csr_matrix
+
+        with cupy.cuda.Device(self.device):
+            W_conv = csr_matrix(super().sparse(parts, shape), shape=shape)
+        W_conv.has_canonical_format = True  # it need not look
+        return W_conv
+
     def _array(self, array: DeviceArray) -> Any:
         """A view as an array of the memory that its owner lies in."""
         import cupy
@@ -260,7 +276,7 @@ class Foreign(Host):
             if interface.get("stream") is not None:  # its work has to be done before ours
                 DRIVER.wait(self.device, interface["stream"])
             return self.seen(owner, interface)
-        if not hasattr(owner, "__dlpack__"):
+        if isinstance(owner, np.ndarray):  # what the simulator allocates
             return super().read(owner)
         from cuda.core.utils import StridedMemoryView
 
