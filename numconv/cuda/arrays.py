@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._jit import THREADS, cuda, kernel
+from ._jit import THREADS, cuda, helper, kernel
 
 if TYPE_CHECKING:
     from .places import Place
@@ -150,24 +150,34 @@ _MAKES: dict[Any, Callable[..., DeviceArray]] = {
 # copies -------------------------------------------------------------------------------------------------------------
 
 
+@helper
+def both(i, s, s_steps, t, t_steps, shape, d):
+    """Where item ``i``, counted row by row over ``shape``, lies in two arrays that begin at ``s`` and ``t``."""
+    for a in range(d - 1, -1, -1):
+        at = i % shape[a]
+        i //= shape[a]
+        s += at * s_steps[a]
+        t += at * t_steps[a]
+    return s, t
+
+
 @kernel()
-def _copy(source, s0, s_steps, target, t0, t_steps, shape, d, n, conjugate, adds):
-    # Item i of both, counted row by row over ``shape``; a step of 0 repeats an item.
+def _copy(source, s0, s_steps, target, t0, t_steps, shape, d, n, conjugate):
+    # A step of 0 repeats an item.
     i = cuda.grid(1)
     while i < n:
-        s, t, left = s0, t0, i
-        for a in range(d - 1, -1, -1):
-            at = left % shape[a]
-            left //= shape[a]
-            s += at * s_steps[a]
-            t += at * t_steps[a]
-        value = source[s]
-        if conjugate:
-            value = value.conjugate()
-        if adds:
-            target[t] += target.dtype.type(value)
-        else:
-            target[t] = target.dtype.type(value)
+        s, t = both(i, s0, s_steps, t0, t_steps, shape, d)
+        value = source[s].conjugate() if conjugate else source[s]
+        target[t] = target.dtype.type(value)
+        i += cuda.gridsize(1)
+
+
+@kernel()
+def _add(source, s0, s_steps, target, t0, t_steps, shape, d, n):
+    i = cuda.grid(1)
+    while i < n:
+        s, t = both(i, s0, s_steps, t0, t_steps, shape, d)
+        target[t] += target.dtype.type(source[s])
         i += cuda.gridsize(1)
 
 
@@ -194,10 +204,14 @@ def copy(source: DeviceArray, target: DeviceArray, conjugate: bool = False, adds
     if d > MOST_AXES:
         raise ValueError(f"an array on a GPU must lie along at most {MOST_AXES} axes, got shape {target.shape}")
     (items, s0), (goal, t0), rest = _memory_of(source), _memory_of(target), (1,) * (MOST_AXES - d)
-    _copy(
-        blocks_for(n), items, s0, (*(step // source.itemsize for step in s_steps), *rest), goal, t0,
-        (*(step // target.itemsize for step in t_steps), *rest), (*shape, *rest), d, n, conjugate, adds, on=place,
-    )  # fmt: skip
+    come, go = (
+        (array, begin, (*(step // array.itemsize for step in steps), *rest))
+        for array, begin, steps in ((items, s0, s_steps), (goal, t0, t_steps))
+    )
+    if adds:
+        _add(blocks_for(n), *come, *go, (*shape, *rest), d, n, on=place)
+    else:
+        _copy(blocks_for(n), *come, *go, (*shape, *rest), d, n, conjugate, on=place)
 
 
 def blocks_for(n: int, threads: int = THREADS) -> int:
