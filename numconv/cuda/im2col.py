@@ -102,10 +102,10 @@ def divide(x: DeviceArray, counts: np.ndarray) -> None:
 def product(a: DeviceArray, b: DeviceArray, out: DeviceArray, bias: DeviceArray | None = None) -> None:
     """``out[i, g] = a[g] @ b[i, g] + bias``: by the caller's own BLAS, else by the tiles of ``implicit``.
 
-    BLAS would round float16 before the bias, and may sum in it.
+    BLAS has no whole numbers, and would round float16 before the bias, or sum in it.
     """
     (N, G, Q, P), R = b.shape, a.shape[1]
-    if a.dtype == out.dtype != np.float16 and a.place.matmul(a, b, out):
+    if a.dtype == out.dtype != np.float16 and a.dtype.kind in "fc" and a.place.matmul(a, b, out):
         if bias is not None:
             out += bias.reshape(G, R, 1)
         return
