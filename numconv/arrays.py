@@ -73,6 +73,13 @@ def ready(array: Array, dtype: np.dtype) -> Array:
     return np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED"])
 
 
+def zeros_beside(array: Array, shape: tuple[int, ...], dtype: np.dtype) -> Array:
+    """Zeros to read, where the array is."""
+    place: Any = getattr(array, "place", None)
+    zeros: Array = place.nothing(shape, dtype) if place else np.zeros(shape, dtype)
+    return zeros
+
+
 def fits(array: Array, dtype: np.dtype) -> bool:
     """Whether kernels take the array as it is."""
     flags = array.flags

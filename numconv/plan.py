@@ -304,7 +304,7 @@ class ConvPlan:
             compute(*(np.zeros(need, computed) if array is None else array for _, array, need in inputs), target)
             return target
         ready = [
-            np.zeros(need, computed, like=first) if array is None else arrays.ready(array, computed)
+            arrays.zeros_beside(first, need, computed) if array is None else arrays.ready(array, computed)
             for _, array, need in inputs
         ]
         with np.errstate(all="ignore"):  # the caller's own array may not hold what was computed

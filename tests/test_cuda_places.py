@@ -191,6 +191,12 @@ def test_dlpack_alone(waited):
     assert waited == [(0, 0)]
 
 
+def test_what_only_the_cpu_has_is_said(calls):
+    for algorithm in ("winograd", "fft"):
+        with pytest.raises(ValueError, match=rf"'{algorithm}' cannot.*no cuda kernel of it, but of im2col, kernel2row"):
+            numconv.conv(Tensor(X), Tensor(values((3, 2, 3, 3), np.float32)), algorithm=algorithm)
+
+
 def test_the_place_of_a_library():
     assert places.place_of("torch on cuda:2") == places.Torch(2)
     assert places.place_of("lib on cuda:1").kind == "lib on cuda:1"

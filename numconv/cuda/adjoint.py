@@ -79,7 +79,7 @@ def by_phases(dY: DeviceArray, w: DeviceArray, geometry: ConvGeometry, dX: Devic
     K, Cg = w.shape[:2]
     G, kernel, place, sums = dX.shape[1] // Cg, w.shape[2:], dX.place, computed_in(dX.dtype)
     turned = w.reshape(G, K // G, Cg, prod(kernel)).swapaxes(1, 2).astype(sums).reshape(dX.shape[1], K // G, *kernel)
-    no_bias, nothing = place.zeros((dX.shape[1],), sums), sums.type(0)
+    no_bias, nothing = place.nothing((dX.shape[1],), sums), sums.type(0)
     if len(geometry.phases) < prod(geometry.stride):
         dX[...] = 0  # pixels that no tap meets
     every = (slice(None), slice(None))

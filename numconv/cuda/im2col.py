@@ -109,7 +109,7 @@ def product(a: DeviceArray, b: DeviceArray, out: DeviceArray, bias: DeviceArray 
         if bias is not None:
             out += bias.reshape(G, R, 1)
         return
-    bias = a.place.zeros((G * R,), a.dtype) if bias is None else bias
+    bias = a.place.nothing((G * R,), a.dtype) if bias is None else bias
     line = np.array([[P, 1, P, 0, 1, 1]])
     implicit_forward(
         b.reshape(N, G * Q, P), a.reshape(G * R, Q, 1), bias, line, 0, a.dtype.type(0), out.reshape(N, G * R, P)

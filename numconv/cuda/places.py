@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ class Place:
 
     def __init__(self, device: int) -> None:
         self.device = device
+        self._hash = hash(("place", device))
 
     @property
     def kind(self) -> str:
@@ -34,7 +36,7 @@ class Place:
         return isinstance(other, Place) and (self.library, self.device) == (other.library, other.device)
 
     def __hash__(self) -> int:
-        return hash((self.library, self.device))
+        return self._hash
 
     # what a library does in its own way -----------------------------------------------------------------------------
 
@@ -94,6 +96,10 @@ class Place:
         array = self.empty(shape, dtype)
         array[...] = 0
         return array
+
+    def nothing(self, shape: tuple[int, ...], dtype: np.dtype) -> DeviceArray:
+        """Zeros that are only read, such as a bias that is not there: sent once."""
+        return constant(self, bytes(prod(shape) * dtype.itemsize), dtype.str, shape)
 
     def scalar(self, value: Any, dtype: np.dtype) -> DeviceArray:
         """One number, on the device."""
