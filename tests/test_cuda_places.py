@@ -134,7 +134,7 @@ class ByInterface:
 
     def __array_namespace__(self):
         return SimpleNamespace(
-            empty=lambda shape, dtype, device: ByInterface(np.full(shape, 7, dtype), device=device.id),
+            empty=lambda shape, dtype, device: ByInterface(np.full(shape, 7, dtype), device=device.id), int64=np.int32,
             **{name: np.dtype(name) for name in ("float32", "float64", "int32")},
         )
 
@@ -168,6 +168,17 @@ def test_an_unknown_library_waits_and_gets_its_own_arrays(launched, waited):
     assert numconv.conv(x, ByInterface(W, device=2), out=out) is out
     assert waited[-1] == (2, 0)
     np.testing.assert_array_equal(out.numbers, y.numbers)
+
+
+def test_a_library_that_narrows(launched):
+    """Workspaces come from numba where a library's int64 is none."""
+    W_conv = numconv.kernel2row(ByInterface(W), (3, 4), flip=False)
+    parts = tuple(part.numbers for part in W_conv)
+    want = scipy.sparse.csr_array(parts)
+    y = values((want.shape[0],), np.float32)
+    x = numconv.csr_rmatvec(*W_conv, ByInterface(y), want.shape[1])
+    assert type(x) is ByInterface
+    np.testing.assert_array_equal(x.numbers, y @ want)
 
 
 def test_what_cannot_be_written_or_read_is_refused():

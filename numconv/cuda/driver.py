@@ -36,9 +36,9 @@ class Driver:
             return cuda.device_array(shape, dtype)
 
     def send(self, device: int, array: np.ndarray) -> Any:
-        """A copy of a host array; it is there when this returns."""
+        """A copy of a contiguous host array; it is there when this returns."""
         with self.on(device):
-            copied = cuda.to_device(np.ascontiguousarray(array))
+            copied = cuda.to_device(array)
             cuda.default_stream().synchronize()
             return copied
 

@@ -137,7 +137,7 @@ class Host(Place):
 
     def send(self, array: np.ndarray) -> DeviceArray:
         """A copy of a host array."""
-        return self.read(DRIVER.send(self.device, array))
+        return self.read(DRIVER.send(self.device, array.reshape(-1))).reshape(array.shape)
 
 
 class Torch(Place):
@@ -266,9 +266,14 @@ class Foreign(Host):
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """An empty array of the library's, or of numba."""
-        if self.namespace is None:
+        if not hasattr(self.namespace, dtype.name):
             return super().allocate(shape, dtype)
         return self.namespace.empty(shape, dtype=getattr(self.namespace, dtype.name), **self.where)
+
+    def empty(self, shape: Any, dtype: np.dtype) -> DeviceArray:
+        """A new array; of numba where the library has this dtype by name only, as JAX has int64."""
+        array = super().empty(shape, dtype)
+        return array if array.dtype == dtype else self.read(DRIVER.allocate(self.device, array.shape, dtype))
 
     def read(self, owner: Any) -> DeviceArray:
         """What the array tells about itself."""
