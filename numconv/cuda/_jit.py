@@ -74,7 +74,8 @@ def _missing(process: int) -> str:
         count = len(cuda.gpus)
     except (CudaDriverError, CudaSupportError) as error:
         _asked.clear()  # a driver that did not start hinders no fork
-        return f"no CUDA driver can be used: {' '.join(str(error).split())}; install or update NVIDIA's driver"
+        reason = " ".join(str(error).split()).removeprefix("Error at driver init: ").rstrip(" .:")
+        return f"no CUDA driver can be used: {reason}; install or update NVIDIA's driver"
     return lacks_compiler() if count else "the CUDA driver finds no GPU"
 
 
