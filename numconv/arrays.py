@@ -52,6 +52,11 @@ def computed_in(dtype: np.dtype) -> np.dtype:
     return COMPUTED_IN.get(dtype, dtype)
 
 
+def stored_in(dtype: np.dtype, device: str) -> np.dtype:
+    """The dtype in which arrays of ``dtype`` reach kernels: a GPU's read and write float16 and sum in float32."""
+    return dtype if device == "cuda" and dtype == np.float16 else computed_in(dtype)
+
+
 def ready(array: Array, dtype: np.dtype) -> Array:
     """The array as kernels take it: contiguous, aligned, native, of this dtype. Copies only when it must."""
     if fits(array, dtype):
@@ -66,6 +71,13 @@ def ready(array: Array, dtype: np.dtype) -> Array:
             "pass a contiguous array of that dtype, or use smaller pieces",
         )
     return np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED"])
+
+
+def zeros_beside(array: Array, shape: tuple[int, ...], dtype: np.dtype) -> Array:
+    """Zeros to read, where the array is."""
+    place: Any = getattr(array, "place", None)
+    zeros: Array = place.nothing(shape, dtype) if place else np.zeros(shape, dtype)
+    return zeros
 
 
 def fits(array: Array, dtype: np.dtype) -> bool:

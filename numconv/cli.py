@@ -95,6 +95,8 @@ def parser() -> argparse.ArgumentParser:
                        "(default: all)")  # fmt: skip
     bench.add_argument("--case", default="", metavar="PART", help="only cases whose group and name contain this")
     bench.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where all compute; on a GPU beside "
+                       "torch (cuDNN, allow_tf32 False and True) and CuPy")  # fmt: skip
     bench.add_argument("--threads", type=int, metavar="N", help="for every library (default: all cores)")
     bench.add_argument("--seconds", type=float, default=1.0, help="for each case and peer (default: %(default)s)")
     bench.add_argument("--algorithm", choices=("auto", *ALGORITHMS), default="auto", help="of numconv")
@@ -172,22 +174,29 @@ def run_bench(arguments: argparse.Namespace) -> int:
     """numconv beside its peers; 1 if a result differs."""
     from .bench.cases import LAYERS, choose
     from .bench.command import bench
-    from .bench.peers import PEERS, Settings
+    from .bench.peers import GPU_PEERS, PEERS, Settings
+    from .dispatch import choose_device
 
     a = arguments
-    peers, layers = () if a.peers == ("none",) else a.peers or tuple(PEERS), a.layers or LAYERS
-    for name, given, valid in (("--peers", peers, tuple(PEERS)), ("--layers", layers, LAYERS)):
+    valid_peers: tuple[str, ...] = tuple(PEERS) if a.device == "cpu" else GPU_PEERS
+    peers, layers = () if a.peers == ("none",) else a.peers or valid_peers, a.layers or LAYERS
+    for name, given, valid in (("--peers", peers, valid_peers), ("--layers", layers, LAYERS)):
         for word in given:
             one_of(name, word, valid)
     threads = as_int("--threads", cores() if a.threads is None else a.threads, 1)
     if not 0 <= a.seconds < float("inf"):
         raise ValueError(f"--seconds must be at least 0, got {a.seconds}")
-    cases = choose(layers, a.case)
+    cases = choose(layers, a.case, a.device)
     if not cases:
         raise ValueError(f"--case {a.case!r} is part of no case of --layers {','.join(layers)}")
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     machine = {"processor": processor(), "system": f"{platform.platform()}, python {platform.python_version()}"}
-    return bench(cases, peers, Settings(a.dtype, threads, a.algorithm), a.seconds, machine, a.json, colour)
+    if choose_device(a.device) == "cuda":  # an error if there is no GPU
+        from .bench import gpu
+
+        machine |= gpu.machine()
+    settings = Settings(a.dtype, threads, a.algorithm, a.device)
+    return bench(cases, peers, settings, a.seconds, machine, a.json, colour)
 
 
 def cores() -> int:

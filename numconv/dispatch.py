@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Literal, get_args
@@ -117,9 +117,26 @@ def free_memory(array: Any, device: str) -> Callable[[], int] | None:
     """How to ask for the memory that is left where this array is computed; ``None`` on the CPU."""
     if device == "cpu":
         return None
-    place = backend(device, "arrays").host() if isinstance(array, np.ndarray) else array.place
+    place = backend(device, "places").host() if isinstance(array, np.ndarray) else array.place
     available: Callable[[], int] = place.available
     return available
+
+
+def asked_for() -> str:
+    """The device for host arrays that are only moved: a GPU if one is asked for, but never by itself."""
+    return "cuda" if choose_device() == "cuda" else "cpu"
+
+
+def device_for(device: str, array: Any) -> str:
+    """Where a call computes: where its arrays are, or where host arrays are to go."""
+    return device if device_of(array) == "cpu" else "cuda"
+
+
+def placed(device: str, array: Any, compute: Callable[..., None]) -> Callable[..., None]:
+    """``compute(*arrays, result)``, by way of a GPU where host arrays are to go there."""
+    if device == "cpu" or device_of(array) != "cpu":
+        return compute
+    return partial(backend(device, "places").compute_there, compute)
 
 
 def device_of(array: Any) -> str:
@@ -162,10 +179,9 @@ def read(**arguments: Any) -> tuple[list[Any], Callable[[Any], Any]]:
     if out is not None and not kinds["out"]:
         raise TypeError(f"out must be an array that can be written to, got {type(out).__name__}")
     if "cuda" in kind:
-        arrays, give = _read_gpu(arguments, named, kind)
-    else:
-        reader, give = _on_host[kind]
-        arrays = [value if value is None else reader(name, value) for name, value in arguments.items()]
+        return _read_gpu(arguments, named, kind)
+    reader, give = _on_host[kind]
+    arrays = [value if value is None else reader(name, value) for name, value in arguments.items()]
     return arrays, give if out is None else _way_to(out)
 
 
@@ -195,8 +211,17 @@ def kind_of(name: str, value: Any) -> str:
             )
         return "numpy"
     if hasattr(value, "__cuda_array_interface__"):
-        return f"{library} on cuda:{getattr(getattr(value, 'device', None), 'id', 0)}"
+        return f"{library} on cuda:{_device_by_address(value)}"
     return "numpy" if hasattr(value, "__array__") or hasattr(value, "__array_interface__") else ""
+
+
+def _device_by_address(value: Any) -> int:
+    """The GPU of an array that says no more than its address, which the driver knows."""
+    device = getattr(getattr(value, "device", None), "id", None)
+    address = value.__cuda_array_interface__["data"][0]
+    if device is None and address and not no_cuda():
+        device = backend("cuda", "driver").DRIVER.device_at(address)
+    return device or 0
 
 
 #: Device types of dlpack.h: kDLCPU and kDLCUDAHost; kDLCUDA and kDLCUDAManaged.
@@ -220,7 +245,7 @@ def _read_gpu(arguments: dict[str, Any], kinds: dict[str, str], kind: str) -> tu
     if no_cuda():
         name = next(iter(kinds))
         raise RuntimeError(f"{name} lives on a GPU ({kind}), but numconv cannot use it: {no_cuda()}")
-    rooms = backend("cuda", "arrays")
+    rooms = backend("cuda", "places")
     own = next((value for value in arguments.values() if isinstance(value, rooms.DeviceArray)), None)
     place = own.place if own is not None else rooms.place_of(kind)
     arrays = []
@@ -231,7 +256,15 @@ def _read_gpu(arguments: dict[str, Any], kinds: dict[str, str], kind: str) -> tu
             arrays.append(rooms.read(place, name, value))
         else:
             arrays.append(place.bring(_read_host(name, value)))
-    return arrays, _as_is if own is not None else place.give
+    out = arguments.get("out")
+    if out is None:
+        return arrays, _as_is if own is not None else place.give
+
+    def give_out(result: Any) -> Any:
+        place.settle()
+        return out
+
+    return arrays, give_out
 
 
 def _read_host(name: str, value: Any) -> np.ndarray:

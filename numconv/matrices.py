@@ -16,26 +16,37 @@ if TYPE_CHECKING:
     import scipy.sparse
 
 
-def im2col(x: np.ndarray, geometry: ConvGeometry, out: np.ndarray | None = None) -> np.ndarray:
+def im2col(
+    x: np.ndarray, geometry: ConvGeometry, out: np.ndarray | None = None, device: str = "cpu"
+) -> np.ndarray:
     """``X_conv`` of ``x``, of any dtype."""
     g = geometry
     dtype = x.dtype.newbyteorder("=")
     fill = np.asarray(arrays.as_fill(g.fill_value, dtype), dtype=dtype)
     shape = g.cols_shape
+    where = dispatch.device_for(device, x)
+    room = dispatch.backend(where, "im2col")
+    copied = dtype.itemsize in room.WORDS and not dtype.hasobject
+    if where == "cuda" and not copied:
+        raise TypeError(
+            f"x must have items of {', '.join(map(str, room.WORDS))} bytes to be copied by a GPU, got dtype {dtype}; "
+            "use_device('cpu') takes any"
+        )
 
-    def compute(X_conv: np.ndarray) -> None:
-        pixels = arrays.ready(x, dtype).reshape(g.N, g.C, *g.size)
-        room = dispatch.backend(dispatch.device_of(x), "im2col")
-        target = X_conv.reshape(g.N, *shape[-2:])
-        if dtype.itemsize in room.WORDS and not dtype.hasobject:
-            room.im2col(pixels, g.axes, g.boundary_code, fill, target)
+    def compute(pixels: np.ndarray, X_conv: np.ndarray) -> None:
+        if copied:
+            room.im2col(pixels, g.axes, g.boundary_code, fill, X_conv)
         else:
-            _take(pixels, fill, g, target)
+            _take(pixels, fill, g, X_conv)
 
+    run = dispatch.placed(device, x, compute)
     return arrays.deliver(
-        compute, shape, dtype, out, x, what="X_conv",
+        lambda X_conv: run(
+            arrays.ready(x, dtype).reshape(g.N, g.C, *g.size), X_conv.reshape(g.N, *shape[-2:])
+        ),
+        shape, dtype, out, x, what="X_conv",
         instead="use algorithm='implicit', which stores no X_conv, or fewer images at a time",
-    )
+    )  # fmt: skip
 
 
 def _take(x: np.ndarray, fill: np.ndarray, g: ConvGeometry, X_conv: np.ndarray) -> None:
@@ -50,25 +61,31 @@ def _take(x: np.ndarray, fill: np.ndarray, g: ConvGeometry, X_conv: np.ndarray) 
     target[:, :, ~inside] = fill
 
 
-def col2im(cols: np.ndarray, geometry: ConvGeometry, reduce: str, out: np.ndarray | None = None) -> np.ndarray:
+def col2im(
+    cols: np.ndarray, geometry: ConvGeometry, reduce: str, out: np.ndarray | None = None, device: str = "cpu"
+) -> np.ndarray:
     """The adjoint of ``im2col``; for ``"mean"`` divided by how many columns hold each pixel."""
     g = geometry
     arrays.check_shape("cols", cols, g.cols_shape)
     dtype = arrays.product_dtype(cols=cols)
-    computed = arrays.computed_in(dtype)
+    where = dispatch.device_for(device, cols)
+    stored, computed = arrays.stored_in(dtype, where), arrays.computed_in(dtype)
     if reduce == "mean" and dtype.kind in "biu":
-        dtype = computed = np.dtype(np.float64)
+        dtype = stored = computed = np.dtype(np.float64)
+    room, adjoint = dispatch.backend(where, "im2col"), dispatch.backend(where, "adjoint")
 
-    def compute(x: np.ndarray) -> None:
-        ready = arrays.ready(cols, computed).reshape(g.N, g.C * prod(g.kernel), prod(g.out))
-        x = x.reshape(g.N, g.C, *g.size)
-        device = dispatch.device_of(cols)
-        room = dispatch.backend(device, "im2col")
-        dispatch.backend(device, "adjoint").unfolded(g, x, lambda padded, x: room.col2im(ready, padded.axes, x))
+    def compute(X_conv: np.ndarray, x: np.ndarray) -> None:
+        adjoint.unfolded(g, x, lambda padded, x: room.col2im(X_conv, padded.axes, x))
         if reduce == "mean":
             room.divide(x, np.maximum(coverage(g), 1))
 
-    return arrays.deliver(compute, g.input_shape, dtype, out, cols, computed=computed)
+    run = dispatch.placed(device, cols, compute)
+    return arrays.deliver(
+        lambda x: run(
+            arrays.ready(cols, stored).reshape(g.N, g.C * prod(g.kernel), prod(g.out)), x.reshape(g.N, g.C, *g.size)
+        ),
+        g.input_shape, dtype, out, cols, computed=stored if reduce == "sum" else computed,
+    )  # fmt: skip
 
 
 def coverage(geometry: ConvGeometry) -> np.ndarray:
@@ -88,16 +105,18 @@ def coverage(geometry: ConvGeometry) -> np.ndarray:
     return count
 
 
-def kernel2row(w: np.ndarray, geometry: ConvGeometry) -> scipy.sparse.csr_array:
+def kernel2row(w: np.ndarray, geometry: ConvGeometry, device: str = "cpu") -> scipy.sparse.csr_array:
     """``W_conv`` of ``w`` in its own dtype (float16 as float32: SciPy has no sparse float16)."""
     g = geometry
     if g.fill_value != 0:
         raise ValueError(f"fill_value must be 0 for a matrix, got {g.fill_value!r}: the map would be affine")
     w = sparse_ready(w).reshape(g.K, g.C // g.groups, *g.kernel)
-    return dispatch.backend(dispatch.device_of(w), "kernel2row").matrix(w, g.axes, g.boundary_code, g.groups)
+    return dispatch.backend(dispatch.device_for(device, w), "kernel2row").matrix(w, g.axes, g.boundary_code, g.groups)
 
 
-def refill(csr: scipy.sparse.csr_array, w: np.ndarray, geometry: ConvGeometry) -> scipy.sparse.csr_array:
+def refill(
+    csr: scipy.sparse.csr_array, w: np.ndarray, geometry: ConvGeometry, device: str = "cpu"
+) -> scipy.sparse.csr_array:
     """New weights into the structure of ``csr``, which must be this geometry's."""
     g = geometry
     if dispatch.device_of(w) == "cuda":
@@ -128,7 +147,12 @@ def refill(csr: scipy.sparse.csr_array, w: np.ndarray, geometry: ConvGeometry) -
             "build the matrix anew with matrix(w)",
         )
     target = data if straight else np.empty(data.shape, w.dtype)
-    room.values(w, g.axes, g.boundary_code, before, target)
+    if device == "cpu":
+        room.values(w, g.axes, g.boundary_code, before, target)
+    else:
+        there = dispatch.backend(device, "kernel2row")
+        fill_in = dispatch.placed(device, w, lambda w, data: there.values(w, g.axes, g.boundary_code, data))
+        fill_in(w, target)
     if not straight:
         np.copyto(data, target, casting="same_kind")
     return csr
@@ -136,7 +160,7 @@ def refill(csr: scipy.sparse.csr_array, w: np.ndarray, geometry: ConvGeometry) -
 
 def csr_product(
     data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, vector: np.ndarray, name: str, columns: int | None,
-    out: np.ndarray | None,
+    out: np.ndarray | None, device: str = "cpu",
 ) -> np.ndarray:
     """``A @ vector`` for the CSR matrix of a triple, or ``A.T @ vector`` where its number of ``columns`` is given."""
     for what, array in (("data", data), ("indices", indices), ("indptr", indptr), (name, vector)):
@@ -152,17 +176,15 @@ def csr_product(
     if columns is not None:
         arrays.check_shape(name, vector, (rows,))
     dtype = arrays.product_dtype(**{"data": data, name: vector})
-    computed = arrays.computed_in(dtype)
+    where = dispatch.device_for(device, data)
+    stored, computed = arrays.stored_in(dtype, where), arrays.computed_in(dtype)
     index_dtype = np.dtype(np.int32 if indices.dtype == indptr.dtype == np.int32 else np.int64)
-    room = dispatch.backend(dispatch.device_of(data), "csr")
+    room = dispatch.backend(where, "csr")
     product = room.matvec if columns is None else room.rmatvec
 
-    def compute(result: np.ndarray) -> None:
+    def compute(*parts: np.ndarray) -> None:
         with np.errstate(all="ignore"):
-            is_matrix = product(
-                arrays.ready(data, computed), arrays.ready(indices, index_dtype), arrays.ready(indptr, index_dtype),
-                arrays.ready(vector, computed).reshape(1, -1), result.reshape(1, -1),
-            )
+            is_matrix = product(*parts)
         if not is_matrix:
             raise ValueError(
                 f"indices and indptr must be those of a CSR matrix with {rows} rows and "
@@ -170,8 +192,14 @@ def csr_product(
                 "indptr must ascend from 0 to at most the entries, indices must be columns"
             )
 
-    shape = (rows if columns is None else columns,)
-    return arrays.deliver(compute, shape, dtype, out, data, indices, indptr, vector, computed=computed)
+    run = dispatch.placed(device, data, compute)
+    return arrays.deliver(
+        lambda result: run(
+            arrays.ready(data, stored), arrays.ready(indices, index_dtype), arrays.ready(indptr, index_dtype),
+            arrays.ready(vector, computed).reshape(1, -1), result.reshape(1, -1),
+        ),
+        (rows if columns is None else columns,), dtype, out, data, indices, indptr, vector, computed=computed,
+    )  # fmt: skip
 
 
 def sparse_ready(w: np.ndarray) -> np.ndarray:

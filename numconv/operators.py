@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,14 @@ SYMBOLS = 64 << 20
 DENSE = 32
 
 
+def linear_operator(plan: ConvPlan, w: Any) -> Any:
+    """``W_conv`` of the caller's ``w`` without storing it, for the solvers of the library that ``w`` is of."""
+    w = _weights(plan, w, "a linear operator")
+    if dispatch.device_of(w) == "cpu":
+        return ConvOperator(plan, w)
+    return cupy_operator(plan if plan.device == "cuda" else plan.on_gpu(), w)
+
+
 class ConvOperator(LinearOperator):
     """``W_conv`` of one kernel, of shape ``(K * prod out, C * prod in)``, applied by the plan's algorithm.
 
@@ -33,8 +42,7 @@ class ConvOperator(LinearOperator):
     Hermitian adjoint.
     """
 
-    def __init__(self, plan: ConvPlan, w: Any) -> None:
-        w = _weights(plan, w, "a linear operator")
+    def __init__(self, plan: ConvPlan, w: np.ndarray) -> None:
         super().__init__(plan.dtype, plan.geometry.matrix_shape)
         self.plan = plan
         self.w = w.copy()  # later changes of the caller's array must not change the operator
@@ -53,9 +61,10 @@ class ConvOperator(LinearOperator):
         images, w = arrays.ready(vectors.T, computed), arrays.ready(self.w, computed)
         result = np.empty(shape, dtype=computed)
         if adjoint:
-            plan._placed(plan._grad_input, images)(images, w, result)
+            dispatch.placed(plan.device, images, plan._grad_input)(images, w, result)
         else:
-            plan._placed(plan._forward, images)(images, w, np.zeros(plan.geometry.K, computed), result)
+            no_bias = np.zeros(plan.geometry.K, computed)
+            dispatch.placed(plan.device, images, plan._forward)(images, w, no_bias, result)
         return arrays.as_result(result, dtype).T
 
     def _matmat(self, X: np.ndarray) -> np.ndarray:
@@ -69,6 +78,36 @@ class ConvOperator(LinearOperator):
 
     def _rmatvec(self, x: np.ndarray) -> np.ndarray:
         return self._apply(x.reshape(-1, 1), adjoint=True)[:, 0]
+
+
+def cupy_operator(plan: ConvPlan, w: Any) -> Any:
+    """The same on a GPU, as CuPy's solvers take it: a ``LinearOperator`` of ``cupyx`` for a ``w`` of CuPy."""
+    if w.place.library != "cupy":
+        raise TypeError(
+            f"w must be an array of NumPy or CuPy, whose solvers take a linear operator, got {w.place.kind}; "
+            "forward and grad_input are the two products for any"
+        )
+    from cupyx.scipy.sparse.linalg import LinearOperator as OfCuPy
+
+    weights, M = w.astype(w.dtype), plan.geometry.matrix_shape
+
+    def apply(vectors: Any, adjoint: bool) -> Any:
+        (X,), give = dispatch.read(vectors=vectors)
+        dtype = arrays.product_dtype(vectors=X, plan=plan.dtype)
+        now = plan if dtype == plan.dtype else replace(plan, dtype=dtype)
+        computed = arrays.computed_in(dtype)
+        images, w = X.reshape(X.shape[0], -1).swapaxes(0, 1).ready(computed), weights.ready(computed)
+        result = w.place.empty((images.shape[0], M[1 if adjoint else 0]), computed)
+        if adjoint:
+            now._grad_input(images, w, result)
+        else:
+            now._forward(images, w, w.place.zeros(plan.geometry.K, computed), result)
+        columns = w.place.empty((result.shape[1], *X.shape[1:]), dtype)
+        columns.reshape(result.shape[::-1])[...] = result.swapaxes(0, 1)
+        return give(columns)
+
+    forward, adjoint = partial(apply, adjoint=False), partial(apply, adjoint=True)
+    return OfCuPy(M, matvec=forward, rmatvec=adjoint, matmat=forward, rmatmat=adjoint, dtype=plan.dtype)
 
 
 class NormalizedOperator(LinearOperator):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from math import prod
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -188,7 +188,7 @@ class ConvPlan:
         """
         (x,), give = dispatch.read(x=x)
         arrays.check_shape("x", x, self.input_shape)
-        return give(matrices.im2col(x, self.geometry))
+        return give(matrices.im2col(x, self.geometry, device=self.device))
 
     def col2im(self, cols: Any) -> Any:
         """The adjoint of ``im2col``: every entry of ``cols`` added to the pixel it came from.
@@ -202,7 +202,7 @@ class ConvPlan:
         array of ``input_shape``
         """
         (cols,), give = dispatch.read(cols=cols)
-        return give(matrices.col2im(cols, self.geometry, "sum"))
+        return give(matrices.col2im(cols, self.geometry, "sum", device=self.device))
 
     def matrix(self, w: Any) -> scipy.sparse.csr_array:
         """``W_conv`` of ``w`` as a canonical CSR array; a batch is not part of it.
@@ -216,7 +216,7 @@ class ConvPlan:
         scipy.sparse.csr_array (K * prod out, C * prod in)
         """
         (w,), _ = dispatch.read(w=w)
-        return matrices.kernel2row(self._weights_for_a_matrix(w), self.geometry)
+        return matrices.kernel2row(self._weights_for_a_matrix(w), self.geometry, self.device)
 
     def refill(self, csr: scipy.sparse.csr_array, w: Any) -> scipy.sparse.csr_array:
         """Write the weights ``w`` into ``csr``, a matrix that this plan or an equal one made, in place.
@@ -238,7 +238,7 @@ class ConvPlan:
             If the structure of ``csr`` is not that of this geometry; nothing is written then.
         """
         (w,), _ = dispatch.read(w=w)
-        return matrices.refill(csr, self._weights_for_a_matrix(w), self.geometry)
+        return matrices.refill(csr, self._weights_for_a_matrix(w), self.geometry, self.device)
 
     def linear_operator(self, w: Any) -> LinearOperator:
         """``W_conv`` of ``w`` without storing it, for SciPy's solvers.
@@ -251,7 +251,8 @@ class ConvPlan:
         Returns
         -------
         scipy.sparse.linalg.LinearOperator (K * prod out, C * prod in)
-            ``matvec`` is the forward product, ``rmatvec`` its exact Hermitian adjoint.
+            ``matvec`` is the forward product, ``rmatvec`` its exact Hermitian adjoint. For an array of CuPy, that of
+            ``cupyx``.
 
         Raises
         ------
@@ -260,7 +261,7 @@ class ConvPlan:
         """
         from . import operators
 
-        return operators.ConvOperator(self, w)
+        return operators.linear_operator(self, w)
 
     def norm(self, w: Any, *, tol: float = 1e-5) -> float:
         """The largest singular value of ``W_conv``: how much longer ``forward`` can make its input, in the 2-norm.
@@ -400,9 +401,17 @@ class ConvPlan:
     def _room(self, name: str) -> ModuleType:
         return dispatch.backend(self.device, name)
 
+    def on_gpu(self) -> ConvPlan:
+        """The same for arrays on a GPU."""
+        return make_plan(self.geometry, self.dtype, "cuda", self.asked)
+
     @cached_property
     def _computed(self) -> np.dtype:
         return arrays.computed_in(self.dtype)
+
+    @cached_property
+    def _stored(self) -> np.dtype:
+        return arrays.stored_in(self.dtype, self.device)
 
     @cached_property
     def _fill(self) -> Any:
@@ -445,9 +454,9 @@ class ConvPlan:
         """
         first: Any = inputs[0][1]
         if dispatch.device_of(first) != "cpu" and self.device == "cpu":
-            there = make_plan(self.geometry, self.dtype, "cuda", self.asked)
+            there = self.on_gpu()
             return there._run(getattr(there, compute.__name__), inputs, shape, out)
-        computed = self._computed
+        computed = self._stored
         nbytes = prod(shape) * computed.itemsize if out is None else 0
         exact = computed == self.dtype
         usual = exact and out is None and type(first) is np.ndarray
@@ -460,13 +469,13 @@ class ConvPlan:
         if out is not None:
             arrays.check_out(out, shape, self.dtype)
         self._require(nbytes + self._workspace, shape, first)
-        compute = self._placed(compute, first)
+        compute = dispatch.placed(self.device, first, compute)
         if usual:  # the same as below, which takes longer than a small convolution
             target = np.empty(shape, computed)
             compute(*(np.zeros(need, computed) if array is None else array for _, array, need in inputs), target)
             return target
         ready = [
-            np.zeros(need, computed, like=first) if array is None else arrays.ready(array, computed)
+            arrays.zeros_beside(first, need, computed) if array is None else arrays.ready(array, computed)
             for _, array, need in inputs
         ]
         with np.errstate(all="ignore"):  # the caller's own array may not hold what was computed
@@ -503,12 +512,6 @@ class ConvPlan:
         g = self.geometry
         return w.reshape(g.K, g.C // g.groups, *g.kernel) if g.plain else w
 
-    def _placed(self, compute: Callable[..., None], array: np.ndarray) -> Callable[..., None]:
-        """``compute``, by way of a GPU where this plan has it that host arrays go there."""
-        if self.device == "cpu" or dispatch.device_of(array) != "cpu":
-            return compute
-        return partial(dispatch.backend(self.device, "arrays").compute_there, compute)
-
     def _forward(self, x: np.ndarray, w: np.ndarray, bias: np.ndarray, y: np.ndarray) -> None:
         g = self.geometry
         x, y = self._canonical(x, g.C, g.size), self._canonical(y, g.K, g.out)
@@ -528,8 +531,11 @@ class ConvPlan:
 
     def _transpose(self, x: np.ndarray, w: np.ndarray, bias: np.ndarray, y: np.ndarray) -> None:
         with np.errstate(all="ignore"):
-            self._transposed(x, w, y)
-            y += bias.reshape(self.geometry.C, *(1,) * self.geometry.d)
+            sums = y if y.dtype == self._computed else np.empty(y.shape, self._computed, like=y)
+            self._transposed(x, w, sums)
+            sums += bias.reshape(self.geometry.C, *(1,) * self.geometry.d)
+            if sums is not y:
+                y[...] = sums
 
     def _transposed(self, dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
         g = self.geometry

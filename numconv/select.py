@@ -56,7 +56,7 @@ class Estimate(NamedTuple):
 def refusal(algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: str = "cpu") -> str:
     """Why an algorithm cannot serve this convolution; empty if it can."""
     if algorithm not in ON[device]:
-        return f"there is no {device} kernel of it"
+        return f"there is no {device} kernel of it, but of {', '.join(ON[device])}"
     if algorithm == "kernel2row" and geometry.fill_value != 0:
         return f"fill_value={geometry.fill_value!r} makes the map affine, and a matrix is linear"
     if algorithm == "winograd":

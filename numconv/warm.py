@@ -61,7 +61,7 @@ def warmup(dtypes: Any = ("float32", "float64"), algorithms: str | Iterable[str]
     for name in names:
         one_of("algorithms", name, ALGORITHMS)
     listed = dtypes if isinstance(dtypes, (list, tuple, set, frozenset)) else [dtypes]
-    device = "cuda" if dispatch.choose_device() == "cuda" else "cpu"
+    device = dispatch.asked_for()
     plans = [
         make_plan(geometry, dtype, device, name)
         for dtype in map(arrays.plan_dtype, listed)

@@ -2,7 +2,7 @@
 
     python tests/compile_cuda.py 9.0      prints a line of JSON for each kernel
 
-The launchers run on a place that computes nothing and writes down what they launch.
+The launchers run with a driver that computes nothing and writes down what they launch.
 """
 
 from __future__ import annotations
@@ -12,43 +12,30 @@ import re
 import subprocess
 import sys
 import tempfile
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 
-from numconv.cuda import adjoint, arrays, csr, direct, im2col, implicit, kernel2row
-from numconv.cuda._jit import cuda
+from numconv.arrays import computed_in
+from numconv.cuda import adjoint, arrays, csr, direct, im2col, implicit, kernel2row, places
+from numconv.cuda._jit import Kernel, cuda
+from numconv.cuda.driver import Simulator
 from numconv.geometry import conv_geometry
 
 
-class Notebook(arrays.Host):
-    """A place whose launches are written down: each kernel once for the types of its arguments."""
-
-    library = "notebook"
+class Notebook(Simulator):
+    """A driver that writes down what it would launch: each kernel once for the types of its arguments."""
 
     def __init__(self):
-        super().__init__(0)
         self.launches = {}
 
-    def allocate(self, shape, dtype):
-        return np.zeros(shape, dtype)
+    def allocate(self, device, shape, dtype):
+        return np.empty(shape, dtype)
 
-    def read(self, owner):
-        return arrays.DeviceArray(self, owner, owner)
-
-    send = read
-
-    def available(self):
+    def available(self, device):
         return 1 << 40
 
-    def current(self):
-        return nullcontext()
-
-    def to_host(self, array):
-        return array.owner
-
-    def launch(self, kernel, blocks, arguments):
+    def launch(self, device, kernel, blocks, arguments, stream):
         types = tuple(type_of(argument) for argument in arguments)
         self.launches.setdefault((kernel, types), None)
 
@@ -71,9 +58,9 @@ def type_of(value):
 
 def launches():
     """What the launchers launch: every room and product, every tile, real, complex and whole numbers."""
-    place = Notebook()
-    arrays.host = lambda device=0: place
-    for dtype in map(np.dtype, ("float32", "float64", "complex64", "int64")):
+    places.DRIVER = notebook = Notebook()
+    place = places.host()
+    for dtype in map(np.dtype, ("float32", "float64", "complex64", "int64", "float16")):
         for boundary in ("constant", "reflect"):
             for K, C, size in ((4, 4, 8), (128, 64, 64), (32, 32, 8)):
                 g = conv_geometry((2, C, size, size), (K, C, 3, 3), padding=1, boundary=boundary)
@@ -87,13 +74,30 @@ def launches():
         g = conv_geometry((1, 8, 8, 8), (8, 1, 3, 3), groups=8)
         x, w, y = (place.empty(s, dtype) for s in (g.input_shape, g.kernel_shape, g.output_shape))
         direct.forward(x, w, place.empty((8,), dtype), g.axes, 0, dtype.type(0), y)
-        data, indices, indptr = kernel2row.triple(w, g.axes, 0, 8)
-        a, b = (place.empty((1, n), dtype) for n in g.matrix_shape)
+        vectors = computed_in(dtype)  # matrices and vectors of float16 are float32, but for the data of a matrix
+        W = place.empty(g.kernel_shape, vectors)
+        _, indices, indptr = kernel2row.triple(W, g.axes, 0, 8)
+        data, (a, b) = place.empty(indices.shape, dtype), (place.empty((1, n), vectors) for n in g.matrix_shape)
         csr.matvec(data, indices, indptr, b, a)
         csr.rmatvec(data, indices, indptr, a, b)
-        kernel2row.has_structure(indices, indptr, w, g.axes, 0, 8)
+        kernel2row.has_structure(indices, indptr, W, g.axes, 0, 8)
+        if vectors.kind != "i":  # means of whole numbers are float64
+            im2col.divide(place.empty(g.input_shape, vectors), np.ones(g.size, np.int64))
         w.swapaxes(2, 3).astype(dtype).conj()
-    return list(place.launches)
+        if dtype != np.float16:  # nothing is added in it
+            y += y[:1]
+    csr.before_each(place.empty((3 * csr.CHUNK,), np.dtype(np.int64)))
+    launched = {kernel for kernel, _ in notebook.launches}
+    assert launched == every_kernel(), [kernel.__name__ for kernel in every_kernel() - launched]
+    return list(notebook.launches)
+
+
+def every_kernel():
+    """All that the rooms have, those of the tiles among them."""
+    rooms = (adjoint, arrays, csr, direct, im2col, implicit, kernel2row)
+    found = [value for room in rooms for value in vars(room).values()]
+    tiles = [part for value in found if isinstance(value, implicit.Tile) for part in value]
+    return {value for value in [*found, *tiles] if isinstance(value, Kernel)}
 
 
 def main(capability):
@@ -109,7 +113,10 @@ def main(capability):
             source = Path(folder, "kernel.ptx")
             source.write_text(ptx)
             command = [ptxas, "-v", f"-arch=sm_{cc[0]}{cc[1]}", source, "-o", Path(folder, "kernel.cubin")]
-            report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+            done = subprocess.run(command, capture_output=True, text=True)
+            report = done.stderr
+            if done.returncode:
+                raise SystemExit(f"{kernel.__module__}.{kernel.__name__}{types}: {done.stdout}{report}")
             stack, stores, loads = re.search(
                 r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report
             ).groups()

@@ -2,20 +2,24 @@
 
 import json
 import re
+import sys
 from dataclasses import asdict, replace
-from types import SimpleNamespace
+from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.sparse
 
 import numconv
-from numconv.bench import command, measure, peak, report
+from numconv.bench import command, gpu, measure, peak, report
 from numconv.bench.cases import GOALS, LAYERS, Case, choose, goal, layer
 from numconv.bench.measure import Beside, Contest, Lost, Measured, Worker
 from numconv.bench.peers import PEERS, Numconv, OpenCV, Peer, Settings, Torch, triples
 from numconv.bench.report import Report
 from numconv.bench.worker import Work
 from numconv.cli import main
+from numconv.cuda import _jit
 
 SMALL = [
     layer("g", 4, 6, 7, 3, kind="conv"),
@@ -349,6 +353,48 @@ def test_the_command_without_peers(tmp_path):
     case = json.loads(file.read_text(encoding="utf-8"))["cases"][0]
     assert (case["rivals"], case["algorithm"]) == ([], "direct")
     assert case["median"] > 0
+def test_without_a_gpu_its_bench_says_what_is_missing(capsys, monkeypatch):
+    monkeypatch.setattr(_jit, "missing", lambda: "nothing here computes")
+    assert main(["bench", "--device", "cuda", "--layers", "1d"]) == 2
+    assert "no GPU is usable: nothing here computes" in capsys.readouterr().err
+    assert main(["bench", "--device", "cuda", "--peers", "scipy"]) == 2
+    assert "--peers must be one of 'torch', 'cupy'" in capsys.readouterr().err
+
+
+def test_a_gpu_gets_batches():
+    cases = {case.name: case for case in choose(["resnet50"], device="cuda")}
+    assert cases["3x3 64ch 56x56 batch 32"].x == (32, 64, 56, 56)
+    assert cases["3x3 64ch 56x56 batch 8"].x == (8, 64, 56, 56)
+    assert len(cases) == len(choose(["resnet50"]))
+    assert choose(["matrices"], device="cuda") == choose(["matrices"])
+    assert goal("other layers", "torch", "float32", "cuda").each == 0.8
+    assert goal("other layers", "torch tf32", "float32", "cuda").each is None
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: f"{case.kind} {case.name}")
+def test_the_peers_of_a_gpu_do_the_same_work(case, monkeypatch):
+    """With libraries of the host in their places: CuPy's functions are NumPy's by name, torch's tensors stay here."""
+    numpy = SimpleNamespace(**vars(np) | {"asnumpy": np.asarray, "__version__": "0"})
+    sparse = ModuleType("cupyx.scipy.sparse")
+    sparse.csr_matrix = scipy.sparse.csr_matrix
+    for name, module in (("cupy", numpy), ("cupyx", ModuleType("cupyx")), ("cupyx.scipy", ModuleType("cupyx.scipy")),
+                         ("cupyx.scipy.sparse", sparse)):  # fmt: skip
+        monkeypatch.setitem(sys.modules, name, module)
+    peers = [gpu.CuPy(Settings())]
+    if find_spec("torch"):
+        import torch
+
+        monkeypatch.setattr(gpu.OnTorch, "send", lambda self, array: torch.from_numpy(array))
+        peers.append(gpu.TorchOnGpu(Settings()))
+    data = case.data("float32")
+    (want,) = Numconv(Settings()).prepare(case, data)["numconv"].values()
+    rivals = [item for peer in peers for item in peer.prepare(case, data).items()]
+    for rival, ways in rivals:
+        for call in ways.values():
+            assert np.allclose(np.asarray(call()).ravel(), np.asarray(want()).ravel(), atol=1e-3), rival
+    names = {rival for rival, _ in rivals}
+    if "torch" in names:
+        assert ("torch tf32" in names) == (case.flops > 0)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,9 @@ def has_compiler():
     return any(path for root in roots for path in Path(root).rglob("bin/ptxas"))
 
 
-pytestmark = pytest.mark.skipif(not has_compiler(), reason="numba-cuda or NVIDIA's compiler is not installed")
+pytestmark = pytest.mark.skipif(
+    not has_compiler(), reason="numba-cuda or NVIDIA's compiler is not installed: pip install '.[cuda-test]'"
+)
 
 
 @pytest.fixture(scope="module", params=["7.5", "8.0", "9.0"])
@@ -33,7 +35,7 @@ def kernels(request):
 
 def test_registers_and_spills(kernels):
     """Nothing of a thread lies in memory that should lie in registers, and an SM holds two blocks at least."""
-    assert len(kernels) > 60
+    assert len(kernels) > 80
     for line in kernels:
         assert (line["stack"], line["spills"]) == (0, 0), line
         assert line["registers"] <= 128, line

@@ -1,45 +1,32 @@
 """Every CUDA kernel against the naive oracle, thread by thread in numba's simulator: no GPU is needed.
 
-The simulator has to be asked for before numba is imported, so these run in a pytest process of their own, which
-``test_simulator`` starts; ``NUMBA_ENABLE_CUDASIM=1 pytest tests/test_cuda_kernels.py`` is the same by hand.
+The simulator has to be asked for before numba is imported, so these run in a process of their own, which
+``test_cuda_simulator.py`` starts; ``NUMBA_ENABLE_CUDASIM=1 pytest tests/test_cuda_kernels.py`` is the same by hand.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
 from math import prod
 
+import fake_libraries
 import naive
 import numpy as np
 import pytest
 import scipy.sparse
 from conftest import BOUNDARIES, values
+from simulator import PLACE, empty, in_simulator, numbers, simulated
 
 import numconv
 from numconv.geometry import conv_geometry
 
-simulated = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
-needs_numba_cuda = pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
-pytestmark = pytest.mark.filterwarnings("ignore:.*overflow encountered:RuntimeWarning")  # of integers that wrap
-in_simulator = pytest.mark.skipif(not simulated, reason="runs in the simulator's own process")
+pytestmark = [in_simulator, pytest.mark.filterwarnings("ignore:.*overflow encountered:RuntimeWarning")]  # whole numbers
 
 if simulated:
-    from numconv.cuda import adjoint, arrays, csr, direct, im2col, implicit, kernel2row
+    from numconv.cuda import adjoint, csr, direct, im2col, implicit, kernel2row
+    from numconv.cuda.driver import Simulator
+    from numconv.cuda.places import Place
 
-    PLACE = arrays.host()
     ROOMS = {"direct": direct, "im2col": im2col, "implicit": implicit, "kernel2row": kernel2row}
-
-
-@needs_numba_cuda
-@pytest.mark.skipif(simulated, reason="this is the simulator")
-def test_simulator():
-    """All tests below, in a process where kernels run as Python."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__]
-    done = subprocess.run(command, env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
 
 
 CASES = {
@@ -66,16 +53,6 @@ def data(g, dtype):
     return [values(shape, dtype, seed) for seed, shape in enumerate(shapes)]
 
 
-def empty(shape, dtype):
-    return PLACE.empty(shape, np.dtype(dtype))
-
-
-def numbers(array):
-    """What the simulator computed."""
-    return PLACE.to_host(array)
-
-
-@in_simulator
 @pytest.mark.parametrize("room", ["direct", "im2col", "implicit"])
 def test_products(case, room):
     g, arguments = case
@@ -94,7 +71,6 @@ def test_products(case, room):
         np.testing.assert_array_equal(numbers(dw), naive.conv_grad_weight(x, w.shape, dy, **arguments))
 
 
-@in_simulator
 @pytest.mark.parametrize("room", ["direct", "implicit"])
 @pytest.mark.parametrize("dtype", ["float64", "complex64", "complex128", "int64", "uint8"])
 def test_dtypes(room, dtype):
@@ -109,7 +85,6 @@ def test_dtypes(room, dtype):
     np.testing.assert_array_equal(numbers(dw), naive.narrow(naive.conv_grad_weight(x, w.shape, dy, padding=1), dtype))
 
 
-@in_simulator
 def test_every_tile_and_split():
     """More rows, columns, channels and pixels than a tile has, none of them a multiple of its size."""
     g = conv_geometry((1, 10, 9, 8), (66, 10, 1, 1))
@@ -128,7 +103,6 @@ def test_every_tile_and_split():
     assert implicit.parts_of(1 << 20, 1, 1 << 10) == implicit.BLOCKS
 
 
-@in_simulator
 @pytest.mark.parametrize("dtype", ["bool", "float16", "int32", "complex128"])
 def test_im2col_of_any_dtype(case, dtype):
     g, arguments = case
@@ -139,7 +113,6 @@ def test_im2col_of_any_dtype(case, dtype):
     np.testing.assert_array_equal(numbers(X_conv), naive.im2col(x, g.kernel, **window))
 
 
-@in_simulator
 def test_matrices(case):
     g, arguments = case
     if g.fill_value:
@@ -161,7 +134,6 @@ def test_matrices(case):
     np.testing.assert_array_equal(numbers(X), y @ dense)
 
 
-@in_simulator
 def test_csr_products_refuse_what_is_no_matrix():
     data, indices, indptr = (PLACE.send(np.array(a)) for a in ([1.0, 2.0], [0, 3], [0, 1, 2]))
     y = empty((1, 2), np.float64)
@@ -171,14 +143,12 @@ def test_csr_products_refuse_what_is_no_matrix():
     assert not csr.matvec(data, indices, descending, PLACE.send(np.ones((1, 4))), y)
 
 
-@in_simulator
 def test_running_sums():
     counts = np.random.default_rng(0).integers(0, 9, csr.CHUNK * 2 + 5)
     got = numbers(csr.before_each(PLACE.send(counts)))
     np.testing.assert_array_equal(got, np.cumsum(counts) - counts)
 
 
-@in_simulator
 def test_copies_of_any_strides():
     x = np.arange(120.0).reshape(2, 3, 4, 5)
     a = PLACE.send(x)
@@ -195,7 +165,6 @@ def test_copies_of_any_strides():
     np.testing.assert_array_equal(numbers(b), x[:, :, 0, 0])
 
 
-@in_simulator
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_gradient_of_padding_wider_than_the_input(boundary):
     arguments = {"padding": ((7, 4), (0, 5)), "boundary": boundary}
@@ -206,20 +175,57 @@ def test_gradient_of_padding_wider_than_the_input(boundary):
     np.testing.assert_array_equal(numbers(dx), naive.conv_grad_input((1, 1, 3, 2), w, dy, **arguments))
 
 
+def test_more_than_32_bits_of_elements():
+    """An input of 3 * 2**30 pixels, of which a stride meets a few; memory that nobody writes to is not there."""
+    g = conv_geometry((3, 1, 1 << 30), (1, 1, 2), stride=1 << 29)
+    x, w, dy = np.zeros(g.input_shape, np.uint8), np.array([[[1, 2]]], np.uint8), values((3, 1, 2), np.uint8)
+    x[2, 0, 1 << 29], x[2, 0, (1 << 29) + 1], x[1, 0, 1] = 3, 5, 7
+    X, fill, want = PLACE.read(x), np.uint8(0), [[[0, 0]], [[14, 0]], [[0, 13]]]
+    for room in (direct, implicit):
+        y, dw = empty(dy.shape, np.uint8), empty(w.shape, np.uint8)
+        room.forward(X, PLACE.send(w), PLACE.zeros((1,), x.dtype), g.axes, 0, fill, y)
+        np.testing.assert_array_equal(numbers(y), want)
+        room.grad_weight(X, PLACE.send(dy), g.axes, 0, fill, dw)
+        weights = [3 * dy[2, 0, 1], 7 * dy[1, 0, 0] + 5 * dy[2, 0, 1]]
+        np.testing.assert_array_equal(numbers(dw).ravel(), np.array(weights).astype(np.uint8))
+    X_conv = empty((3, 2, 2), np.uint8)
+    im2col.im2col(X, g.axes, 0, fill, X_conv)
+    np.testing.assert_array_equal(numbers(X_conv), [[[0, 0], [0, 0]], [[0, 0], [7, 0]], [[0, 3], [0, 5]]])
+    far = empty((1, 2), np.uint8)
+    far[...] = X[2, :, 1 << 29 : (1 << 29) + 2]
+    np.testing.assert_array_equal(numbers(far), [[3, 5]])
+
+
 # the public functions -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["host", "device"])
-def there(request):
-    """Arrays on the host under ``use_device("cuda")``, or arrays on the device: how they are sent and fetched."""
-    if request.param == "device":
-        yield PLACE.send, numbers
-        return
-    with numconv.use_device("cuda"):
-        yield np.asarray, np.asarray
+@pytest.fixture
+def launched(monkeypatch):
+    """The names of the kernels that were launched."""
+    found, launch = [], Simulator.launch
+    monkeypatch.setattr(Simulator, "launch", lambda *a: (found.append(a[2].__name__), launch(*a))[1])
+    return found
 
 
-@in_simulator
+@pytest.fixture
+def allocated(monkeypatch):
+    """Shape and dtype of everything that was allocated."""
+    found, new = [], type(PLACE).empty
+    monkeypatch.setattr(Place, "empty", lambda place, *a: (found.append(a), new(place, *a))[1])
+    return found
+
+
+@pytest.fixture(params=["host", "cupy"])
+def there(request, monkeypatch):
+    """Arrays of the host under ``use_device("cuda")``, or of another library: how they are sent and fetched."""
+    if request.param == "host":
+        with numconv.use_device("cuda"):
+            yield np.asarray, np.asarray
+    else:
+        fake_libraries.install(monkeypatch, [])
+        yield fake_libraries.cupy_array, lambda array: array.numbers
+
+
 def test_functions(there):
     send, fetch = there
     x, w, bias = values((2, 4, 5, 4), np.float32), values((4, 2, 3, 2), np.float32, 1), values((4,), np.float32, 2)
@@ -238,7 +244,6 @@ def test_functions(there):
     assert fetch(numconv.conv(X, W[:, :2], groups=2)).dtype == np.float32
 
 
-@in_simulator
 @pytest.mark.parametrize("function", ["convolve", "correlate"])
 def test_plain_functions(there, function):
     send, fetch = there
@@ -252,8 +257,7 @@ def test_plain_functions(there, function):
     np.testing.assert_array_equal(fetch(ours(send(x), send(w), dilation=2)), oracle(x, w, dilation=2))
 
 
-@in_simulator
-def test_matrix_functions(there):
+def test_matrix_functions(there, launched):
     send, fetch = there
     x = values((2, 3, 4), np.float64)
     X_conv = numconv.im2col(send(x), (2, 2), padding=1)
@@ -263,21 +267,75 @@ def test_matrix_functions(there):
         np.testing.assert_allclose(back, naive.col2im(fetch(X_conv), x.shape, (2, 2), padding=1, reduce=reduce))
     folded = fetch(numconv.fold(numconv.unfold(send(x), 2), (3, 4), 2))
     np.testing.assert_array_equal(folded[:, 1, 1:3], 4 * x[:, 1, 1:3])
+    assert {"_im2col", "_col2im", "_divide"} <= set(launched)
+    symbols = np.array([["ab", "cd", "ef"]])  # items of 8 bytes are copied, whatever they are
+    if fetch is np.asarray:
+        np.testing.assert_array_equal(numconv.im2col(symbols, (1, 2)), [["cd", "ef"], ["ab", "cd"]])
+        with pytest.raises(TypeError, match=r"items of 1, 2, 4, 8, 16 bytes .* got dtype <U3; use_device"):
+            numconv.im2col(symbols.astype("U3"), (1, 2))
 
 
-@in_simulator
+def test_sparse_functions(there, launched):
+    send, fetch = there
+    w, x = values((3, 2, 2, 2), np.float32), values((2 * 12,), np.float32)
+    W_conv, want = numconv.kernel2row(send(w), (3, 4)), naive.conv_matrix(w, (3, 4))
+    parts = W_conv.data, W_conv.indices, W_conv.indptr
+    whole = scipy.sparse.csr_array(tuple(map(fetch, parts)), shape=W_conv.shape)
+    np.testing.assert_array_equal(whole.toarray(), want)
+    assert isinstance(W_conv, scipy.sparse.csr_array) == (fetch is np.asarray)
+    np.testing.assert_array_equal(fetch(numconv.csr_matvec(*parts, send(x))), want @ x)
+    y = values((want.shape[0],), np.float32)
+    np.testing.assert_array_equal(fetch(numconv.csr_rmatvec(*parts, send(y), want.shape[1])), y @ want)
+    half = send(fetch(parts[0]).astype(np.float16))
+    got = fetch(numconv.csr_matvec(half, *parts[1:], send(x.astype(np.float16))))
+    assert got.dtype == np.float16
+    np.testing.assert_array_equal(got, want @ x)
+    assert {"_structure", "_values", "_matvec", "_gather"} <= set(launched)
+    plan = numconv.plan_conv((2, 3, 4), w.shape, device="cuda", flip=True)
+    launched.clear()
+    assert plan.refill(W_conv, send(2 * w)) is W_conv
+    assert "_values" in launched
+    np.testing.assert_array_equal(fetch(numconv.csr_matvec(W_conv.data, *parts[1:], send(x))), 2 * want @ x)
+    with pytest.raises(ValueError, match="indices and indptr must be those of a CSR matrix"):
+        numconv.csr_matvec(*parts, send(x[:3].copy()))
+
+
+@pytest.mark.parametrize("algorithm", ["direct", "implicit", "im2col"])
+def test_half_precision(there, allocated, algorithm):
+    """float16 is read and written as it is, and summed in float32: nothing of the size of ``x`` is cast."""
+    send, fetch = there
+    g = {"padding": 1, "boundary": "reflect"}
+    x, w, bias = (values(s, np.float16, seed) for seed, s in enumerate(((1, 2, 6, 5), (2, 2, 3, 3), (2,))))
+    fine = np.float16(2**-9)  # a bias that is lost if the sum is rounded before
+    plan = numconv.plan_conv(x.shape, w.shape, dtype=np.float16, algorithm=algorithm, device="cuda", **g)
+    y = fetch(plan.forward(send(x), send(w), send(bias + fine)))
+    assert y.dtype == np.float16
+    np.testing.assert_array_equal(y, naive.narrow(naive.conv(x, w, (bias + fine).astype(float), **g), np.float16))
+    shapes = (x.shape, y.shape, (1, 2 * 9, 30), (1, 1, 2 * 9, 30))
+    assert not [shape for shape, dtype in allocated if dtype == np.float32 and tuple(shape) in shapes]
+    dy = values(y.shape, np.float16, 3)
+    dx, dw = fetch(plan.grad_input(send(dy), send(w))), fetch(plan.grad_weight(send(x), send(dy)))
+    np.testing.assert_array_equal(dx, naive.conv_grad_input(x.shape, w, dy, **g))
+    np.testing.assert_array_equal(dw, naive.conv_grad_weight(x, w.shape, dy, **g))
+
+
 def test_small_dtypes(there):
     send, fetch = there
-    x, w = values((1, 1, 3, 3), np.float16), values((1, 1, 2, 2), np.float16, 1)
-    y = fetch(numconv.conv(send(x), send(w)))
-    assert y.dtype == np.float16
-    np.testing.assert_array_equal(y, naive.conv(x, w))
-    some = fetch(numconv.conv(send(x > 0), send(w > 0)))
+    x, w, bias = values((1, 2, 3, 3), np.float16), values((2, 1, 2, 2), np.float16, 1), values((1,), np.float16, 2)
+    t = fetch(numconv.conv_transpose(send(x), send(w), send(bias), stride=2))
+    assert t.dtype == np.float16
+    np.testing.assert_array_equal(t, naive.conv_transpose(x, w, bias, stride=2))
+    cols = values((4, 4), np.float16)
+    for reduce in ("sum", "mean"):
+        back = fetch(numconv.col2im(send(cols), (3, 3), 2, reduce=reduce))
+        assert back.dtype == np.float16
+        want = naive.col2im(cols, (3, 3), (2, 2), reduce=reduce)
+        np.testing.assert_array_equal(back, naive.narrow(want, np.float16))
+    some = fetch(numconv.convolve(send(x[0, 0] > 0), send(w[0, 0] > 0)))
     assert some.dtype == bool
-    np.testing.assert_array_equal(some, naive.narrow(naive.conv(x > 0, w > 0), bool))
+    np.testing.assert_array_equal(some, naive.narrow(naive.convolve(x[0, 0] > 0, w[0, 0] > 0), bool))
 
 
-@in_simulator
 def test_out_and_overlap():
     """A result goes where the caller wants it, strided or of another dtype, and may overlap an input."""
     x, w = values((1, 1, 4, 4)), values((1, 1, 3, 3), seed=1)
@@ -296,7 +354,6 @@ def test_out_and_overlap():
         numconv.conv(X, W, padding=1, out=np.empty((1, 1, 4, 4)))
 
 
-@in_simulator
 def test_plans_follow_the_arrays():
     """Arrays on a device are computed there even by a plan for the CPU; a plan for the GPU takes host arrays, too."""
     x, w = values((1, 2, 4, 4), np.float32), values((2, 2, 3, 3), np.float32, 1)
@@ -317,7 +374,6 @@ def test_plans_follow_the_arrays():
         numconv.plan_conv((1, 2, 5, 5), w.shape).refill(triple, PLACE.send(w))
 
 
-@in_simulator
 def test_memory_of_the_device_is_asked(monkeypatch):
     x, w = (PLACE.send(np.zeros((1, 1, n, n), np.float32)) for n in (2080, 3))
     monkeypatch.setattr(type(PLACE), "available", lambda self: 1 << 20)
@@ -325,7 +381,6 @@ def test_memory_of_the_device_is_asked(monkeypatch):
         numconv.conv(x, w)
 
 
-@in_simulator
 def test_images_beyond_32_bits_are_refused():
     g = conv_geometry((1, 1, 1 << 16, 1 << 16), (1, 1, 3, 3))
     with pytest.raises(ValueError, match=r"fewer than 2\*\*31 pixels"):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -59,7 +62,7 @@ def without_gpu(monkeypatch):
         (on_gpu("jax._src.array", 3), "jax on cuda:3"),
         (fake("cupy", __dlpack_device__=lambda self: (13, 0)), "cupy on cuda:0"),
         (fake("lib", __dlpack_device__=lambda self: (1, 0)), "numpy"),
-        (fake("lib", __cuda_array_interface__={"shape": (3,)}), "lib on cuda:0"),
+        (fake("lib", __cuda_array_interface__={"shape": (3,), "data": (0, False)}), "lib on cuda:0"),
         (tensor("cpu"), "torch on cpu"),
         (tensor("cuda", 1), "torch on cuda:1"),
     ],
@@ -144,6 +147,9 @@ def test_algorithms_of_a_gpu():
     ("text", "kind", "message"),
     [
         ("[CUresult.CUDA_ERROR_OUT_OF_MEMORY] on cuMemAlloc", MemoryError, "no memory left"),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", MemoryError, "no memory left"),
+        ("CUDA initialized before forking", RuntimeError, "'spawn'"),
+        ("Failure finding libnvrtc.so.13", RuntimeError, "cannot be compiled here.*numconv-jit"),
         ("libNVVM cannot be found", RuntimeError, "cannot be compiled here.*numconv-jit"),
         ("CUDA_ERROR_UNSUPPORTED_PTX_VERSION", RuntimeError, "older than the compiler"),
     ],
@@ -160,11 +166,131 @@ def test_other_errors_stay_as_they_are():
     assert _jit.explained(error) is error
 
 
+def test_pinned_memory_is_the_hosts():
+    """CUDA's host memory (DLPack's device type 3) is read where it is: on the CPU."""
+    numbers = np.arange(6.0)
+
+    class Pinned:
+        def __dlpack_device__(self):
+            return 3, 0
+
+        def __dlpack__(self, **_):
+            capsule = numbers.__dlpack__()
+            pointer = ctypes.pythonapi.PyCapsule_GetPointer
+            pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+            tensor = pointer(capsule, b"dltensor")
+            ctypes.c_int32.from_address(tensor + ctypes.sizeof(ctypes.c_void_p)).value = 3  # device.device_type
+            return capsule
+
+    np.testing.assert_array_equal(numconv.convolve(Pinned(), [1.0, 2.0]), np.convolve(numbers, [1, 2]))
+
+
+# what is missing ----------------------------------------------------------------------------------------------------
+
+needs_numba_cuda = pytest.mark.skipif(
+    _jit.cuda is None or _jit.SIMULATED, reason="numba-cuda is not installed: pip install '.[cuda-test]'"
+)
+
+
+class Gpus:
+    """A driver's list of GPUs, or what it raises instead."""
+
+    def __init__(self, count=1, error=None):
+        self.count, self.error = count, error
+
+    def __len__(self):
+        if self.error:
+            raise self.error
+        return self.count
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """A machine with one GPU, driver and compiler of CUDA 13, of which a test takes something away."""
+    from numba.cuda.cudadrv import driver, nvvm, runtime
+
+    monkeypatch.setattr(_jit, "_asked", {})
+    monkeypatch.setattr(runtime, "get_version", lambda: (13, 0))
+    monkeypatch.setattr(nvvm, "NVVM", lambda: None)
+    monkeypatch.setattr(driver, "driver", SimpleNamespace(get_version=lambda: (13, 1)))
+
+    def machine(gpus=None, version=None, nvvm_error=None):
+        _jit._missing.cache_clear()
+        monkeypatch.setattr(_jit.cuda, "gpus", Gpus() if gpus is None else gpus)
+        if version:
+            monkeypatch.setattr(driver, "driver", SimpleNamespace(get_version=lambda: version))
+        if nvvm_error:
+            monkeypatch.setattr(nvvm, "NVVM", lambda: exec("raise error", {"error": nvvm_error}))
+
+    yield machine
+    _jit._missing.cache_clear()
+
+
+@needs_numba_cuda
+def test_a_whole_machine_lacks_nothing(driver):
+    driver()
+    assert _jit.missing() == ""
+    driver(version=(13, 0))
+    assert _jit.missing() == ""
+
+
+@needs_numba_cuda
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("driver", "no CUDA driver can be used: no driver here; install or update NVIDIA's driver"),
+        ("gpus", "the CUDA driver finds no GPU"),
+        ("nvvm", r"NVIDIA's compiler is missing \(libNVVM is not available\): pip install 'numconv-jit\[cuda12\]'"),
+        ("old", r"the driver supports CUDA 12.4 and the compiler is that of CUDA 13.0: .*numconv-jit\[cuda12\]"),
+    ],
+)
+def test_devices_say_what_is_missing(driver, capsys, lost, message):
+    from numba.cuda.cudadrv.error import CudaSupportError, NvvmSupportError
+
+    driver(**{
+        "driver": {"gpus": Gpus(error=CudaSupportError("no driver here"))},
+        "gpus": {"gpus": Gpus(0)},
+        "nvvm": {"nvvm_error": NvvmSupportError("libNVVM is not available")},
+        "old": {"version": (12, 4)},
+    }[lost])  # fmt: skip
+    cuda = numconv.devices()[1]
+    assert not cuda.usable
+    assert re.fullmatch(message + ".*", cuda.reason), cuda.reason
+    with pytest.raises(RuntimeError, match=message), numconv.use_device("cuda"):
+        pass
+    with pytest.raises(RuntimeError, match=rf"^x lives on a GPU \(cupy on cuda:0\).*{message}"):
+        numconv.convolve(on_gpu(), on_gpu())
+    from numconv.cli import main
+
+    main(["info"])
+    assert re.search(rf"device cuda +NVIDIA GPUs, not usable: {message}", capsys.readouterr().out)
+
+
+@needs_numba_cuda
+def test_a_fork_after_the_driver_started_is_told(driver):
+    from numba.cuda.cudadrv.error import CudaSupportError
+
+    driver()
+    assert _jit._missing(1) == ""
+    assert "before this process was forked" in _jit._missing(2)
+    assert "'spawn'" in _jit._missing(2)
+    driver(Gpus(error=CudaSupportError("none")))
+    _jit._asked.clear()
+    assert "no CUDA driver" in _jit._missing(1)
+    driver()
+    assert _jit._missing(2) == ""  # a driver that did not start hinders no fork
+
+
+@pytest.mark.skipif(_jit.cuda is not None, reason="numba-cuda is installed")
+def test_without_numba_cuda_its_extra_is_named():
+    assert _jit.missing().startswith("numba-cuda is not installed: pip install 'numconv-jit[cuda12]'")
+
+
 def test_no_driver_is_called_before_an_array_or_a_wish():
     """Importing every public name and convolving asks for no GPU, so that a process may still fork."""
     code = (
         "import numconv, os, sys\n"
-        "from numconv.cuda import arrays, implicit, direct, kernel2row, csr, adjoint\n"
+        "from numconv.cuda import places, implicit, direct, kernel2row, csr, adjoint\n"
         "from numconv.cuda import _jit\n"
         "numconv.convolve([1.0, 2.0], [1.0])\n"
         "assert _jit._missing.cache_info().currsize == 0\n"

@@ -61,7 +61,7 @@ def im2col(
         x.shape, kernel_size, stride=stride, padding=padding, dilation=dilation, boundary=boundary,
         fill_value=fill_value, flip=flip,
     )
-    return give(matrices.im2col(x, geometry, out))
+    return give(matrices.im2col(x, geometry, out, dispatch.asked_for()))
 
 
 def col2im(
@@ -108,7 +108,7 @@ def col2im(
         input_shape, kernel_size, name="input_shape", stride=stride, padding=padding, dilation=dilation,
         boundary=boundary, fill_value=fill_value, flip=flip,
     )
-    return give(matrices.col2im(cols, geometry, reduce, out))
+    return give(matrices.col2im(cols, geometry, reduce, out, dispatch.asked_for()))
 
 
 def kernel2row(
@@ -166,7 +166,7 @@ def kernel2row(
         (*channels, *size), w.shape, plain=plain, stride=stride, padding=padding, dilation=dilation, groups=groups,
         boundary=boundary, fill_value=fill_value, flip=flip, names=("input_size", "w"),
     )
-    return matrices.kernel2row(w, geometry)
+    return matrices.kernel2row(w, geometry, dispatch.asked_for())
 
 
 def csr_matvec(data: Any, indices: Any, indptr: Any, x: Any, out: Any = None) -> Any:
@@ -203,7 +203,7 @@ def csr_matvec(data: Any, indices: Any, indptr: Any, x: Any, out: Any = None) ->
     array([  12,  120, 1200])
     """
     (data, indices, indptr, x, out), give = dispatch.read(data=data, indices=indices, indptr=indptr, x=x, out=out)
-    return give(matrices.csr_product(data, indices, indptr, x, "x", None, out))
+    return give(matrices.csr_product(data, indices, indptr, x, "x", None, out, dispatch.asked_for()))
 
 
 def csr_rmatvec(data: Any, indices: Any, indptr: Any, y: Any, columns: int, out: Any = None) -> Any:
@@ -241,7 +241,7 @@ def csr_rmatvec(data: Any, indices: Any, indptr: Any, y: Any, columns: int, out:
     """
     columns = as_int("columns", columns, 0)
     (data, indices, indptr, y, out), give = dispatch.read(data=data, indices=indices, indptr=indptr, y=y, out=out)
-    return give(matrices.csr_product(data, indices, indptr, y, "y", columns, out))
+    return give(matrices.csr_product(data, indices, indptr, y, "y", columns, out, dispatch.asked_for()))
 
 
 def unfold(x: Any, kernel_size: Ints, dilation: Ints = 1, padding: Padding = 0, stride: Ints = 1) -> Any:

@@ -133,8 +133,23 @@ GOALS = {
 }
 
 
-def goal(group: str, rival: str, dtype: str) -> Goal:
+#: On a GPU, in float32: torch without TF32.
+GPU_GOALS = {
+    ("3x3", "torch"): Goal(0.65),
+    ("other layers", "torch"): Goal(0.8),
+    ("3x3", "cupy"): Goal(3),
+    ("other layers", "cupy"): Goal(3),
+    ("image", "cupyx csr"): Goal(8),
+}
+
+#: Images that a GPU gets for each of a layer's.
+GPU_BATCH = 32
+
+
+def goal(group: str, rival: str, dtype: str, device: str = "cpu") -> Goal:
     """The goal of a group beside a rival; in float64 all layers, images and gradients have one of their own."""
+    if device == "cuda":
+        return GPU_GOALS.get((group, rival), Goal()) if dtype == "float32" else Goal()
     if dtype == "float64" and rival == "torch" and group not in ("im2col", "col2im"):
         return Goal(0.9, 1.1)
     return GOALS.get((group, rival), Goal())
@@ -236,6 +251,16 @@ def _matrices() -> Iterable[Case]:
 _LISTS = {"resnet50": _resnet50, "grad": _grad, "image": _image, "1d": _1d, "3d": _3d, "matrices": _matrices}
 
 
-def choose(layers: Iterable[str] = LAYERS, part: str = "") -> list[Case]:
-    """The cases of these layers whose group and name contain ``part``."""
-    return [case for name in layers for case in _LISTS[name]() if part in f"{case.group} {case.name}"]
+def choose(layers: Iterable[str] = LAYERS, part: str = "", device: str = "cpu") -> list[Case]:
+    """The cases of these layers whose group and name contain ``part``; a GPU's layers have ``GPU_BATCH`` images."""
+    cases = [case for name in layers for case in _LISTS[name]()]
+    if device == "cuda":
+        cases = [with_images(case, GPU_BATCH) for case in cases]
+    return [case for case in cases if part in f"{case.group} {case.name}"]
+
+
+def with_images(case: Case, N: int) -> Case:
+    """A layer of one image with ``N``; everything else as it is."""
+    if case.kind not in ("conv", "grad_input", "grad_weight") or case.x[0] != 1:
+        return case
+    return replace(case, x=(N, *case.x[1:]), name=f"{case.name} batch {N}")

@@ -29,7 +29,7 @@ def bench(
     """
     if file:
         Path(file).touch()  # an error now and not after an hour
-    installed = [peer for peer in peers if find_spec(PEERS[peer].module)]
+    installed = [peer for peer in peers if find_spec(PEERS[peer].module if peer in PEERS else peer)]
     absent = {peer: "not installed" for peer in peers if peer not in installed}
     with Contest(installed, settings) as contest:
         versions, missing = contest.versions()

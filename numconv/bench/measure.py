@@ -29,6 +29,9 @@ REST = 0.01
 #: Differences over the root mean square of a result, in units of rounding, up to which results agree.
 ROUNDINGS = 2000
 
+#: So many times that, where a rival rounds its factors to 10 bits.
+TF32 = 64
+
 
 class Lost(RuntimeError):
     """A library could not do a case: the reason."""
@@ -154,7 +157,7 @@ def measure(case: Case, ours: Asked, peers: Sequence[Asked], seconds: float, fol
             try:
                 peer.ask("result", rival=beside.rival, file=str(folder / "peer.npz"))
                 beside.difference = difference(folder / "numconv.npz", folder / "peer.npz")
-                if beside.difference <= 1:
+                if beside.difference <= (TF32 if beside.rival.endswith("tf32") else 1):
                     beside.seconds = pairs(ours, peer, beside.rival, seconds)
                 else:
                     beside.error = f"the results differ by {beside.difference:.3g} times what rounding explains"

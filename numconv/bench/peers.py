@@ -8,6 +8,7 @@ its own.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +29,7 @@ PATIENCE = 3.0
 
 @dataclass(frozen=True)
 class Settings:
-    """What holds for every case of a run. ``device`` is "cpu"; there is no other yet."""
+    """What holds for every case of a run. ``device`` is "cpu" or "cuda"."""
 
     dtype: str = "float32"
     threads: int = 1
@@ -42,6 +43,16 @@ class Peer:
     module: str
     versions: dict[str, str]
 
+    def fetch(self, array: Any) -> Array:
+        """A result as a NumPy array."""
+        return np.asarray(array)
+
+    def seconds(self, call: Callable[[], Any]) -> float:
+        """The time of one call."""
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
     def prepare(self, case: Case, data: dict[str, Array]) -> Rivals:
         """The calls that do a case; none if the library cannot."""
         kind = getattr(self, case.kind, None)
@@ -52,6 +63,7 @@ class Numconv(Peer):
     """numconv itself, by its public functions: one rival, and one way, which is the algorithm."""
 
     module = "numconv"
+    device = "cpu"
 
     def __init__(self, settings: Settings) -> None:
         import numconv
@@ -59,12 +71,18 @@ class Numconv(Peer):
         self.nc, self.algorithm = numconv, settings.algorithm
         self.versions = {name: version(name) for name in ("numpy", "numba")} | {"numconv": numconv.__version__}
 
-    def _plan(self, case: Case, dtype: np.dtype) -> Any:
-        return self.nc.plan_conv(case.x, case.w, dtype=dtype, algorithm=self.algorithm, **case.geometry)
+    def dtype_of(self, array: Any) -> np.dtype:
+        """As NumPy calls it."""
+        dtype: np.dtype = array.dtype
+        return dtype
+
+    def _plan(self, case: Case, array: Any) -> Any:
+        options: dict[str, Any] = {"algorithm": self.algorithm, "device": self.device, **case.geometry}
+        return self.nc.plan_conv(case.x, case.w, dtype=self.dtype_of(array), **options)
 
     def _product(self, case: Case, function: Any, *arguments: Any) -> Rivals:
         call = partial(function, *arguments, algorithm=self.algorithm, **case.geometry)
-        choice = self._plan(case, arguments[-1].dtype).choice._asdict()  # each product has its own
+        choice = self._plan(case, arguments[-1]).choice._asdict()  # each product has its own
         return {"numconv": {choice.get(case.kind, choice["forward"]): call}}
 
     def conv(self, case: Case, x: Array, w: Array) -> Rivals:
@@ -82,7 +100,9 @@ class Numconv(Peer):
     def convolve(self, case: Case, x: Array, w: Array) -> Rivals:
         """``convolve``."""
         options: dict[str, Any] = {"boundary": case.boundary, "algorithm": self.algorithm}
-        plan = self.nc.plan_convolve(case.x, case.w, "same", dtype=x.dtype, **options)
+        plan = self.nc.plan_convolve(
+            case.x, case.w, "same", dtype=self.dtype_of(x), device=self.device, **options
+        )  # fmt: skip
         return {"numconv": {plan.algorithm: partial(self.nc.convolve, x, w, "same", **options)}}
 
     def im2col(self, case: Case, x: Array) -> Rivals:
@@ -95,22 +115,26 @@ class Numconv(Peer):
 
     def kernel2row(self, case: Case, w: Array) -> Rivals:
         """The matrix from a plan."""
-        return {"numconv": {"": partial(self._plan(case, w.dtype).matrix, w)}}
+        return {"numconv": {"": partial(self._plan(case, w).matrix, w)}}
 
     def refill(self, case: Case, w: Array) -> Rivals:
         """New weights into a matrix of zeros."""
-        plan = self._plan(case, w.dtype)
-        return {"numconv": {"": partial(plan.refill, plan.matrix(np.zeros_like(w)), w)}}
+        plan = self._plan(case, w)
+        return {"numconv": {"": partial(plan.refill, plan.matrix(0 * w), w)}}
 
     def csr_matvec(self, case: Case, x: Array, w: Array) -> Rivals:
         """``csr_matvec`` of a matrix from a plan."""
-        A = self._plan(case, w.dtype).matrix(w)
-        return {"numconv": {"": partial(self.nc.csr_matvec, A.data, A.indices, A.indptr, x.ravel())}}
+        return {"numconv": {"": partial(self.nc.csr_matvec, *parts(self._plan(case, w).matrix(w)), x.ravel())}}
 
     def csr_rmatvec(self, case: Case, w: Array, dy: Array) -> Rivals:
         """``csr_rmatvec`` of a matrix from a plan."""
-        A = self._plan(case, w.dtype).matrix(w)
-        return {"numconv": {"": partial(self.nc.csr_rmatvec, A.data, A.indices, A.indptr, dy.ravel(), A.shape[1])}}
+        A, columns = parts(self._plan(case, w).matrix(w)), prod(case.x[1:])
+        return {"numconv": {"": partial(self.nc.csr_rmatvec, *A, dy.ravel(), columns)}}
+
+
+def parts(matrix: Any) -> tuple[Any, Any, Any]:
+    """The triple of a CSR matrix, or the triple itself."""
+    return matrix if isinstance(matrix, tuple) else (matrix.data, matrix.indices, matrix.indptr)
 
 
 class Torch(Peer):
@@ -125,6 +149,7 @@ class Torch(Peer):
         self.F = torch.nn.functional
         torch.set_num_threads(settings.threads)
         self.versions = {"torch": version("torch")}
+        self.tensor: Callable[[Array], Any] = torch.from_numpy
 
     def _layer(self, case: Case, library: Any, name: str, *arguments: Any) -> Rivals:
         """``library.conv1d…`` with the arrays among the arguments in every memory format."""
@@ -136,7 +161,7 @@ class Torch(Peer):
         ways: dict[str, Callable[[], Any]] = {}
         for way, memory_format in formats.items():
             tensors = [
-                torch.from_numpy(a).contiguous(memory_format=memory_format) if isinstance(a, Array) else a
+                self.tensor(a).contiguous(memory_format=memory_format) if isinstance(a, Array) else a
                 for a in arguments
             ]
             ways[way] = partial(function, *tensors, **case.geometry)
@@ -158,20 +183,20 @@ class Torch(Peer):
         """Images with odd kernels by ``conv2d``, which does not turn the kernel."""
         if x.ndim != 2 or case.flops * 1e-9 > PATIENCE:
             return {}
-        from_numpy, F, margin = self.torch.from_numpy, self.F, case.w[0] // 2
-        image, kernel = from_numpy(x)[None, None], from_numpy(w).flip(0, 1)[None, None]
+        F, margin = self.F, case.w[0] // 2
+        image, kernel = self.tensor(x)[None, None], self.tensor(w).flip(0, 1)[None, None]
         if case.boundary == "constant":
             return {"torch": {"": lambda: F.conv2d(image, kernel, padding=margin)[0, 0]}}
         return {"torch": {"": lambda: F.conv2d(F.pad(image, [margin] * 4, mode=case.boundary), kernel)[0, 0]}}
 
     def im2col(self, case: Case, x: Array) -> Rivals:
         """``unfold``."""
-        image = self.torch.from_numpy(x)
+        image = self.tensor(x)
         return {"torch": {"": partial(self.F.unfold, image, case.w[2:], **case.windows)}}
 
     def col2im(self, case: Case, cols: Array) -> Rivals:
         """``fold``."""
-        columns = self.torch.from_numpy(cols)
+        columns = self.tensor(cols)
         return {"torch": {"": partial(self.F.fold, columns, case.x[2:], case.w[2:], **case.windows)}}
 
 
@@ -283,6 +308,9 @@ class SparseConvolution(Peer):
 PEERS: dict[str, type[Any]] = {
     "torch": Torch, "scipy": Scipy, "opencv": OpenCV, "sparse_convolution": SparseConvolution,
 }
+
+#: Who takes part on a GPU, each by the module of its name.
+GPU_PEERS = ("torch", "cupy")
 
 
 def triples(case: Case) -> tuple[Array, Array, Array, tuple[int, int]]:

@@ -61,7 +61,7 @@ class Report:
                     ratios.setdefault((measured.case.group, beside.rival), []).append(beside.ratio)
         rows = []
         for (group, rival), values in ratios.items():
-            aim = goal(group, rival, self.settings.dtype)
+            aim = goal(group, rival, self.settings.dtype, self.settings.device)
             rows.append({
                 "group": group, "rival": rival, "cases": len(values), "mean": mean(values), "least": min(values),
                 "goal_mean": aim.mean, "goal_least": aim.each,
@@ -95,7 +95,9 @@ class Report:
             speeds.append(f"multiply-adds in {self.settings.dtype} {spread}")
         if self.tile:
             speeds.append(f"the register tile reaches {self.tile:.0%} of what registers alone allow")
-        lines += [f"threads: {self.settings.threads}", f"measured peak: {', '.join(speeds)}"]
+        cpu = self.settings.device == "cpu"
+        lines += [f"threads: {self.settings.threads}"] if cpu else []
+        lines.append(f"{'measured peak' if cpu else 'peak, memory measured'}: {', '.join(speeds)}")
         for group in dict.fromkeys(m.case.group for m in self.found):
             lines += ["", *self._block(group, colour)]
         return "\n".join(lines)
@@ -104,7 +106,7 @@ class Report:
         found = [m for m in self.found if m.case.group == group]
         rivals = list(dict.fromkeys(beside.rival for m in found for beside in m.rivals))
         width = {rival: max(15, len(rival) + 5) for rival in rivals}
-        aims = {rival: goal(group, rival, self.settings.dtype) for rival in rivals}
+        aims = {rival: goal(group, rival, self.settings.dtype, self.settings.device) for rival in rivals}
         titles = "".join(f"{rival + ' ms':>{width[rival]}}{'ratio':>7}" for rival in rivals)
         lines = [painted(f"{group:28}{'numconv ms':>12}{'of peak':>12}  {'by':10}{titles}", BOLD, colour)]
         notes = []

@@ -13,12 +13,13 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from .cases import Case
-from .peers import PEERS, Numconv, Peer, Settings
+from .peers import PEERS, Numconv, Peer, Settings, parts
 
 
 class Work:
@@ -40,7 +41,9 @@ class Work:
         for rival, ways in self.peer.prepare(work, work.data(self.settings.dtype, seed)).items():
             for call in ways.values():
                 call()  # the first call compiles, plans, starts threads
-            quickest = min(ways, key=lambda way: min(timed(ways[way], 0.1))) if len(ways) > 1 else next(iter(ways))
+            quickest = next(iter(ways))
+            if len(ways) > 1:
+                quickest = min(ways, key=lambda way: min(timed(ways[way], 0.1, self.peer.seconds)))
             self.calls[rival] = ways[quickest]
             found.append({"rival": rival, "way": quickest})
         return found
@@ -48,40 +51,44 @@ class Work:
     def result(self, rival: str, file: str) -> None:
         """Save what the call returns: one array, or the three of a sparse matrix."""
         y = self.calls[rival]()
-        np.savez(file, *([y.data, y.indices, y.indptr] if hasattr(y, "indptr") else [np.asarray(y)]))
+        np.savez(file, *map(self.peer.fetch, parts(y) if isinstance(y, tuple) or hasattr(y, "indptr") else [y]))
 
     def time(self, rival: str, seconds: float) -> list[float]:
         """The times of calls, one after the other, until so many seconds have passed."""
-        return timed(self.calls[rival], seconds)
+        return timed(self.calls[rival], seconds, self.peer.seconds)
 
     def flops(self) -> float:
         """The register tile's operations a second; only numconv's process is asked, as for ``memory``."""
-        from .peak import flops
-
-        return flops(self.settings.dtype)
+        return self._room().flops(self.settings.dtype)
 
     def share(self) -> float:
-        """Which part of the multiply-adds that registers alone allow the tile reaches."""
-        from .peak import share
-
-        return share(self.settings.dtype)
+        """Which part of the multiply-adds that registers alone allow the tile reaches; 0 on a GPU."""
+        return self._room().share(self.settings.dtype) if self.settings.device == "cpu" else 0.0
 
     def memory(self) -> dict[str, float]:
         """Bytes a second."""
-        from .peak import memory
+        return self._room().memory()
 
-        return memory()
+    def _room(self) -> Any:
+        return import_module(f"numconv.bench.{'peak' if self.settings.device == 'cpu' else 'gpu'}")
 
 
-def timed(call: Callable[[], Any], seconds: float) -> list[float]:
+def timed(call: Callable[[], Any], seconds: float, clock: Callable[[Callable[[], Any]], float]) -> list[float]:
     """The times of at least one call, and of more until so many seconds have passed."""
     times: list[float] = []
     end = time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
+        times.append(clock(call))
     return times
+
+
+def libraries(device: str) -> dict[str, type[Any]]:
+    """numconv and its peers on a device."""
+    if device == "cpu":
+        return {"numconv": Numconv, **PEERS}
+    from . import gpu
+
+    return {"numconv": gpu.NumconvOnGpu, **gpu.PEERS}
 
 
 def main() -> None:
@@ -90,8 +97,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
     gc.disable()  # the times would pay for it
-    libraries: dict[str, type[Any]] = {"numconv": Numconv, **PEERS}
-    work = Work(libraries[name](settings), settings)
+    work = Work(libraries(settings.device)[name](settings), settings)
     for line in sys.stdin:
         request = json.loads(line)
         if request["do"] == "prepare":

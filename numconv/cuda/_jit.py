@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -65,11 +66,44 @@ def missing() -> str:
 
 @lru_cache(maxsize=1)
 def _missing(process: int) -> str:
+    from numba.cuda.cudadrv.error import CudaDriverError, CudaSupportError
+
+    if _asked.setdefault("by", process) != process:
+        return "CUDA was in use before this process was forked, and cannot be in it: start it by 'spawn'"
     try:
         count = len(cuda.gpus)
-    except Exception as error:  # whatever a driver says, the reason is what the caller needs
-        return f"no CUDA driver can be used: {' '.join(str(error).split()) or type(error).__name__}"
-    return "" if count else "the CUDA driver finds no GPU"
+    except (CudaDriverError, CudaSupportError) as error:
+        _asked.clear()  # a driver that did not start hinders no fork
+        reason = " ".join(str(error).split()).removeprefix("Error at driver init: ").rstrip(" .:")
+        return f"no CUDA driver can be used: {reason}; install or update NVIDIA's driver"
+    return lacks_compiler() if count else "the CUDA driver finds no GPU"
+
+
+#: The process that started the driver.
+_asked: dict[str, int] = {}
+
+
+def lacks_compiler() -> str:
+    """Why kernels cannot be compiled for the driver; empty if they can."""
+    from numba.cuda.cudadrv import driver, nvvm, runtime
+
+    try:
+        compiler = runtime.get_version()
+        nvvm.NVVM()
+    except (ImportError, RuntimeError) as error:  # the loader's error for a missing library is a RuntimeError
+        return f"NVIDIA's compiler is missing ({' '.join(str(error).split())}): {EXTRA}"
+    supported = driver.driver.get_version()
+    if supported[0] < compiler[0]:
+        return (
+            f"the driver supports CUDA {version(supported)} and the compiler is that of CUDA {version(compiler)}: "
+            f"update the driver, or pip install 'numconv-jit[cuda{supported[0]}]'"
+        )
+    return ""
+
+
+def version(number: tuple[int, ...]) -> str:
+    """``12.4``."""
+    return ".".join(map(str, number))
 
 
 def describe() -> str:
@@ -79,7 +113,7 @@ def describe() -> str:
     names = []
     for gpu in cuda.gpus:
         name = gpu.name.decode() if isinstance(gpu.name, bytes) else gpu.name
-        names.append(f"{name} (compute capability {'.'.join(map(str, gpu.compute_capability))})")
+        names.append(f"{name} (compute capability {version(gpu.compute_capability)})")
     return ", ".join(names)
 
 
@@ -89,6 +123,15 @@ def helper(f: Callable[..., Any]) -> Any:
     """A function that kernels call. Without numba-cuda, and in the simulator, it stays as it is."""
     return f if cuda is None or SIMULATED else cuda.jit(device=True)(f)
 
+
+def _checked(value: int) -> int:
+    """A number of 32 bits as the simulator has it: one that does fit, and makes no sum with it narrow."""
+    assert -(1 << 31) <= value < 1 << 31, f"{value} has more than 32 bits"
+    return int(value)
+
+
+#: What kernels call numbers that 32 bits hold.
+int32: Any = _checked if SIMULATED else np.int32
 
 _index = _indexing.compiled_by(helper)
 position, source, output_hit = _index["position"], _index["source"], _index["output_hit"]
@@ -133,6 +176,31 @@ class Kernel:
         if blocks:
             on.launch(self, blocks, arguments)
 
+    def configured(self, blocks: int, stream: Any = 0) -> Any:
+        """The kernel for a grid, to be called with its arguments."""
+        if SIMULATED or blocks >= MANY_BLOCKS:
+            return self.code[blocks, self.threads, *(() if SIMULATED else (stream,))]
+        with _small_on_purpose():
+            return self.code[blocks, self.threads, stream]
+
+
+#: numba warns of grids with fewer blocks.
+MANY_BLOCKS = 128
+_quiet = threading.Lock()
+
+
+@contextmanager
+def _small_on_purpose() -> Iterator[None]:
+    """No warning of a small grid: small arrays have one."""
+    from numba.cuda.core import config
+
+    with _quiet:
+        before, config.CUDA_LOW_OCCUPANCY_WARNINGS = config.CUDA_LOW_OCCUPANCY_WARNINGS, 0
+        try:
+            yield
+        finally:
+            config.CUDA_LOW_OCCUPANCY_WARNINGS = before
+
 
 def kernel(threads: int = 0, resident: int = 0) -> Callable[[Callable[..., None]], Kernel]:
     """A decorator for kernels with so many ``threads`` in a block; without a number, for loops over a grid of any size.
@@ -153,14 +221,17 @@ def fake(array: np.ndarray) -> Any:
 
 
 def explained(error: Exception) -> Exception:
-    """An error of the driver or the compiler in words that say what helps."""
+    """An error of the driver, the compiler or an allocator in words that say what helps; others as they are."""
     text = " ".join(str(error).split())
-    kind = type(error).__name__
-    if "OUT_OF_MEMORY" in text.upper():
+    said = f"{type(error).__name__} {text}".lower().replace(" ", "_")
+    if "out_of_memory" in said or "outofmemory" in said:
         return MemoryError(f"the GPU has no memory left for this: {text}; use smaller pieces")
-    if "Nvvm" in kind or "nvvm" in text.lower() or "nvrtc" in text.lower():
+    if "before_forking" in said:
+        return RuntimeError(f"{text}: a process that is forked after CUDA was used cannot use it; start it by 'spawn'")
+    if "unsupported_ptx" in said or "unsupported_toolchain" in said or "insufficient_driver" in said:
+        return RuntimeError(
+            f"the CUDA driver is older than the compiler: {text}; update it, or pip install 'numconv-jit[cuda12]'"
+        )
+    if any(part in said for part in ("nvvm", "nvrtc", "nvjitlink")):
         return RuntimeError(f"CUDA kernels cannot be compiled here: {text}; install the compiler: {EXTRA}")
-    if "UNSUPPORTED_PTX_VERSION" in text or "insufficient" in text.lower():
-        return RuntimeError(f"the CUDA driver is older than the compiler: {text}; install numconv-jit[cuda12]")
     return error
-

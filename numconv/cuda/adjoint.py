@@ -8,6 +8,7 @@ from types import ModuleType
 
 from .. import _memory
 from .._indexing import CONSTANT
+from ..arrays import computed_in
 from ..geometry import ConvGeometry, axes_table
 from . import direct, im2col, implicit
 from ._jit import cuda, kernel, position, source
@@ -39,7 +40,7 @@ def _fold(padded, before, behind, size, lo, hi, boundary, pixels):
             at = position(p if p < lo else p + size, 0, -lo, 1, 1)
             if source(at, size, boundary) == i:
                 total += padded[(b * wide + at + lo) * behind + a]
-        pixels[j] = total
+        pixels[j] = pixels.dtype.type(total)
         j += cuda.gridsize(1)
 
 
@@ -54,18 +55,18 @@ def unfolded(
     if geometry.boundary_code == CONSTANT or not any(map(any, geometry.padding)):
         adjoint(geometry, dX)
         return
-    padded, place = geometry.padded, dX.place
+    padded, place, sums = geometry.padded, dX.place, computed_in(dX.dtype)
     shape = [*dX.shape[:2], *padded.size]
     _memory.require(
-        prod(shape) * dX.itemsize, f"the gradient with its padding, shape {tuple(shape)},", "use smaller pieces",
+        prod(shape) * sums.itemsize, f"the gradient with its padding, shape {tuple(shape)},", "use smaller pieces",
         place.available,
     )
-    gradient = place.empty(shape, dX.dtype)
+    gradient = place.empty(shape, sums)
     adjoint(padded, gradient)
     for a, (n, (lo, hi)) in enumerate(zip(geometry.size, geometry.padding, strict=True)):
         shape[2 + a] = n
         last = a == geometry.d - 1
-        folded = dX.reshape(dX.size) if last else place.empty((prod(shape),), dX.dtype)
+        folded = dX.reshape(dX.size) if last else place.empty((prod(shape),), sums)
         _fold(
             blocks_for(prod(shape)), gradient.reshape(gradient.size), prod(shape[: 2 + a]), prod(shape[3 + a :]), n,
             lo, hi, geometry.boundary_code, folded, on=place,
@@ -76,18 +77,17 @@ def unfolded(
 def by_phases(dY: DeviceArray, w: DeviceArray, geometry: ConvGeometry, dX: DeviceArray) -> None:
     """The adjoint under zero padding as direct forward sums of ``dY``, one for each phase of the stride."""
     K, Cg = w.shape[:2]
-    G, kernel, place = dX.shape[1] // Cg, w.shape[2:], dX.place
-    turned = w.reshape(G, K // G, Cg, prod(kernel)).swapaxes(1, 2).astype(w.dtype).reshape(dX.shape[1], K // G, *kernel)
-    no_bias, nothing = place.zeros((dX.shape[1],), dX.dtype), dX.dtype.type(0)
+    G, kernel, place, sums = dX.shape[1] // Cg, w.shape[2:], dX.place, computed_in(dX.dtype)
+    turned = w.reshape(G, K // G, Cg, prod(kernel)).swapaxes(1, 2).astype(sums).reshape(dX.shape[1], K // G, *kernel)
+    no_bias, nothing = place.nothing((dX.shape[1],), sums), sums.type(0)
     if len(geometry.phases) < prod(geometry.stride):
         dX[...] = 0  # pixels that no tap meets
     every = (slice(None), slice(None))
     for there, taps, rows in geometry.phases:
         part = dX[(*every, *there)]
         target = part if part.flags.c_contiguous else place.empty(part.shape, dX.dtype)
-        some = turned[(*every, *taps)]
         direct.forward(
-            dY, some if some.flags.c_contiguous else some.astype(w.dtype), no_bias, axes_table(rows), CONSTANT,
+            dY, turned[(*every, *taps)].ready(sums), no_bias, axes_table(rows), CONSTANT,
             nothing, target,
         )  # fmt: skip
         if target is not part:

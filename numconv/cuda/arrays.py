@@ -1,33 +1,39 @@
 """Arrays on a GPU, whoever allocated them: NumPy's shape arithmetic over an address, and the place it belongs to.
 
-A ``DeviceArray`` is a view. Results and workspaces come from the caller's own library, on the caller's device and
-stream, so that their type, pool and lifetime are right and nothing waits.
+A ``DeviceArray`` is a view; ``places`` knows whose memory it lies in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _memory
-from . import _jit
-from ._jit import SIMULATED, THREADS, Kernel, cuda, kernel
+from ._jit import THREADS, cuda, helper, kernel
+
+if TYPE_CHECKING:
+    from .places import Place
 
 #: Axes that a copy can have once neighbours that lie together are one.
 MOST_AXES = 8
 
 
 class _At:
-    """An address as NumPy takes one. Nobody may look at the numbers behind it, for they are not on the host."""
+    """An address as NumPy takes one."""
 
-    def __init__(self, address: int, shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: np.dtype) -> None:
-        self.__array_interface__ = {
-            "data": (address, False), "shape": shape, "strides": strides, "typestr": dtype.str, "version": 3,
-        }
+    def __init__(self, interface: dict[str, Any]) -> None:
+        self.__array_interface__ = interface
+
+
+def at_address(
+    address: int, shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: np.dtype, readonly: bool = False
+) -> np.ndarray:
+    """A NumPy array over an address. Nobody may look at the numbers behind it, for they are not on the host."""
+    if not address:  # an array of nothing has none
+        return np.empty(shape, dtype)
+    interface = {"data": (address, readonly), "shape": shape, "strides": strides, "typestr": dtype.str, "version": 3}
+    return np.asarray(_At(interface))
 
 
 class DeviceArray:
@@ -52,16 +58,20 @@ class DeviceArray:
     flags = property(lambda self: self._shadow.flags)
 
     @property
+    def numbers(self) -> np.ndarray:
+        """What the array holds, in the simulator, where it lies on the host."""
+        return self._shadow
+
+    @property
     def address(self) -> int:
         """Where the first item lies."""
         return int(self._shadow.ctypes.data)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        strides = None if self.flags.c_contiguous else self.strides
         return {
-            "data": (self.address, False), "shape": self.shape, "strides": strides, "typestr": self.dtype.str,
-            "version": 3,
+            "data": (self.address if self.size else 0, False), "shape": self.shape, "typestr": self.dtype.str,
+            "strides": None if self.flags.c_contiguous else self.strides, "version": 3,
         }  # fmt: skip
 
     # views ----------------------------------------------------------------------------------------------------------
@@ -110,6 +120,10 @@ class DeviceArray:
         copy(self, target)
         return target
 
+    def ready(self, dtype: np.dtype) -> DeviceArray:
+        """Contiguous and in this dtype; a copy only where it must be."""
+        return self if self.dtype == dtype and self.flags.c_contiguous else self.astype(dtype)
+
     def conj(self) -> DeviceArray:
         """The complex conjugate; a real array is its own."""
         if self.dtype.kind != "c":
@@ -136,24 +150,34 @@ _MAKES: dict[Any, Callable[..., DeviceArray]] = {
 # copies -------------------------------------------------------------------------------------------------------------
 
 
+@helper
+def both(i, s, s_steps, t, t_steps, shape, d):
+    """Where item ``i``, counted row by row over ``shape``, lies in two arrays that begin at ``s`` and ``t``."""
+    for a in range(d - 1, -1, -1):
+        at = i % shape[a]
+        i //= shape[a]
+        s += at * s_steps[a]
+        t += at * t_steps[a]
+    return s, t
+
+
 @kernel()
-def _copy(source, s0, s_steps, target, t0, t_steps, shape, d, n, conjugate, adds):
-    # Item i of both, counted row by row over ``shape``; a step of 0 repeats an item.
+def _copy(source, s0, s_steps, target, t0, t_steps, shape, d, n, conjugate):
+    # A step of 0 repeats an item.
     i = cuda.grid(1)
     while i < n:
-        s, t, left = s0, t0, i
-        for a in range(d - 1, -1, -1):
-            at = left % shape[a]
-            left //= shape[a]
-            s += at * s_steps[a]
-            t += at * t_steps[a]
-        value = source[s]
-        if conjugate:
-            value = value.conjugate()
-        if adds:
-            target[t] += target.dtype.type(value)
-        else:
-            target[t] = target.dtype.type(value)
+        s, t = both(i, s0, s_steps, t0, t_steps, shape, d)
+        value = source[s].conjugate() if conjugate else source[s]
+        target[t] = target.dtype.type(value)
+        i += cuda.gridsize(1)
+
+
+@kernel()
+def _add(source, s0, s_steps, target, t0, t_steps, shape, d, n):
+    i = cuda.grid(1)
+    while i < n:
+        s, t = both(i, s0, s_steps, t0, t_steps, shape, d)
+        target[t] += target.dtype.type(source[s])
         i += cuda.gridsize(1)
 
 
@@ -180,10 +204,14 @@ def copy(source: DeviceArray, target: DeviceArray, conjugate: bool = False, adds
     if d > MOST_AXES:
         raise ValueError(f"an array on a GPU must lie along at most {MOST_AXES} axes, got shape {target.shape}")
     (items, s0), (goal, t0), rest = _memory_of(source), _memory_of(target), (1,) * (MOST_AXES - d)
-    _copy(
-        blocks_for(n), items, s0, (*(step // source.itemsize for step in s_steps), *rest), goal, t0,
-        (*(step // target.itemsize for step in t_steps), *rest), (*shape, *rest), d, n, conjugate, adds, on=place,
-    )  # fmt: skip
+    come, go = (
+        (array, begin, (*(step // array.itemsize for step in steps), *rest))
+        for array, begin, steps in ((items, s0, s_steps), (goal, t0, t_steps))
+    )
+    if adds:
+        _add(blocks_for(n), *come, *go, (*shape, *rest), d, n, on=place)
+    else:
+        _copy(blocks_for(n), *come, *go, (*shape, *rest), d, n, conjugate, on=place)
 
 
 def blocks_for(n: int, threads: int = THREADS) -> int:
@@ -210,328 +238,5 @@ def _memory_of(array: DeviceArray) -> tuple[DeviceArray, int]:
     low, high = sum(r for r in reach if r < 0), sum(r for r in reach if r > 0)
     if any(step % array.itemsize for step in array.strides):
         raise ValueError(f"an array on a GPU must have strides of whole items, got strides {array.strides}")
-    items = np.asarray(_At(array.address + low, ((high - low) // array.itemsize + 1,), None, array.dtype))
+    items = at_address(array.address + low, ((high - low) // array.itemsize + 1,), None, array.dtype)
     return DeviceArray(array.place, array.owner, items), -low // array.itemsize
-
-
-# places -------------------------------------------------------------------------------------------------------------
-
-
-class Place:
-    """A device as one library sees it: where memory comes from, and on which stream work goes."""
-
-    library = ""
-
-    def __init__(self, device: int) -> None:
-        self.device = device
-
-    @property
-    def kind(self) -> str:
-        """What errors call it."""
-        return f"{self.library} on cuda:{self.device}"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Place) and self.kind == other.kind
-
-    def __hash__(self) -> int:
-        return hash(self.kind)
-
-    def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-        """A new array of the library, not filled."""
-        raise NotImplementedError
-
-    def stream(self) -> Any:
-        """The stream that the caller works on, as a launch takes it."""
-        raise NotImplementedError
-
-    def read(self, owner: Any) -> DeviceArray:
-        """An array of the library as numconv sees it."""
-        return _from_interface(self, owner, owner.__cuda_array_interface__)
-
-    def give(self, array: DeviceArray) -> Any:
-        """A result, which is whole, in the type of the library."""
-        return array.owner
-
-    def to_host(self, array: DeviceArray) -> np.ndarray:
-        """A copy as a NumPy array, when the work before it is done."""
-        result = np.empty(array.shape, array.dtype)
-        host(self.device).fetch(array, result, self.stream())
-        return result
-
-    def bring(self, array: np.ndarray) -> DeviceArray:
-        """A host array, to be used beside arrays that are here."""
-        target = self.empty(array.shape, array.dtype)
-        copy(host(self.device).send(array), target)
-        return target
-
-    def matmul(self, a: DeviceArray, b: DeviceArray, out: DeviceArray) -> bool:
-        """``out = a @ b`` by the library's BLAS; False where it has none."""
-        return False
-
-    def available(self) -> int:
-        """Bytes that can be allocated."""
-        with self.current():
-            return int(cuda.current_context().get_memory_info().free)
-
-    def current(self) -> AbstractContextManager[Any]:
-        """Make this device the current one."""
-        context: AbstractContextManager[Any] = cuda.gpus[self.device]
-        return context
-
-    def empty(self, shape: Any, dtype: np.dtype) -> DeviceArray:
-        """A new array."""
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        return self.read(self.allocate(shape, dtype))
-
-    def zeros(self, shape: Any, dtype: np.dtype) -> DeviceArray:
-        """A new array of zeros."""
-        array = self.empty(shape, dtype)
-        array[...] = 0
-        return array
-
-    def scalar(self, value: Any, dtype: np.dtype) -> DeviceArray:
-        """One number, on the device."""
-        return constant(self, np.asarray(value, dtype).tobytes(), dtype.str, ())
-
-    def launch(self, kernel: Kernel, blocks: int, arguments: tuple[Any, ...]) -> None:
-        """Start a kernel on the caller's stream."""
-        with self.current():
-            try:
-                kernel.code[blocks, kernel.threads, self.stream()](*arguments)
-            except Exception as error:
-                raise _jit.explained(error) from error
-
-
-def _from_interface(place: Place, owner: Any, interface: dict[str, Any]) -> DeviceArray:
-    dtype = np.dtype(interface["typestr"])
-    at = _At(interface["data"][0] or 0, interface["shape"], interface.get("strides"), dtype)
-    shadow = np.asarray(at) if interface["data"][0] else np.empty(interface["shape"], dtype)  # nothing has no address
-    return DeviceArray(place, owner, shadow)
-
-
-@lru_cache(maxsize=4096)
-def constant(place: Place, items: bytes, dtype: str, shape: tuple[int, ...]) -> DeviceArray:
-    """A small array of fixed numbers on a device, sent there once."""
-    return host(place.device).send(np.frombuffer(items, dtype).reshape(shape))
-
-
-def table(place: Place, axes: np.ndarray) -> DeviceArray:
-    """A table of axes, as kernels take it."""
-    return constant(place, axes.tobytes(), axes.dtype.str, axes.shape)
-
-
-class Host(Place):
-    """Memory that numba allocates, for NumPy arrays that are computed on a GPU, and for arrays of unknown libraries."""
-
-    library = "numba"
-
-    def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-        """A device array of numba."""
-        with self.current():
-            return cuda.device_array(shape, dtype)
-
-    def stream(self) -> Any:
-        """The default stream."""
-        return 0
-
-    def send(self, array: np.ndarray) -> DeviceArray:
-        """A copy of a host array."""
-        with self.current():
-            return self.read(cuda.to_device(np.ascontiguousarray(array)))
-
-    def fetch(self, array: DeviceArray, target: np.ndarray, stream: Any = 0) -> None:
-        """Copy an array back to the host, into a contiguous one."""
-        with self.current():
-            cuda.as_cuda_array(array.reshape(array.size), sync=False).copy_to_host(target.reshape(-1), stream=stream)
-            if stream:
-                stream.synchronize()
-
-
-class Simulator(Host):
-    """numba's simulator: an array is NumPy's, and kernels are Python."""
-
-    library = "simulator"
-
-    def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-        """Memory of the host, never 0 by chance."""
-        return np.full(shape, -1 if dtype.kind != "u" else 1).astype(dtype)
-
-    def read(self, owner: Any) -> DeviceArray:
-        """The array is there."""
-        return DeviceArray(self, owner, owner)
-
-    def available(self) -> int:
-        """As much as the host has."""
-        return _memory.available()
-
-    def current(self) -> AbstractContextManager[Any]:
-        """There is one device."""
-        return nullcontext()
-
-    def send(self, array: np.ndarray) -> DeviceArray:
-        """A copy."""
-        return self.read(array.copy())
-
-    def fetch(self, array: DeviceArray, target: np.ndarray, stream: Any = 0) -> None:
-        """A copy."""
-        target[...] = array._shadow.reshape(target.shape)
-
-    def launch(self, kernel: Kernel, blocks: int, arguments: tuple[Any, ...]) -> None:
-        """Run the threads, a block at a time."""
-        ready = [_jit.fake(a._shadow) if isinstance(a, DeviceArray) else a for a in arguments]
-        kernel.code[blocks, kernel.threads](*ready)
-
-
-def host(device: int = 0) -> Host:
-    """Where NumPy arrays are computed."""
-    return Simulator(device) if SIMULATED else Host(device)
-
-
-def compute_there(compute: Callable[..., None], *arrays: np.ndarray) -> None:
-    """``compute(*arrays)`` for host arrays, the last of which is the result: there, and back."""
-    place, (*inputs, result) = host(), arrays
-    target = place.empty(result.shape, result.dtype)
-    compute(*(place.send(array) for array in inputs), target)
-    place.fetch(target, result)
-
-
-class Torch(Place):
-    """torch's CUDA tensors."""
-
-    library = "torch"
-
-    def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-        """An empty tensor."""
-        import torch
-
-        return torch.empty(shape, dtype=getattr(torch, dtype.name), device=f"cuda:{self.device}")
-
-    def read(self, owner: Any) -> DeviceArray:
-        """A tensor, without its history."""
-        owner = owner.detach().resolve_conj().resolve_neg()
-        dtype = np.dtype(str(owner.dtype).removeprefix("torch."))
-        interface = {
-            "data": (owner.data_ptr(), False), "shape": tuple(owner.shape), "typestr": dtype.str,
-            "strides": tuple(step * owner.element_size() for step in owner.stride()),
-        }  # fmt: skip
-        return _from_interface(self, owner, interface)
-
-    def matmul(self, a: DeviceArray, b: DeviceArray, out: DeviceArray) -> bool:
-        """By cuBLAS; torch has no product of integers on a GPU."""
-        import torch
-
-        if a.dtype.kind not in "fc":
-            return False
-        tensors = [array.owner.view(-1).view(array.shape) for array in (a, b, out)]
-        torch.matmul(tensors[0], tensors[1], out=tensors[2])
-        return True
-
-    def stream(self) -> Any:
-        """torch's current stream."""
-        import torch
-
-        return _external(torch.cuda.current_stream(self.device).cuda_stream)
-
-    def available(self) -> int:
-        """What is free on the device or in torch's pool."""
-        import torch
-
-        pool = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        return int(torch.cuda.mem_get_info(self.device)[0]) + pool
-
-
-class CuPy(Place):
-    """CuPy's arrays."""
-
-    library = "cupy"
-
-    def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-        """An empty array."""
-        import cupy
-
-        with cupy.cuda.Device(self.device):
-            return cupy.empty(shape, dtype)
-
-    def matmul(self, a: DeviceArray, b: DeviceArray, out: DeviceArray) -> bool:
-        """By cuBLAS."""
-        import cupy
-
-        with cupy.cuda.Device(self.device):
-            arrays = [array.owner.reshape(array.shape) for array in (a, b, out)]
-            arrays[2][...] = cupy.matmul(arrays[0], arrays[1])
-        return True
-
-    def stream(self) -> Any:
-        """CuPy's current stream."""
-        import cupy
-
-        with cupy.cuda.Device(self.device):
-            return _external(cupy.cuda.get_current_stream().ptr)
-
-    def available(self) -> int:
-        """What is free on the device or in CuPy's pool."""
-        import cupy
-
-        with cupy.cuda.Device(self.device):
-            return int(cupy.cuda.runtime.memGetInfo()[0]) + cupy.get_default_memory_pool().free_bytes()
-
-
-class Foreign(Host):
-    """Arrays of a library that numconv does not know, by the CUDA array interface or by DLPack.
-
-    A result comes from the library's own array namespace where it has one, as the array API standard describes it,
-    else it is an array of numba.
-    """
-
-    def __init__(self, library: str, device: int) -> None:
-        super().__init__(device)
-        self.library = library
-        self.namespace: Any = None
-
-    def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-        """An empty array of the library's, or of numba."""
-        if self.namespace is None:
-            return super().allocate(shape, dtype)
-        with self.current():
-            return self.namespace.empty(shape, dtype=getattr(self.namespace, dtype.name))
-
-    def read(self, owner: Any) -> DeviceArray:
-        """What the array tells about itself."""
-        if self.namespace is None and hasattr(owner, "__array_namespace__"):
-            self.namespace = owner.__array_namespace__()
-        interface = getattr(owner, "__cuda_array_interface__", None)
-        if interface is not None:
-            if interface.get("stream") not in (None, 1):
-                with self.current():
-                    cuda.external_stream(interface["stream"]).synchronize()
-            return _from_interface(self, owner, interface)
-        from cuda.core.utils import StridedMemoryView
-
-        with self.current():
-            view = StridedMemoryView.from_dlpack(owner, stream_ptr=1)
-        steps = None if view.strides is None else tuple(step * view.dtype.itemsize for step in view.strides)
-        return _from_interface(
-            self, (owner, view), {"data": (view.ptr,), "shape": view.shape, "strides": steps, "typestr": view.dtype.str}
-        )
-
-
-def place_of(kind: str) -> Place:
-    """The place that is called ``"library on cuda:device"``."""
-    library, _, device = kind.partition(" on cuda:")
-    known: dict[str, Callable[[int], Place]] = {"torch": Torch, "cupy": CuPy, "simulator": Simulator}
-    return known[library](int(device)) if library in known else Foreign(library, int(device))
-
-
-def read(place: Place, name: str, value: Any) -> DeviceArray:
-    """The caller's array, or an error that names it."""
-    try:
-        array = place.read(value)
-    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:  # sparse, bfloat16, masked, …
-        got = f"{type(value).__name__}: {error}"
-        raise TypeError(f"{name} must be a dense array of a dtype NumPy has, got {got}") from None
-    return array
-
-
-@lru_cache(maxsize=256)
-def _external(stream: int) -> Any:
-    return cuda.external_stream(stream) if stream else 0

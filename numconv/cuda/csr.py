@@ -37,7 +37,7 @@ def _matvec(data, indices, indptr, x, rows, y):
     total = x.dtype.type(0)
     if row < rows:
         for e in range(indptr[row] + lane, indptr[row + 1], LANES):
-            total += data[e] * x[indices[e]]
+            total += x.dtype.type(data[e]) * x[indices[e]]
     sums[thread] = total
     cuda.syncthreads()
     half = LANES // 2
@@ -162,7 +162,7 @@ def _gather(data, indptr, rows, begin, counts, entries, y, columns, x):
                     low = middle
                 else:
                     high = middle
-            total += data[entries[e]] * y[low]
+            total += y.dtype.type(data[entries[e]]) * y[low]
         x[j] = total
         j += cuda.gridsize(1)
 

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from .._indexing import OUT, SIZE, STRIDE
+from ..arrays import computed_in
 from ..geometry import ConvGeometry
 from ._jit import THREADS, cuda, kernel, source
-from .arrays import DeviceArray, blocks_for, table
+from .arrays import DeviceArray, blocks_for
+from .places import table
 from .tables import rows_and_taps
 
 
@@ -23,11 +25,11 @@ def channels_at_a_time(channels: int) -> Any:
 
     @kernel()
     def forward(x, w, bias, axes, rows_met, met, boundary, fill, N, C, Cg, Kg, P, size, y):
-        # x (N, C, prod in), w (K, Cg, taps), y (N, K, P)
+        # x (N, C, prod in), w (K, Cg, taps), y (N, K, P); the sums are of the bias's dtype
         i = cuda.grid(1)
         last, taps = axes.shape[0] - 1, met.shape[0]
         sets, G = (Kg + channels - 1) // channels, C // Cg
-        sums = cuda.local.array(channels, x.dtype)
+        sums = cuda.local.array(channels, bias.dtype)
         while i < N * G * sets * P:
             p, rest = i % P, i // P
             k0, rest = rest % sets * channels, rest // sets
@@ -43,14 +45,14 @@ def channels_at_a_time(channels: int) -> Any:
                 for c in range(Cg):
                     pixel = fill
                     if inside:
-                        pixel = x[x_at + c * size]
+                        pixel = bias.dtype.type(x[x_at + c * size])
                     for j in range(channels):
                         k = g * Kg + min(k0 + j, Kg - 1)  # a channel too many is summed and not used
                         sums[j] += w[(k * Cg + c) * taps + tap] * pixel
             for j in range(channels):
                 if k0 + j < Kg:
                     k = g * Kg + k0 + j
-                    y[(n * C // Cg * Kg + k) * P + p] = sums[j] + bias[k]
+                    y[(n * C // Cg * Kg + k) * P + p] = y.dtype.type(sums[j] + bias[k])
             i += cuda.gridsize(1)
 
     return forward
@@ -65,8 +67,9 @@ def forward(
 ) -> None:
     """``Y[n, k, p] = bias[k] + sum over c, t of w[k, c, t] * x[n, c, source(p, t)]``."""
     (N, C), (K, Cg) = x.shape[:2], w.shape[:2]
-    Kg, P = K * Cg // C, prod(y.shape[2:])
-    few = Kg <= 4 or x.itemsize > 4  # sums of wide numbers would not fit the registers
+    Kg, P, sums = K * Cg // C, prod(y.shape[2:]), computed_in(x.dtype)
+    w, bias, fill = w.ready(sums), bias.ready(sums), sums.type(fill)
+    few = Kg <= 4 or sums.itemsize > 4  # sums of wide numbers would not fit the registers
     channels, kernel = (1, ONE) if Kg == 1 else (4, FEW) if few else (16, MANY)
     kernel(
         blocks_for(N * (C // Cg) * -(-Kg // channels) * P), x.reshape(x.size), w.reshape(w.size), bias,
@@ -82,18 +85,18 @@ def _grad_weight(x, dY, axes, rows_met, met, boundary, fill, N, C, Cg, Kg, P, si
     last, taps = axes.shape[0] - 1, met.shape[0]
     tap, c, k = weight % taps, weight // taps % Cg, weight // taps // Cg
     channel = k // Kg * Cg + c
-    sums = cuda.shared.array(THREADS, x.dtype)
-    total = x.dtype.type(0)
+    sums = cuda.shared.array(THREADS, dW.dtype)
+    total = dW.dtype.type(0)
     for i in range(thread, N * P, THREADS):
         n, p = i // P, i % P
         row = rows_met[met[tap, 0] + p // axes[last, OUT]]
         at = source(p % axes[last, OUT] * axes[last, STRIDE] + met[tap, 1], axes[last, SIZE], boundary)
         pixel = fill
         if row >= 0 and at >= 0:
-            pixel = x[(n * C + channel) * size + row * axes[last, SIZE] + at]
+            pixel = dW.dtype.type(x[(n * C + channel) * size + row * axes[last, SIZE] + at])
         if conjugate:
             pixel = pixel.conjugate()
-        total += dY[(n * (C // Cg) * Kg + k) * P + p] * pixel
+        total += dW.dtype.type(dY[(n * (C // Cg) * Kg + k) * P + p]) * pixel
     sums[thread] = total
     cuda.syncthreads()
     half = THREADS // 2
@@ -110,12 +113,15 @@ def grad_weight(
     x: DeviceArray, dY: DeviceArray, axes: np.ndarray, boundary: int, fill: np.generic, dW: DeviceArray
 ) -> None:
     """``dW[k, c, t] = sum over n, p of dY[n, k, p] * conj(x[n, c, source(p, t)])``, a block for each weight."""
-    (N, C), (K, Cg) = x.shape[:2], dW.shape[:2]
+    (N, C), (K, Cg), sums = x.shape[:2], dW.shape[:2], computed_in(x.dtype)
+    target = dW if dW.dtype == sums else dW.place.empty(dW.shape, sums)
     _grad_weight(
         dW.size, x.reshape(x.size), dY.reshape(dY.size), table(x.place, axes),
-        *rows_and_taps(x.place, axes, boundary), boundary, fill, N, C, Cg, K * Cg // C, prod(dY.shape[2:]),
-        prod(x.shape[2:]), x.dtype.kind == "c", dW.reshape(dW.size), on=x.place,
+        *rows_and_taps(x.place, axes, boundary), boundary, sums.type(fill), N, C, Cg, K * Cg // C,
+        prod(dY.shape[2:]), prod(x.shape[2:]), x.dtype.kind == "c", target.reshape(dW.size), on=x.place,
     )  # fmt: skip
+    if target is not dW:
+        dW[...] = target
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:

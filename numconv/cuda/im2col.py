@@ -9,10 +9,12 @@ import numpy as np
 
 from .. import _memory
 from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
+from ..arrays import computed_in
 from ..geometry import ConvGeometry
 from ._jit import cuda, kernel, output_hit, row_output, source
-from .arrays import DeviceArray, blocks_for, table
+from .arrays import DeviceArray, blocks_for
 from .implicit import forward as implicit_forward
+from .places import table
 from .tables import rows_and_taps
 
 #: A thread finds a place once and goes through so many planes with it.
@@ -53,15 +55,16 @@ def im2col(x: DeviceArray, axes: np.ndarray, boundary: int, fill: np.generic, X_
 
 
 @kernel()
-def _col2im(X_conv, axes, M, R_k, P, size, x):
-    # X_conv (M, taps, P), x (M, prod in). A thread gathers into its pixel every column entry that came from there.
+def _col2im(X_conv, axes, M, R_k, P, size, zero, x):
+    # X_conv (M, taps, P), x (M, prod in). A thread gathers into its pixel every column entry that came from there, in
+    # the type of zero.
     i = cuda.grid(1)
     last = axes.shape[0] - 1
     L_in, L_k, L_out = axes[last, SIZE], axes[last, KERNEL], axes[last, OUT]
     start, stride, step = axes[last, START], axes[last, STRIDE], axes[last, STEP]
     while i < M * size:
         pixel, m = i % size, i // size
-        total = x.dtype.type(0)
+        total = zero
         for T in range(R_k):
             O = row_output(T, pixel // L_in, axes)
             if O >= 0:
@@ -69,7 +72,7 @@ def _col2im(X_conv, axes, M, R_k, P, size, x):
                     o = output_hit(pixel % L_in, t, L_out, start, stride, step)
                     if o >= 0:
                         total += X_conv[((m * R_k + T) * L_k + t) * P + O * L_out + o]
-        x[i] = total
+        x[i] = x.dtype.type(total)
         i += cuda.gridsize(1)
 
 
@@ -78,7 +81,7 @@ def col2im(X_conv: DeviceArray, axes: np.ndarray, x: DeviceArray) -> None:
     M, size, P = x.shape[0] * x.shape[1], prod(axes[:, SIZE].tolist()), prod(axes[:, OUT].tolist())
     _col2im(
         blocks_for(x.size), X_conv.reshape(X_conv.size), table(x.place, axes), M, prod(axes[:-1, KERNEL].tolist()), P,
-        size, x.reshape(x.size), on=x.place,
+        size, computed_in(x.dtype).type(0), x.reshape(x.size), on=x.place,
     )  # fmt: skip
 
 
@@ -96,15 +99,20 @@ def divide(x: DeviceArray, counts: np.ndarray) -> None:
     _divide(blocks_for(x.size), x.reshape(x.size), whole, counts.size, x.size, on=x.place)
 
 
-def product(a: DeviceArray, b: DeviceArray, out: DeviceArray) -> None:
-    """``out[i, g] = a[g] @ b[i, g]``: by the caller's own BLAS, or where there is none by the tiles of ``implicit``."""
-    if a.place.matmul(a, b, out):
-        return
+def product(a: DeviceArray, b: DeviceArray, out: DeviceArray, bias: DeviceArray | None = None) -> None:
+    """``out[i, g] = a[g] @ b[i, g] + bias``: by the caller's own BLAS, else by the tiles of ``implicit``.
+
+    BLAS has no whole numbers, and would round float16 before the bias, or sum in it.
+    """
     (N, G, Q, P), R = b.shape, a.shape[1]
-    none = a.place.zeros((G * R,), a.dtype)
+    if a.dtype == out.dtype != np.float16 and a.dtype.kind in "fc" and a.place.matmul(a, b, out):
+        if bias is not None:
+            out += bias.reshape(G, R, 1)
+        return
+    bias = a.place.nothing((G * R,), a.dtype) if bias is None else bias
     line = np.array([[P, 1, P, 0, 1, 1]])
     implicit_forward(
-        b.reshape(N, G * Q, P), a.reshape(G * R, Q, 1), none, line, 0, a.dtype.type(0), out.reshape(N, G * R, P)
+        b.reshape(N, G * Q, P), a.reshape(G * R, Q, 1), bias, line, 0, a.dtype.type(0), out.reshape(N, G * R, P)
     )
 
 
@@ -114,31 +122,30 @@ def forward(
 ) -> None:
     """``Y_flat = W_flat @ X_conv + bias`` as it stands: ``X_conv`` is stored."""
     (N, K), G = y.shape[:2], x.shape[1] // w.shape[1]
-    X_conv = stored(x, prod(w.shape[2:]), prod(y.shape[2:]))
+    X_conv = stored(x, prod(w.shape[2:]), prod(y.shape[2:]), x.dtype)
     im2col(x, axes, boundary, fill, X_conv)
     P, Q = prod(y.shape[2:]), prod(w.shape[1:])
-    product(w.reshape(G, K // G, Q), X_conv.reshape(N, G, Q, P), y.reshape(N, G, K // G, P))
-    y += bias.reshape(K, *(1,) * (y.ndim - 2))
+    product(w.reshape(G, K // G, Q), X_conv.reshape(N, G, Q, P), y.reshape(N, G, K // G, P), bias)
 
 
 def grad_input(dY: DeviceArray, w: DeviceArray, axes: np.ndarray, dX: DeviceArray) -> None:
     """``dX = col2im(W_flat^T @ dY_flat)``, under zero padding."""
     (N, K), G = dY.shape[:2], dX.shape[1] // w.shape[1]
-    dX_conv = stored(dX, prod(w.shape[2:]), prod(dY.shape[2:]))
+    dX_conv = stored(dX, prod(w.shape[2:]), prod(dY.shape[2:]), computed_in(dX.dtype))
     P, Q = prod(dY.shape[2:]), prod(w.shape[1:])
     W_turned = w.reshape(G, K // G, Q).swapaxes(1, 2).astype(w.dtype)
     product(W_turned, dY.reshape(N, G, K // G, P), dX_conv.reshape(N, G, Q, P))
     col2im(dX_conv, axes, dX)
 
 
-def stored(x: DeviceArray, taps: int, pixels: int) -> DeviceArray:
+def stored(x: DeviceArray, taps: int, pixels: int, dtype: np.dtype) -> DeviceArray:
     """Memory for ``X_conv`` of ``x (N, C, *in)``, asked for before it is taken."""
     shape = (x.shape[0], x.shape[1] * taps, pixels)
     _memory.require(
-        prod(shape) * x.itemsize, f"X_conv of shape {shape}", "use algorithm='implicit', which stores none",
+        prod(shape) * dtype.itemsize, f"X_conv of shape {shape}", "use algorithm='implicit', which stores none",
         x.place.available,
     )
-    return x.place.empty(shape, x.dtype)
+    return x.place.empty(shape, dtype)
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:

@@ -18,12 +18,13 @@ from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy import int32
 
 from .._indexing import CONSTANT, OUT, SIZE, STRIDE
+from ..arrays import computed_in
 from ..geometry import ConvGeometry, axes_table
-from ._jit import SIMULATED, cuda, helper, kernel, load_four, source
-from .arrays import DeviceArray, blocks_for, table
+from ._jit import SIMULATED, cuda, helper, int32, kernel, load_four, source
+from .arrays import DeviceArray, blocks_for
+from .places import table
 from .tables import rows_and_taps
 
 #: Threads along a side of a tile; the simulator makes each a thread of Python, and sees the same with fewer.
@@ -87,12 +88,12 @@ def tile_of(side: int, resident: int) -> Tile:
         strip, rest = block % strips, block // strips
         q0, g = rest % pieces * columns, rest // pieces
         k0 = strip * rows
-        A = cuda.shared.array((2, DEPTH, wide), x.dtype, alignment=16)
-        B = cuda.shared.array((2, DEPTH, wide), x.dtype, alignment=16)
+        A = cuda.shared.array((2, DEPTH, wide), bias.dtype, alignment=16)
+        B = cuda.shared.array((2, DEPTH, wide), bias.dtype, alignment=16)
         places = cuda.shared.array(columns, np.int64)
-        sums = cuda.local.array((side, side), x.dtype)
-        next_a = cuda.local.array(loads, x.dtype)
-        next_b = cuda.local.array(loads, x.dtype)
+        sums = cuda.local.array((side, side), bias.dtype)
+        next_a = cuda.local.array(loads, bias.dtype)
+        next_b = cuda.local.array(loads, bias.dtype)
         for i in range(side):
             for j in range(side):
                 sums[i, j] = 0
@@ -103,7 +104,7 @@ def tile_of(side: int, resident: int) -> Tile:
             places[column] = place_of(q, axes, P, steps)
         last, taps = axes.shape[0] - 1, met.shape[0]
         O, first = int32(q % P // axes[last, OUT]), int32(q % axes[last, OUT] * axes[last, STRIDE])
-        image = int32((q // P) * C + g * Cg + depth)
+        image = (q // P) * C + g * Cg + depth
         w_at = (g * strips + strip) * taps * depth_all * rows + thread
         tap, c, row, at, x_at = int32(-1), int32(depth_all), int32(0), int32(0), q
         steps_all = int32(taps * (depth_all // DEPTH) + 1)
@@ -118,11 +119,11 @@ def tile_of(side: int, resident: int) -> Tile:
                     at = min(row, at)
                 for i in range(loads):
                     next_a[i] = w[w_at + i * THREADS]
-                    value = x.dtype.type(0)
+                    value = bias.dtype.type(0)
                     if c + i * apart < Cg:
                         value = fill
                         if at >= 0:
-                            value = x[x_at + i * apart * size]
+                            value = bias.dtype.type(x[x_at + i * apart * size])
                     next_b[i] = value
                 w_at += DEPTH * rows
                 x_at += DEPTH * size
@@ -141,7 +142,7 @@ def tile_of(side: int, resident: int) -> Tile:
             for i in range(side):
                 k = k0 + i // 4 * quad + down + i % 4
                 if k < Kg and q0 + q < columns_all:
-                    y[places[q] + (g * Kg + k) * steps[2]] = sums[i, j] + bias[g * Kg + k]
+                    y[places[q] + (g * Kg + k) * steps[2]] = y.dtype.type(sums[i, j] + bias[g * Kg + k])
 
     @kernel(THREADS, resident)
     def grad_weight(
@@ -157,11 +158,11 @@ def tile_of(side: int, resident: int) -> Tile:
         k0, c0 = strip * rows, piece * columns
         steps_all = (pixels_all + DEPTH - 1) // DEPTH
         step0, step1 = steps_all * part // parts, steps_all * (part + 1) // parts
-        A = cuda.shared.array((2, DEPTH, wide), x.dtype, alignment=16)
-        B = cuda.shared.array((2, DEPTH, wide), x.dtype, alignment=16)
-        sums = cuda.local.array((side, side), x.dtype)
-        next_a = cuda.local.array(loads, x.dtype)
-        next_b = cuda.local.array(loads, x.dtype)
+        A = cuda.shared.array((2, DEPTH, wide), partial.dtype, alignment=16)
+        B = cuda.shared.array((2, DEPTH, wide), partial.dtype, alignment=16)
+        sums = cuda.local.array((side, side), partial.dtype)
+        next_a = cuda.local.array(loads, partial.dtype)
+        next_b = cuda.local.array(loads, partial.dtype)
         for i in range(side):
             for j in range(side):
                 sums[i, j] = 0
@@ -181,13 +182,13 @@ def tile_of(side: int, resident: int) -> Tile:
                 x_at = (n * C + g * Cg + c) * size + row * axes[last, SIZE] + at
                 dY_at = ((n * G + g) * Kg + k) * P + p
                 for i in range(loads):
-                    pixel, value = x.dtype.type(0), x.dtype.type(0)
+                    pixel, value = partial.dtype.type(0), partial.dtype.type(0)
                     if done < there and c + i * lines < Cg:
                         pixel = fill
                         if row >= 0 and at >= 0:
-                            pixel = x[x_at + i * lines * size]
+                            pixel = partial.dtype.type(x[x_at + i * lines * size])
                     if done < there and k + i * lines < Kg:
-                        value = dY[dY_at + i * lines * P]
+                        value = partial.dtype.type(dY[dY_at + i * lines * P])
                     next_a[i], next_b[i] = value, pixel
                 p = int32(p + DEPTH)
                 while p >= P:
@@ -233,7 +234,10 @@ def _turn(w, terms, g_step, k_step, c_step, T, Cg, Kg, depth_all, rows, n, turne
         c, rest = rest % depth_all, rest // depth_all
         t, rest = rest % T, rest // T
         k, g = rest % strips * rows + row, rest // strips
-        turned[i] = w[g * g_step + k * k_step + c * c_step + terms[t]] if k < Kg and c < Cg else 0
+        value = turned.dtype.type(0)
+        if k < Kg and c < Cg:
+            value = turned.dtype.type(w[g * g_step + k * k_step + c * c_step + terms[t]])
+        turned[i] = value
         i += cuda.gridsize(1)
 
 
@@ -255,17 +259,18 @@ def product(
     Cg, Kg, P, size = C // groups, K // groups, prod(axes[:, OUT].tolist()), prod(axes[:, SIZE].tolist())
     part = y[(slice(None), slice(None), *place)] if place else y
     steps = np.array([(part.address - y.address) // y.itemsize, *(step // y.itemsize for step in part.strides)])
-    tile = tile_for(Kg, N * P, x.itemsize, groups)
+    sums = computed_in(x.dtype)
+    tile = tile_for(Kg, N * P, sums.itemsize, groups)
     strips, depth_all = -(-Kg // tile.rows), -(-Cg // DEPTH) * DEPTH
-    turned = x.place.empty((groups * strips * T * depth_all * tile.rows,), x.dtype)
+    turned = x.place.empty((groups * strips * T * depth_all * tile.rows,), sums)
     _turn(
         blocks_for(turned.size), w.reshape(w.size), table(x.place, w_terms), w.size // groups, k_step, c_step, T, Cg,
         Kg, depth_all, tile.rows, turned.size, turned, on=x.place,
     )  # fmt: skip
     tile.forward(
-        strips * -(-N * P // tile.columns) * groups, x.reshape(x.size), turned, bias, table(x.place, axes),
-        *rows_and_taps(x.place, axes, boundary), boundary, fill, table(x.place, steps), C, Cg, Kg, N * P, P,
-        depth_all, size, y.reshape(y.size), on=x.place,
+        strips * -(-N * P // tile.columns) * groups, x.reshape(x.size), turned, bias.ready(sums),
+        table(x.place, axes), *rows_and_taps(x.place, axes, boundary), boundary, sums.type(fill),
+        table(x.place, steps), C, Cg, Kg, N * P, P, depth_all, size, y.reshape(y.size), on=x.place,
     )  # fmt: skip
 
 
@@ -274,7 +279,8 @@ def grad_input(dY: DeviceArray, w: DeviceArray, geometry: ConvGeometry, dX: Devi
     kernel, Cg = w.shape[2:], w.shape[1]
     T = prod(kernel)
     tap = np.arange(T).reshape(kernel)
-    no_bias, nothing = dX.place.zeros((dX.shape[1],), dX.dtype), dX.dtype.type(0)
+    sums = computed_in(dX.dtype)
+    no_bias, nothing = dX.place.nothing((dX.shape[1],), sums), sums.type(0)
     if len(geometry.phases) < prod(geometry.stride):
         dX[...] = 0  # pixels that no tap meets
     for place, taps, rows in geometry.phases:
@@ -297,7 +303,7 @@ def _add_parts(partial, parts, T, Cg, n, dW):
         total = partial[entry]
         for part in range(1, parts):
             total += partial[part * n + entry]
-        dW[i] = total
+        dW[i] = dW.dtype.type(total)
         i += cuda.gridsize(1)
 
 
@@ -306,14 +312,14 @@ def grad_weight(
 ) -> None:
     """``dW = dY_flat @ X_conv^H``, the sum over pixels split into parts that follow from the shapes alone."""
     (N, C), (K, Cg), T = x.shape[:2], dW.shape[:2], prod(dW.shape[2:])
-    P, size, G = prod(dY.shape[2:]), prod(x.shape[2:]), C // Cg
-    tile = tile_for(K // G, Cg, x.itemsize, G * T * 64)
-    parts = parts_of(N * P, -(-K // G // tile.rows) * -(-Cg // tile.columns) * G * T, dW.nbytes)
-    partial = x.place.empty((parts * dW.size,), x.dtype)
+    P, size, G, sums = prod(dY.shape[2:]), prod(x.shape[2:]), C // Cg, computed_in(x.dtype)
+    tile = tile_for(K // G, Cg, sums.itemsize, G * T * 64)
+    parts = parts_of(N * P, -(-K // G // tile.rows) * -(-Cg // tile.columns) * G * T, dW.size * sums.itemsize)
+    partial = x.place.empty((parts * dW.size,), sums)
     tile.grad_weight(
         -(-K // G // tile.rows) * -(-Cg // tile.columns) * G * T * parts, x.reshape(x.size), dY.reshape(dY.size),
-        table(x.place, axes), *rows_and_taps(x.place, axes, boundary), boundary, fill, C, Cg, K // G, N * P, P, size,
-        parts, x.dtype.kind == "c", partial, on=x.place,
+        table(x.place, axes), *rows_and_taps(x.place, axes, boundary), boundary, sums.type(fill), C, Cg, K // G, N * P,
+        P, size, parts, x.dtype.kind == "c", partial, on=x.place,
     )  # fmt: skip
     _add_parts(blocks_for(dW.size), partial, parts, T, Cg, dW.size, dW.reshape(dW.size), on=x.place)
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from math import prod
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 
 from .. import _memory
 from .._indexing import KERNEL, OUT, SIZE, STRIDE
 from ..geometry import ConvGeometry
 from . import direct
 from ._jit import cuda, helper, kernel, source
-from .arrays import DeviceArray, blocks_for, table
+from .arrays import DeviceArray, blocks_for
+from .places import host, read, table
 from .tables import Entries, entries_of, rows_and_taps
 
 
@@ -138,16 +139,14 @@ def triple(
     return data, indices, indptr
 
 
-def matrix(w: DeviceArray, axes: np.ndarray, boundary: int, groups: int) -> Any:
-    """W_conv as ``cupyx.scipy.sparse`` has it for CuPy's arrays, else the triple ``data, indices, indptr``."""
-    parts = triple(w, axes, boundary, groups)
+def matrix(w: Any, axes: np.ndarray, boundary: int, groups: int) -> Any:
+    """W_conv as the library of ``w`` has sparse matrices, SciPy's for NumPy; where it has none, the triple."""
     shape = (w.shape[0] * prod(axes[:, OUT].tolist()), groups * w.shape[1] * prod(axes[:, SIZE].tolist()))
-    given = tuple(part.place.give(part) for part in parts)
-    if "cupy" not in sys.modules or w.place.library != "cupy":
-        return given
-    from cupyx.scipy.sparse import csr_matrix
-
-    W_conv = csr_matrix(given, shape=shape)
+    if not isinstance(w, np.ndarray):
+        return w.place.sparse(triple(w, axes, boundary, groups), shape)
+    place = host()
+    parts = tuple(place.to_host(part) for part in triple(place.send(w), axes, boundary, groups))
+    W_conv = scipy.sparse.csr_array(parts, shape=shape, copy=False)
     W_conv.has_canonical_format = True
     return W_conv
 
@@ -172,12 +171,16 @@ def refill(csr: Any, w: DeviceArray, axes: np.ndarray, boundary: int, groups: in
     parts = csr if isinstance(csr, tuple) else [getattr(csr, name, None) for name in ("data", "indices", "indptr")]
     if len(parts) != 3 or any(part is None for part in parts):
         raise TypeError(f"csr must be a CSR matrix on the GPU, or its triple, as matrix(w) makes it, got {type(csr)}")
-    data, indices, indptr = (part if isinstance(part, DeviceArray) else w.place.read(part) for part in parts)
+    data, indices, indptr = (
+        part if isinstance(part, DeviceArray) else read(w.place, f"csr.{name}", part)
+        for name, part in zip(("data", "indices", "indptr"), parts, strict=True)
+    )
     if data.size != indices.size or not has_structure(indices, indptr, w, axes, boundary, groups):
         raise ValueError(f"csr must have the structure of this geometry, got one with {data.size} entries")
     if data.dtype != w.dtype:
         raise TypeError(f"w must have the csr's dtype {data.dtype}, got {w.dtype}")
     values(w, axes, boundary, data)
+    w.place.settle()
     return csr
 
 

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE, position, source
-from .arrays import DeviceArray, Place, constant
+from .arrays import DeviceArray
+from .places import Place, host
 
 #: Positions, rows and pixels of a plane are 32-bit numbers in kernels.
 FAR = 2**31
@@ -55,10 +56,13 @@ def rows_and_taps(place: Place, axes: np.ndarray, boundary: int) -> tuple[Device
     """``rows_met`` and ``met``: tap ``t`` of output ``(O, o)`` meets row ``rows_met[met[t, 0] + O]`` of the input and
     the pixel ``source(o * stride + met[t, 1])`` of it; a row is a flat index over all axes but the last.
     """
-    rows, met = _rows(axes.tobytes(), boundary)
-    return constant(place, rows.tobytes(), rows.dtype.str, rows.shape), constant(
-        place, met.tobytes(), met.dtype.str, met.shape
-    )
+    return _on(place, axes.tobytes(), boundary)
+
+
+@lru_cache(maxsize=256)
+def _on(place: Place, axes: bytes, boundary: int) -> tuple[DeviceArray, DeviceArray]:
+    rows, met = (host(place.device).send(part) for part in _rows(axes, boundary))
+    return rows, met
 
 
 def slots_along(met: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

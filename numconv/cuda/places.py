@@ -1,0 +1,347 @@
+"""Whose arrays are computed on a GPU: a place is a device as one library sees it.
+
+Results and workspaces come from the caller's own library, on the caller's device and stream, so that their type, pool
+and lifetime are right and nothing waits. No library is imported that the caller has not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ._jit import SIMULATED, Kernel
+from .arrays import DeviceArray, at_address, copy
+from .driver import DRIVER
+
+
+class Place:
+    """Where memory comes from, and on which stream work goes. Places of one library and device are equal."""
+
+    library = ""
+
+    def __init__(self, device: int) -> None:
+        self.device = device
+        self._hash = hash(("place", device))
+
+    @property
+    def kind(self) -> str:
+        """What errors call it."""
+        return f"{self.library} on cuda:{self.device}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Place) and (self.library, self.device) == (other.library, other.device)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    # what a library does in its own way -----------------------------------------------------------------------------
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """A new array of the library, not filled."""
+        raise NotImplementedError
+
+    def read(self, owner: Any) -> DeviceArray:
+        """An array of the library as numconv sees it."""
+        return self.seen(owner, owner.__cuda_array_interface__)
+
+    def stream(self) -> int:
+        """The driver's handle of the stream that the caller works on; 0 is the default stream."""
+        return 0
+
+    def settle(self) -> None:
+        """See to it that the library's next work on a result comes after the work that makes it."""
+
+    def give(self, array: DeviceArray) -> Any:
+        """A result, which is whole, in the type of the library."""
+        self.settle()
+        return array.owner
+
+    def matmul(self, a: DeviceArray, b: DeviceArray, out: DeviceArray) -> bool:
+        """``out = a @ b`` by the library's BLAS; False where it has none."""
+        return False
+
+    def sparse(self, parts: tuple[DeviceArray, ...], shape: tuple[int, int]) -> Any:
+        """A canonical CSR matrix of ``data, indices, indptr`` as the library has it, else these three."""
+        return tuple(map(self.give, parts))
+
+    def available(self) -> int:
+        """Bytes that can be allocated."""
+        return DRIVER.available(self.device)
+
+    # what they all do -----------------------------------------------------------------------------------------------
+
+    def seen(self, owner: Any, interface: dict[str, Any]) -> DeviceArray:
+        """An array as its ``__cuda_array_interface__`` describes it."""
+        if interface.get("mask") is not None:
+            raise TypeError("it is masked, and the mask would be lost")
+        address, *readonly = interface["data"]
+        shadow = at_address(
+            address or 0, tuple(interface["shape"]), interface.get("strides"), np.dtype(interface["typestr"]),
+            bool(readonly and readonly[0]),
+        )  # fmt: skip
+        return DeviceArray(self, owner, shadow)
+
+    def empty(self, shape: Any, dtype: np.dtype) -> DeviceArray:
+        """A new array."""
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        with DRIVER.on(self.device):
+            return self.read(self.allocate(shape, dtype))
+
+    def zeros(self, shape: Any, dtype: np.dtype) -> DeviceArray:
+        """A new array of zeros."""
+        array = self.empty(shape, dtype)
+        array[...] = 0
+        return array
+
+    def nothing(self, shape: tuple[int, ...], dtype: np.dtype) -> DeviceArray:
+        """Zeros that are only read, such as a bias that is not there: sent once."""
+        return constant(self, bytes(prod(shape) * dtype.itemsize), dtype.str, shape)
+
+    def scalar(self, value: Any, dtype: np.dtype) -> DeviceArray:
+        """One number, on the device."""
+        return constant(self, np.asarray(value, dtype).tobytes(), dtype.str, ())
+
+    def bring(self, array: np.ndarray) -> DeviceArray:
+        """A host array, to be used beside arrays that are here."""
+        target = self.empty(array.shape, array.dtype)
+        copy(host(self.device).send(array), target)
+        return target
+
+    def to_host(self, array: DeviceArray) -> np.ndarray:
+        """A copy as a NumPy array, when the work before it is done."""
+        result = np.empty(array.shape, array.dtype)
+        DRIVER.fetch(self.device, array, result, self.stream())
+        return result
+
+    def launch(self, kernel: Kernel, blocks: int, arguments: tuple[Any, ...]) -> None:
+        """Start a kernel on the caller's stream."""
+        DRIVER.launch(self.device, kernel, blocks, arguments, self.stream())
+
+
+class Host(Place):
+    """Memory that numba allocates, for NumPy arrays that are computed on a GPU, and for numba's own arrays."""
+
+    library = "simulator" if SIMULATED else "numba"
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """A device array of numba."""
+        return DRIVER.allocate(self.device, shape, dtype)
+
+    def read(self, owner: Any) -> DeviceArray:
+        """A device array of numba; in the simulator it is NumPy's."""
+        return DeviceArray(self, owner, owner) if isinstance(owner, np.ndarray) else super().read(owner)
+
+    def send(self, array: np.ndarray) -> DeviceArray:
+        """A copy of a host array."""
+        return self.read(DRIVER.send(self.device, array.reshape(-1))).reshape(array.shape)
+
+
+class Torch(Place):
+    """torch's CUDA tensors."""
+
+    library = "torch"
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """An empty tensor."""
+        import torch
+
+        return torch.empty(shape, dtype=getattr(torch, dtype.name), device=f"cuda:{self.device}")
+
+    def read(self, owner: Any) -> DeviceArray:
+        """A tensor, without its history."""
+        owner = owner.detach().resolve_conj().resolve_neg()
+        dtype = np.dtype(str(owner.dtype).removeprefix("torch."))
+        return self.seen(owner, {
+            "data": (owner.data_ptr(), False), "shape": owner.shape, "typestr": dtype.str,
+            "strides": tuple(step * owner.element_size() for step in owner.stride()),
+        })  # fmt: skip
+
+    def stream(self) -> int:
+        """torch's current stream."""
+        import torch
+
+        return int(torch.cuda.current_stream(self.device).cuda_stream)
+
+    def matmul(self, a: DeviceArray, b: DeviceArray, out: DeviceArray) -> bool:
+        """By cuBLAS."""
+        import torch
+
+        A, B, C = (self._tensor(array) for array in (a, b, out))
+        torch.matmul(A, B, out=C)
+        return True
+
+    def _tensor(self, array: DeviceArray) -> Any:
+        """A view as a tensor of the memory that its owner lies in."""
+        owner = array.owner
+        begin = owner.storage_offset() + (array.address - owner.data_ptr()) // array.itemsize
+        return owner.as_strided(array.shape, [step // array.itemsize for step in array.strides], begin)
+
+    def available(self) -> int:
+        """What is free on the device or in torch's pool."""
+        import torch
+
+        pool = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return int(torch.cuda.mem_get_info(self.device)[0]) + pool
+
+
+class CuPy(Place):
+    """CuPy's arrays."""
+
+    library = "cupy"
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """An empty array."""
+        import cupy
+
+        with cupy.cuda.Device(self.device):
+            return cupy.empty(shape, dtype)
+
+    def read(self, owner: Any) -> DeviceArray:
+        """An array. Its interface would have its stream waited for, which is the one that kernels go to, too."""
+        return self.seen(owner, {
+            "data": (owner.data.ptr, False), "shape": owner.shape, "strides": owner.strides, "typestr": owner.dtype.str,
+        })  # fmt: skip
+
+    def stream(self) -> int:
+        """CuPy's current stream."""
+        import cupy
+
+        with cupy.cuda.Device(self.device):
+            return int(cupy.cuda.get_current_stream().ptr)
+
+    def matmul(self, a: DeviceArray, b: DeviceArray, out: DeviceArray) -> bool:
+        """By cuBLAS."""
+        import cupy
+
+        with cupy.cuda.Device(self.device):
+            A, B, C = (self._array(array) for array in (a, b, out))
+            cupy.matmul(A, B, out=C)
+        return True
+
+    def sparse(self, parts: tuple[DeviceArray, ...], shape: tuple[int, int]) -> Any:
+        """A matrix of ``cupyx``; it has none of whole numbers, nor, before version 14, with indices of 64 bits."""
+        if parts[0].dtype.char not in "?fdFD" or parts[1].dtype != np.int32:
+            return super().sparse(parts, shape)
+        import cupy
+        from cupyx.scipy.sparse import csr_matrix
+
+        with cupy.cuda.Device(self.device):
+            W_conv = csr_matrix(super().sparse(parts, shape), shape=shape)
+        W_conv.has_canonical_format = True  # it need not look
+        return W_conv
+
+    def _array(self, array: DeviceArray) -> Any:
+        """A view as an array of the memory that its owner lies in."""
+        import cupy
+
+        owner = array.owner
+        memory = owner.data + (array.address - owner.data.ptr)
+        return cupy.ndarray(array.shape, array.dtype, memory, array.strides)
+
+    def available(self) -> int:
+        """What is free on the device or in CuPy's pool."""
+        import cupy
+
+        with cupy.cuda.Device(self.device):
+            return int(cupy.cuda.runtime.memGetInfo()[0]) + int(cupy.get_default_memory_pool().free_bytes())
+
+
+class Foreign(Host):
+    """Arrays of a library that numconv does not know, by the CUDA array interface or by DLPack.
+
+    Work goes to the default stream, and numconv waits for it, for nobody knows which stream the library goes on with. A
+    result comes from the library's own array namespace where it has one, as the array API standard describes it, else
+    it is an array of numba.
+    """
+
+    def __init__(self, library: str, device: int) -> None:
+        super().__init__(device)
+        self.library = library
+        self.namespace: Any = None
+        self.where: dict[str, Any] = {}
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """An empty array of the library's, or of numba."""
+        if not hasattr(self.namespace, dtype.name):
+            return super().allocate(shape, dtype)
+        return self.namespace.empty(shape, dtype=getattr(self.namespace, dtype.name), **self.where)
+
+    def empty(self, shape: Any, dtype: np.dtype) -> DeviceArray:
+        """A new array; of numba where the library has this dtype by name only, as JAX has int64."""
+        array = super().empty(shape, dtype)
+        return array if array.dtype == dtype else self.read(DRIVER.allocate(self.device, array.shape, dtype))
+
+    def read(self, owner: Any) -> DeviceArray:
+        """What the array tells about itself."""
+        if self.namespace is None and hasattr(owner, "__array_namespace__"):
+            self.namespace = owner.__array_namespace__()
+            self.where = {"device": owner.device} if hasattr(owner, "device") else {}
+        interface = getattr(owner, "__cuda_array_interface__", None)
+        if interface is not None:
+            if interface.get("stream") is not None:  # its work has to be done before ours
+                DRIVER.wait(self.device, interface["stream"])
+            return self.seen(owner, interface)
+        if isinstance(owner, np.ndarray):  # what the simulator allocates
+            return super().read(owner)
+        from cuda.core.utils import StridedMemoryView
+
+        view = StridedMemoryView.from_dlpack(owner, stream_ptr=1)  # the library makes the default stream wait for it
+        steps = None if view.strides is None else tuple(step * view.dtype.itemsize for step in view.strides)
+        return self.seen((owner, view), {
+            "data": (view.ptr, view.readonly), "shape": view.shape, "strides": steps, "typestr": view.dtype.str,
+        })  # fmt: skip
+
+    def settle(self) -> None:
+        """Wait."""
+        DRIVER.wait(self.device, self.stream())
+
+    def give(self, array: DeviceArray) -> Any:
+        """The array that the library made."""
+        self.settle()
+        return array.owner[0] if isinstance(array.owner, tuple) else array.owner
+
+
+_known: dict[str, Callable[[int], Place]] = {"torch": Torch, "cupy": CuPy, "simulator": Host}
+
+
+def place_of(kind: str) -> Place:
+    """The place that is called ``"library on cuda:device"``."""
+    library, _, device = kind.partition(" on cuda:")
+    return _known[library](int(device)) if library in _known else Foreign(library, int(device))
+
+
+def host(device: int = 0) -> Host:
+    """Where NumPy arrays are computed."""
+    return Host(device)
+
+
+def read(place: Place, name: str, value: Any) -> DeviceArray:
+    """The caller's array, or an error that names it."""
+    try:
+        return place.read(value)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError, BufferError) as error:  # sparse, bfloat16, …
+        got = f"{type(value).__name__}: {error}"
+        raise TypeError(f"{name} must be a dense array of a dtype NumPy has, got {got}") from None
+
+
+def compute_there(compute: Callable[..., None], *arrays: np.ndarray) -> None:
+    """``compute(*arrays)`` for host arrays, the last of which is the result: there, and back."""
+    place, (*inputs, result) = host(), arrays
+    target = place.empty(result.shape, result.dtype)
+    compute(*(place.send(array) for array in inputs), target)
+    DRIVER.fetch(place.device, target, result, place.stream())
+
+
+@lru_cache(maxsize=4096)
+def constant(place: Place, items: bytes, dtype: str, shape: tuple[int, ...]) -> DeviceArray:
+    """A small array of fixed numbers on a device, sent there once."""
+    return host(place.device).send(np.frombuffer(items, dtype).reshape(shape))
+
+
+def table(place: Place, axes: np.ndarray) -> DeviceArray:
+    """A table of axes, as kernels take it."""
+    return constant(place, axes.tobytes(), axes.dtype.str, axes.shape)

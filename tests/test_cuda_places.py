@@ -1,0 +1,234 @@
+"""Other libraries' arrays on a GPU, over numba's simulator: where they are read, computed and given back."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import fake_libraries
+import naive
+import numpy as np
+import pytest
+import scipy.sparse
+from conftest import values
+from fake_libraries import CupyArray, Tensor, cupy_array
+from simulator import in_simulator, simulated
+
+import numconv
+from numconv import dispatch
+
+pytestmark = in_simulator
+
+if simulated:
+    from numconv.cuda import driver, places
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The device and stream of every launch."""
+    found, launch = [], driver.Simulator.launch
+
+    def noted(self, device, kernel, blocks, arguments, stream):
+        found.append((device, stream))
+        launch(self, device, kernel, blocks, arguments, stream)
+
+    monkeypatch.setattr(driver.Simulator, "launch", noted)
+    return found
+
+
+@pytest.fixture
+def waited(monkeypatch):
+    """The device and stream of everything that was waited for."""
+    found = []
+    monkeypatch.setattr(driver.Simulator, "wait", lambda self, device, stream: found.append((device, stream)))
+    return found
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    found = []
+    fake_libraries.install(monkeypatch, found)
+    return found
+
+
+X, W = values((1, 2, 4, 5), np.float32), values((3, 2, 2, 2), np.float32, 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "stream"), [(Tensor, Tensor, 41), (cupy_array, CupyArray, 42)], ids=["torch", "cupy"]
+)
+def test_results_are_the_callers_on_its_stream(calls, launched, make, given, stream):
+    y = numconv.conv(make(X), make(W), padding=1)
+    assert type(y) is given
+    np.testing.assert_array_equal(y.numbers, naive.conv(X, W, padding=1))
+    assert set(launched) == {(0, stream)}
+    strided = np.zeros((1, 2, 4, 10), np.float32)
+    strided[..., ::2] = X
+    y = numconv.conv(make(strided)[..., ::2], make(W), padding=1)
+    np.testing.assert_array_equal(y.numbers, naive.conv(X, W, padding=1))
+    out = make(np.zeros((1, 3, 5, 6), np.float32))
+    assert numconv.conv(make(X), make(W), padding=1, out=out) is out
+    np.testing.assert_array_equal(out.numbers, naive.conv(X, W, padding=1))
+
+
+@pytest.mark.parametrize("make", [Tensor, cupy_array], ids=["torch", "cupy"])
+def test_the_explicit_path_multiplies_by_the_callers_blas(calls, make):
+    part = make(np.stack([W, W]))[1]  # not at the beginning of its memory
+    y = numconv.conv(make(X), part, make(np.ones(3, np.float32)), algorithm="im2col")
+    np.testing.assert_array_equal(y.numbers, naive.conv(X, W, np.ones(3, np.float32)))
+    assert calls == [("matmul", type(y).__module__)]
+    dx = numconv.plan_conv(X.shape, W.shape, algorithm="im2col").grad_input(y, part)
+    np.testing.assert_array_equal(dx.numbers, naive.conv_grad_input(X.shape, W, y.numbers))
+
+
+def test_a_second_gpu_computes_what_lies_there(calls, launched, monkeypatch):
+    y = numconv.conv(Tensor(X, 1), Tensor(W, 1))
+    assert str(y.device) == "cuda:1"
+    assert {device for device, _ in launched} == {1}
+    with pytest.raises(TypeError, match=r"x: torch on cuda:1, w: torch on cuda:0"):
+        numconv.conv(Tensor(X, 1), Tensor(W, 0))
+    monkeypatch.setattr(CupyArray, "on_device", 3)
+    launched.clear()
+    numconv.conv(cupy_array(X), cupy_array(W))
+    assert {device for device, _ in launched} == {3}
+
+
+def test_cupy_has_a_sparse_matrix_and_an_operator(calls):
+    plan = numconv.plan_conv(X.shape, W.shape, padding=1)
+    W_conv = plan.matrix(cupy_array(W))
+    assert isinstance(W_conv, fake_libraries.CsrMatrix)
+    assert W_conv.has_canonical_format
+    want = naive.conv_matrix(W, X.shape[2:], padding=1, flip=False)
+
+    def dense():
+        parts = tuple(part.numbers for part in (W_conv.data, W_conv.indices, W_conv.indptr))
+        return scipy.sparse.csr_array(parts, shape=W_conv.shape).toarray()
+
+    np.testing.assert_array_equal(dense(), want)
+    assert plan.refill(W_conv, cupy_array(3 * W)) is W_conv
+    np.testing.assert_array_equal(dense(), 3 * want)
+    A = plan.linear_operator(cupy_array(W))
+    assert A.shape == want.shape
+    x, y = values((want.shape[1], 2), np.float32), values((want.shape[0],), np.float32)
+    np.testing.assert_array_equal(A.matmat(cupy_array(x)).numbers, want @ x)
+    np.testing.assert_array_equal(A.matvec(cupy_array(x[:, 0].copy())).numbers, want @ x[:, 0])
+    np.testing.assert_array_equal(A.rmatvec(cupy_array(y)).numbers, y @ want)
+    whole = numconv.kernel2row(cupy_array(W.astype(np.int64)), X.shape[2:])
+    assert [type(part) for part in whole] == [CupyArray] * 3  # CuPy has no sparse matrix of whole numbers
+    with pytest.raises(TypeError, match="w must be an array of NumPy or CuPy"):
+        plan.linear_operator(Tensor(W))
+
+
+# libraries that nobody knows ----------------------------------------------------------------------------------------
+
+
+class ByInterface:
+    """An array that describes itself by the CUDA array interface."""
+
+    __module__ = "somelib.arrays"
+
+    def __init__(self, numbers, stream=None, readonly=False, mask=None, device=0):
+        self.numbers, self.device = numbers, SimpleNamespace(id=device)
+        self.__cuda_array_interface__ = {
+            **numbers.__array_interface__, "data": (numbers.ctypes.data, readonly), "stream": stream, "mask": mask,
+        }  # fmt: skip
+
+    def __array_namespace__(self):
+        return SimpleNamespace(
+            empty=lambda shape, dtype, device: ByInterface(np.full(shape, 7, dtype), device=device.id), int64=np.int32,
+            **{name: np.dtype(name) for name in ("float32", "float64", "int32")},
+        )
+
+
+class ByDLPack:
+    """An array that says no more than DLPack asks for."""
+
+    __module__ = "otherlib"
+
+    def __init__(self, numbers):
+        self.numbers, self.streams = numbers, []
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+    def __dlpack__(self, *, stream=None, **rest):
+        self.streams.append(stream)
+        rest.pop("dl_device", None)
+        return self.numbers.__dlpack__(**{key: value for key, value in rest.items() if key == "max_version"})
+
+
+def test_an_unknown_library_waits_and_gets_its_own_arrays(launched, waited):
+    x = ByInterface(X[..., ::-1], stream=5, device=2)
+    y = numconv.conv(x, ByInterface(W, device=2))
+    assert type(y) is ByInterface
+    assert y.device.id == 2
+    np.testing.assert_array_equal(y.numbers, naive.conv(X[..., ::-1], W))
+    assert waited == [(2, 5), (2, 0)]  # for the stream that made x, and for the result
+    assert set(launched) == {(2, 0)}
+    out = ByInterface(np.zeros(y.numbers.shape, np.float32), device=2)
+    assert numconv.conv(x, ByInterface(W, device=2), out=out) is out
+    assert waited[-1] == (2, 0)
+    np.testing.assert_array_equal(out.numbers, y.numbers)
+
+
+def test_a_library_that_narrows(launched):
+    """Workspaces come from numba where a library's int64 is none."""
+    W_conv = numconv.kernel2row(ByInterface(W), (3, 4), flip=False)
+    parts = tuple(part.numbers for part in W_conv)
+    want = scipy.sparse.csr_array(parts)
+    y = values((want.shape[0],), np.float32)
+    x = numconv.csr_rmatvec(*W_conv, ByInterface(y), want.shape[1])
+    assert type(x) is ByInterface
+    np.testing.assert_array_equal(x.numbers, y @ want)
+
+
+def test_what_cannot_be_written_or_read_is_refused():
+    out = ByInterface(np.zeros((1, 3, 3, 4), np.float32), readonly=True)
+    with pytest.raises(ValueError, match="out must be writeable"):
+        numconv.conv(ByInterface(X), ByInterface(W), out=out)
+    y = numconv.conv(ByInterface(X, readonly=True), ByInterface(W, readonly=True))
+    np.testing.assert_array_equal(y.numbers, naive.conv(X, W))
+    with pytest.raises(TypeError, match=r"x must be a dense array.*masked"):
+        numconv.conv(ByInterface(X, mask=object()), ByInterface(W))
+    packed = np.zeros(3, [("a", np.int8), ("b", np.float32)])["b"]  # strides of 5 bytes
+    with pytest.raises(ValueError, match="strides of whole items"):
+        numconv.convolve(ByInterface(packed), ByInterface(np.ones(2, np.float32)))
+
+
+def test_dlpack_alone(waited):
+    x, w = ByDLPack(X), ByDLPack(W)
+    y = numconv.conv(x, w)
+    np.testing.assert_array_equal(np.asarray(y), naive.conv(X, W))
+    assert x.streams[-1] == 1  # the library makes the default stream wait
+    assert waited == [(0, 0)]
+
+
+def test_what_only_the_cpu_has_is_said(calls):
+    for algorithm in ("winograd", "fft"):
+        with pytest.raises(ValueError, match=rf"'{algorithm}' cannot.*no cuda kernel of it, but of im2col, kernel2row"):
+            numconv.conv(Tensor(X), Tensor(values((3, 2, 3, 3), np.float32)), algorithm=algorithm)
+
+
+def test_the_place_of_a_library():
+    assert places.place_of("torch on cuda:2") == places.Torch(2)
+    assert places.place_of("lib on cuda:1").kind == "lib on cuda:1"
+    assert dispatch.kind_of("x", ByInterface(X, device=4)) == "somelib on cuda:4"
+
+
+# the allocators' errors ---------------------------------------------------------------------------------------------
+
+
+def test_out_of_memory_leaves_all_usable(calls, monkeypatch):
+    class OutOfMemoryError(RuntimeError):
+        """torch's."""
+
+    def full(shape, dtype, device):
+        raise OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    arrays = Tensor(X), Tensor(W)
+    with monkeypatch.context() as now:
+        now.setattr(fake_libraries.sys.modules["torch"], "empty", full)
+        now.setattr(driver.Simulator, "on", driver.Driver.on)
+        now.setattr(driver, "cuda", SimpleNamespace(gpus=dict.fromkeys([0], driver.nullcontext())))
+        with pytest.raises(MemoryError, match="the GPU has no memory left"):
+            numconv.conv(*arrays)
+    np.testing.assert_array_equal(numconv.conv(*arrays).numbers, naive.conv(X, W))

@@ -1,0 +1,351 @@
+"""On a real GPU: ``pytest -m gpu``. All of this skips where there is none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import naive
+import numpy as np
+import pytest
+import scipy.sparse
+from conftest import BOUNDARIES, normal, values
+
+import numconv
+from numconv import dispatch
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def needs_a_gpu():
+    """Not asked as tests are collected: other tests fork."""
+    if not dispatch.has_gpu():
+        pytest.skip(f"no GPU: {dispatch.no_cuda() or 'this is the simulator'}")
+
+
+ALGORITHMS = ("direct", "implicit", "im2col")
+
+#: A layer for each kernel and tile: large and small tiles, few channels, depthwise, one and three axes.
+LAYERS = {
+    "large tile": ((8, 64, 56, 56), (128, 64, 3, 3), {"padding": 1}),
+    "strided": ((4, 32, 31, 33), (48, 32, 3, 3), {"stride": 2, "padding": 1}),
+    "1x1": ((2, 129, 14, 14), (65, 129, 1, 1), {}),
+    "image": ((2, 3, 64, 48), (8, 3, 7, 7), {"stride": 2, "padding": 3}),
+    "depthwise": ((2, 32, 28, 28), (32, 1, 3, 3), {"padding": 1, "groups": 32}),
+    "grouped": ((2, 16, 20, 20), (24, 4, 3, 3), {"padding": 2, "dilation": 2, "groups": 4}),
+    "line": ((3, 5, 301), (7, 5, 9), {"padding": 4}),
+    "volume": ((1, 4, 12, 11, 10), (6, 4, 3, 3, 3), {"padding": 1, "stride": (1, 2, 1)}),
+    "asymmetric": ((2, 6, 9, 40), (6, 6, 3, 5), {"padding": ((0, 2), (3, 1)), "flip": True}),
+}
+
+
+class OfTorch:
+    """torch's tensors."""
+
+    def __init__(self):
+        self.torch = pytest.importorskip("torch")
+        if not self.torch.cuda.is_available():
+            pytest.skip("torch sees no GPU")
+
+    def send(self, array):
+        return self.torch.from_numpy(np.array(array)).cuda()
+
+    def fetch(self, tensor):
+        return tensor.cpu().numpy()
+
+    def stream(self):
+        return self.torch.cuda.stream(self.torch.cuda.Stream())
+
+    def is_ours(self, y):
+        return isinstance(y, self.torch.Tensor) and y.is_cuda
+
+
+class OfCuPy:
+    """CuPy's arrays."""
+
+    def __init__(self):
+        self.cupy = pytest.importorskip("cupy")
+
+    def send(self, array):
+        return self.cupy.asarray(np.array(array))
+
+    def fetch(self, array):
+        return self.cupy.asnumpy(array)
+
+    def stream(self):
+        return self.cupy.cuda.Stream(non_blocking=True)
+
+    def is_ours(self, y):
+        return isinstance(y, self.cupy.ndarray)
+
+
+class OfNumba:
+    """numba's device arrays, read by the CUDA array interface."""
+
+    def __init__(self):
+        from numconv.cuda._jit import cuda
+
+        self.cuda = cuda
+
+    def send(self, array):
+        return self.cuda.to_device(np.ascontiguousarray(array))
+
+    def fetch(self, array):
+        return array.copy_to_host()
+
+    def is_ours(self, y):
+        return hasattr(y, "copy_to_host")
+
+
+class OfHost:
+    """NumPy's arrays, which go there and back."""
+
+    def send(self, array):
+        return np.array(array)
+
+    def fetch(self, array):
+        return array
+
+    def is_ours(self, y):
+        return isinstance(y, np.ndarray)
+
+
+@pytest.fixture(params=[OfTorch, OfCuPy, OfNumba, OfHost], ids=["torch", "cupy", "numba", "numpy"])
+def library(request):
+    with numconv.use_device("cuda"):
+        yield request.param()
+
+
+@pytest.fixture(params=[OfTorch, OfCuPy], ids=["torch", "cupy"])
+def with_streams(request):
+    return request.param()
+
+
+def close(got, want, dtype, terms):
+    """Within the rounding of a sum of so many products of normal numbers, summed in the dtype or in float32."""
+    assert got.dtype == dtype
+    eps = float(np.finfo(np.float32 if dtype == np.float16 else dtype).eps)
+    own = float(np.finfo(dtype).eps)
+    np.testing.assert_allclose(
+        got.astype(want.dtype), want, rtol=2 * own, atol=32 * eps * terms**0.5 + own * terms**0.5
+    )
+
+
+def of_cpu(x, w, dy, arguments):
+    """The three products in float64 (or complex128) on the CPU, which has tests of its own."""
+    with numconv.use_device("cpu"):
+        wide = [a.astype(np.result_type(a, np.float64)) for a in (x, w, dy)]
+        return (
+            numconv.conv(wide[0], wide[1], algorithm="direct", **arguments),
+            numconv.conv_grad_input(x.shape, wide[1], wide[2], **arguments),
+            numconv.conv_grad_weight(wide[0], w.shape, wide[2], **arguments),
+        )
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_parity_with_float64(library, name, algorithm):
+    x_shape, w_shape, arguments = LAYERS[name]
+    plan = numconv.plan_conv(x_shape, w_shape, device="cuda", algorithm=algorithm, **arguments)
+    x, w, dy = (normal(s, np.float32, seed) for seed, s in enumerate((x_shape, w_shape, plan.output_shape)))
+    y, dx, dw = of_cpu(x, w, dy, arguments)
+    X, W, dY = map(library.send, (x, w, dy))
+    got = plan.forward(X, W)
+    assert library.is_ours(got)
+    taps = int(np.prod(w_shape[2:]))
+    close(library.fetch(got), y, np.float32, w_shape[1] * taps)
+    close(library.fetch(plan.grad_input(dY, W)), dx, np.float32, w_shape[0] * taps)
+    close(library.fetch(plan.grad_weight(X, dY)), dw, np.float32, dy.size // w_shape[0])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "complex64", "complex128", "int8", "int64", "bool"])
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_dtypes_and_boundaries_exactly(library, dtype, boundary):
+    """Small multiples of 1/2, whose sums are exact in any order: bit for bit what the naive sum is."""
+    if dtype == "bool" and isinstance(library, OfNumba):
+        pytest.skip("the CPU's rule for bool is tested through the others")
+    x, w = values((2, 3, 9, 8), dtype), values((4, 3, 3, 2), dtype, 1)
+    arguments = {"padding": 2, "stride": (2, 1), "boundary": boundary}
+    want = naive.narrow(naive.conv(x, w, **arguments), np.dtype(dtype))
+    for algorithm in ALGORITHMS:
+        got = library.fetch(numconv.conv(library.send(x), library.send(w), algorithm=algorithm, **arguments))
+        np.testing.assert_array_equal(got, want, err_msg=algorithm)
+
+
+def test_half_precision_layers(library):
+    x_shape, w_shape, arguments = LAYERS["large tile"]
+    x, w = normal(x_shape, np.float16), (normal(w_shape, np.float16, 1) / 16).astype(np.float16)
+    with numconv.use_device("cpu"):
+        want = numconv.conv(x.astype(np.float32), w.astype(np.float32), **arguments)
+    got = library.fetch(numconv.conv(library.send(x), library.send(w), **arguments))
+    assert got.dtype == np.float16
+    np.testing.assert_allclose(got.astype(np.float32), want, rtol=2e-3, atol=2e-3)
+
+
+def test_inputs_that_are_not_contiguous(with_streams):
+    x, w = normal((2, 8, 30, 40), np.float32), normal((16, 8, 3, 3), np.float32, 1)
+    X, W = with_streams.send(x), with_streams.send(w)
+    close(with_streams.fetch(numconv.conv(X[:, :, ::2, 3:], W)), of_cpu(
+        x[:, :, ::2, 3:], w, np.zeros((2, 16, 13, 35)), {})[0], np.float32, 72)  # fmt: skip
+    turned = with_streams.fetch(numconv.conv(X.swapaxes(2, 3), W.swapaxes(2, 3)))
+    np.testing.assert_allclose(turned.swapaxes(2, 3), with_streams.fetch(numconv.conv(X, W)), atol=1e-4)
+    room = with_streams.send(np.zeros((2, 16, 28, 76), np.float32))
+    out = room[..., ::2]
+    assert numconv.conv(X, W, out=out) is out
+    np.testing.assert_array_equal(with_streams.fetch(room)[..., ::2], with_streams.fetch(numconv.conv(X, W)))
+    assert not with_streams.fetch(room)[..., 1::2].any()
+
+
+def test_work_goes_to_the_callers_stream(with_streams):
+    """Long work before ours on one stream: were ours on another, it would read what is not there yet."""
+    x, w = normal((16, 64, 64, 64), np.float32), normal((64, 64, 3, 3), np.float32, 1)
+    X, W = with_streams.send(x), with_streams.send(w)
+    want = with_streams.fetch(numconv.conv(X, W, padding=1))
+    for _ in range(3):
+        with with_streams.stream():
+            Z = 0 * X
+            for _ in range(50):
+                Z = Z + X / 50
+            Z[...] = X
+            y = numconv.conv(Z, W, padding=1)
+            Z[...] = 0
+            got = with_streams.fetch(y)
+        np.testing.assert_array_equal(got, want)
+
+
+def test_the_same_bits_every_time(with_streams):
+    x, w = normal((8, 48, 40, 40), np.float32), normal((64, 48, 3, 3), np.float32, 1)
+    X, W = with_streams.send(x), with_streams.send(w)
+    dY = with_streams.send(normal((8, 64, 38, 38), np.float32, 2))
+    for algorithm in ("direct", "implicit"):
+        plan = numconv.plan_conv(x.shape, w.shape, algorithm=algorithm)
+        for call in (
+            lambda plan=plan: plan.forward(X, W), lambda plan=plan: plan.grad_input(dY, W),
+            lambda plan=plan: plan.grad_weight(X, dY),
+        ):
+            first = with_streams.fetch(call())
+            for _ in range(20):
+                np.testing.assert_array_equal(with_streams.fetch(call()), first)
+
+
+def test_matrices(library):
+    w, x = normal((6, 3, 3, 3)), normal((3, 20, 21))
+    plan = numconv.plan_conv(x.shape, w.shape, dtype=np.float64, device="cuda", padding=1, boundary="reflect")
+    with numconv.use_device("cpu"):
+        W_conv, cols = numconv.plan_conv(
+            x.shape, w.shape, dtype=np.float64, device="cpu", padding=1, boundary="reflect"
+        ).matrix(w), numconv.im2col(x, (3, 3), padding=1, boundary="reflect", flip=False)
+    np.testing.assert_array_equal(library.fetch(plan.im2col(library.send(x))), cols)
+    made = plan.matrix(library.send(w))
+    parts = made if isinstance(made, tuple) else (made.data, made.indices, made.indptr)
+    for got, want in zip(parts, (W_conv.data, W_conv.indices, W_conv.indptr), strict=True):
+        np.testing.assert_array_equal(library.fetch(got), want)
+    assert isinstance(made, scipy.sparse.csr_array) == isinstance(library, OfHost)
+    if isinstance(library, OfCuPy):
+        from cupyx.scipy.sparse import csr_matrix
+
+        assert isinstance(made, csr_matrix)
+        vector = library.send(x.ravel())
+        np.testing.assert_allclose(library.fetch(made @ vector), W_conv @ x.ravel(), atol=1e-12)
+        A = plan.linear_operator(library.send(w))
+        np.testing.assert_allclose(library.fetch(A.matvec(vector)), W_conv @ x.ravel(), atol=1e-12)
+        y = normal((W_conv.shape[0],))
+        np.testing.assert_allclose(library.fetch(A.rmatvec(library.send(y))), W_conv.T @ y, atol=1e-12)
+    y, z = normal((W_conv.shape[0],)), x.ravel()
+    np.testing.assert_allclose(library.fetch(numconv.csr_matvec(*parts, library.send(z))), W_conv @ z, atol=1e-12)
+    back = numconv.csr_rmatvec(*parts, library.send(y), W_conv.shape[1])
+    np.testing.assert_allclose(library.fetch(back), W_conv.T @ y, atol=1e-12)
+    plan.refill(made, library.send(2 * w))
+    np.testing.assert_array_equal(library.fetch(parts[0]), 2 * W_conv.data)
+    folded = library.fetch(plan.col2im(library.send(cols)))
+    with numconv.use_device("cpu"):
+        want = numconv.col2im(cols, x.shape, (3, 3), padding=1, boundary="reflect", flip=False)
+    np.testing.assert_allclose(folded, want, atol=1e-12)
+
+
+def test_plans_agree_with_themselves():
+    plan = numconv.plan_conv((2, 12, 20, 20), (16, 6, 3, 3), device="cuda", groups=2, padding=1, boundary="wrap")
+    assert max(plan.check().values()) < 1e-5
+
+
+def test_out_of_memory_leaves_a_usable_process(with_streams):
+    x, w = with_streams.send(normal((1, 1, 64, 64), np.float32)), with_streams.send(normal((1, 1, 3, 3), np.float32))
+    before = with_streams.fetch(numconv.conv(x, w))
+    huge = 1 << 20
+    with pytest.raises(MemoryError, match="bytes"):  # refused before anything is taken: 16 TiB
+        numconv.im2col(x, (3, 3), padding=huge)
+    taken, most = [], dispatch.free_memory(x_of(x), "cuda")()
+    with pytest.raises(MemoryError):  # refused by the allocator, as nothing of it was asked for first
+        place = x_of(x).place
+        taken.append(place.empty((2 * most,), np.dtype(np.uint8)))
+    del taken
+    np.testing.assert_array_equal(with_streams.fetch(numconv.conv(x, w)), before)
+
+
+def x_of(array):
+    """An array as numconv sees it."""
+    (seen,), _ = dispatch.read(x=array)
+    return seen
+
+
+def test_an_array_of_another_gpu(with_streams):
+    from numconv.cuda._jit import cuda
+
+    if len(cuda.gpus) < 2:
+        pytest.skip("there is one GPU")
+    x, w = normal((2, 4, 20, 20), np.float32), normal((8, 4, 3, 3), np.float32, 1)
+    if isinstance(with_streams, OfTorch):
+        X, W = (with_streams.torch.from_numpy(a).to("cuda:1") for a in (x, w))
+        y = numconv.conv(X, W)
+        assert y.device.index == 1
+    else:
+        with with_streams.cupy.cuda.Device(1):
+            X, W = map(with_streams.send, (x, w))
+        y = numconv.conv(X, W)
+        assert y.device.id == 1
+    close(with_streams.fetch(y), of_cpu(x, w, np.zeros((2, 8, 18, 18)), {})[0], np.float32, 36)
+    with pytest.raises(TypeError, match=r"x: .* on cuda:1, w: .* on cuda:0"):
+        numconv.conv(X, with_streams.send(w))
+
+
+def test_more_than_32_bits_of_elements():
+    """2**31 and some pixels of one byte, of which the last ones are looked at."""
+    from numconv.cuda.places import host
+
+    if host().available() < 9 << 30:
+        pytest.skip("it needs 9 GiB")
+    n = (1 << 30) + 64
+    x, place = host().zeros((3, 1, n), np.dtype(np.uint8)), host()
+    x[2, :, n - 64 :] = place.send(np.arange(64, dtype=np.uint8).reshape(1, 64))
+    w = place.send(np.array([[[1, 2]]], np.uint8))
+    y = numconv.conv(x, w)
+    tail = place.to_host(y[2, 0, y.shape[2] - 63 :].reshape(63))
+    np.testing.assert_array_equal(tail, (3 * np.arange(63) + 2).astype(np.uint8))
+    assert not place.to_host(y[2, 0, : 1 << 20].reshape(1 << 20)).any()
+
+
+def test_a_fork_after_cuda_was_used_is_told():
+    code = (
+        "import numconv, numpy as np, os, sys\n"
+        "with numconv.use_device('cuda'):\n"
+        "    numconv.convolve(np.ones(9), np.ones(3))\n"
+        "if os.fork() == 0:\n"
+        "    numconv.convolve(np.ones(9), np.ones(3))\n"
+        "    try:\n"
+        "        numconv.use_device('cuda').__enter__()\n"
+        "    except RuntimeError as error:\n"
+        "        os._exit(0 if 'spawn' in str(error) else 1)\n"
+        "    os._exit(2)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_bench_runs(tmp_path, capsys):
+    from numconv.cli import main
+
+    file = tmp_path / "cuda.json"
+    words = f"bench --device cuda --layers resnet50,matrices --case 14x14 --seconds 0.1 --json {file}"
+    assert main(words.split()) == 0, capsys.readouterr().out
+    assert "allow_tf32=False" in capsys.readouterr().out
