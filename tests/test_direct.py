@@ -125,6 +125,32 @@ def test_output_channels_that_share_what_a_weight_gradient_gathers(K):
     assert_same(direct.grad_weight(x, dy), stored.grad_weight(x, dy))
 
 
+PLANES = {
+    "many": ((2, 40, 7, 5), (3, 3), {"padding": 1}),
+    "smaller than the kernel": ((1, 6, 3, 2), (5, 5), {"padding": 4}),
+    "rows apart": ((1, 4, 20, 9), (3, 2), {"padding": 2, "stride": (3, 1), "dilation": (2, 3)}),
+    "volumes": ((1, 3, 4, 6, 5), (3, 3, 3), {"padding": 2}),
+}
+
+
+@pytest.mark.parametrize("fill", [0, 3])
+@pytest.mark.parametrize("case", PLANES)
+def test_planes_end_where_the_next_begins(case, fill):
+    shape, kernel, geometry = PLANES[case]
+    C = shape[1]
+    x, w = values(shape, "float32"), values((C, 1, *kernel), "float32", 1)
+    x[:, 1] = np.nan  # nobody else sees it
+    direct, stored = (
+        numconv.plan_conv(shape, w.shape, algorithm=a, groups=C, fill_value=fill, **geometry)
+        for a in ("direct", "im2col")
+    )
+    dy = values(direct.output_shape, "float32", 2)
+    for got, want in (
+        (direct.forward(x, w), stored.forward(x, w)), (direct.grad_weight(x, dy), stored.grad_weight(x, dy)),
+    ):
+        np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_what_is_not_finite_stays_in_its_windows(bad, stride):
@@ -155,12 +181,13 @@ def test_without_compilation_the_same_sums_are_plain_loops():
     code = """if True:
         import numpy as np, numconv
         x, w = np.arange(600.0).reshape(1, 2, 12, 25) % 7, np.arange(12.0).reshape(2, 1, 3, 2)
-        direct, stored = (
-            numconv.plan_conv(x.shape, w.shape, dtype=x.dtype, algorithm=a, groups=2, stride=2, padding=1)
-            for a in ("direct", "im2col")
-        )
-        y = stored.forward(x, w)
-        assert np.array_equal(direct.forward(x, w), y)
-        assert np.array_equal(direct.grad_weight(x, y), stored.grad_weight(x, y))
+        for stride in (1, 2):
+            direct, stored = (
+                numconv.plan_conv(x.shape, w.shape, dtype=x.dtype, algorithm=a, groups=2, stride=stride, padding=1)
+                for a in ("direct", "im2col")
+            )
+            y = stored.forward(x, w)
+            assert np.array_equal(direct.forward(x, w), y)
+            assert np.array_equal(direct.grad_weight(x, y), stored.grad_weight(x, y))
     """
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "NUMBA_DISABLE_JIT": "1"})

@@ -27,7 +27,22 @@ from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..geometry import ConvGeometry
 from ._jit import Kernel, flat, helper, row_source, source, tasks_of
 from .rows import shared_lines
-from .simd import ABREAST, STACKED, WINDOW, address, copy_item, copy_rows, lanes, spread_rows, weight_sums, window_sum
+from .simd import (
+    ABREAST,
+    ENTRY,
+    MASKED,
+    NO_PIXELS,
+    STACKED,
+    WINDOW,
+    address,
+    borrowed,
+    copy_item,
+    copy_rows,
+    lanes,
+    spread_rows,
+    weight_sums,
+    window_sum,
+)
 
 #: Output columns of a block in vectors, and its rows in tiles.
 ACROSS, DOWN = 16, 4
@@ -40,6 +55,13 @@ LONG = 1 << 10
 
 #: Weights whose sums, a vector each, are kept together, of channels that see the same pixels.
 SUMS = 1 << 8
+
+#: Multiply-adds that are worth a task: groups of less are summed together.
+TASK = 1 << 15
+
+#: Ways to read the pixels of a block, and up to how many multiply-adds of a pixel the edge of an image is not copied.
+IN_PATCH, IN_PLACE, AT_EDGE = range(3)
+FEW = 64
 
 #: The axis of the rows of a signal.
 ONE_ROW = (1, 1, 1, 0, 1, 1)
@@ -55,7 +77,8 @@ SHIFT, APART, BETWEEN, LINES, PATCH_ROWS, LINE, ROWS, COLUMNS, UNITS, VECTOR = r
 class Layout(NamedTuple):
     """How the taps of the last two axes are read: the same for every channel and block."""
 
-    #: For each stack of kernel rows: first item, kernel rows, taps, first weight; once in a patch, once in place.
+    #: For each stack of kernel rows: first item, kernel rows, taps, first weight, row, column; once in a patch, once in
+    #: place.
     entries: np.ndarray
     #: In which order the taps of the kernel are summed.
     order: np.ndarray
@@ -114,8 +137,11 @@ def layout(row: tuple[int, ...], last: tuple[int, ...], vector: int) -> Layout:
     patch_rows = (high - 1) * stride + (row[KERNEL] - 1) * step + 1
     line_size = columns + (-(-last[KERNEL] // lines) - 1) * shift
     places = [
-        [((line * patch_rows + r) * line_size + ahead, *rest) for r, line, ahead, *rest in stacks],
-        [(r * last[SIZE] + line * abs(last[STEP]) + ahead, *rest) for r, line, ahead, *rest in stacks],
+        [((line * patch_rows + r) * line_size + ahead, *rest, 0, 0) for r, line, ahead, *rest in stacks],
+        [
+            (r * last[SIZE] + line * abs(last[STEP]) + ahead, *rest, r, line * abs(last[STEP]) + ahead)
+            for r, line, ahead, *rest in stacks
+        ],
     ]
     units = max(1, PATCH // (lines * patch_rows * line_size))
     sizes = shift, apart, between, lines, patch_rows, line_size, high, columns, units, vector
@@ -181,98 +207,119 @@ def fill_patch(x, begin, row, rows, o0, columns, axes, boundary, sizes, blank, p
 
 
 @helper
-def survey(
-    x, items, c0, u0, u1, O, O_row, high, o0, columns, axes, boundary, sizes, blank, patch, starts, zero
-):
-    """Find where the units (channel, leading taps) ``u0 … u1`` begin that a block reads.
+def view(O_row, high, o0, columns, axes, sizes, image):
+    """First row and column of the input that a block sees, and how many; ``image`` takes which of them are pixels.
 
-    True where they lie in ``x`` itself; else they were copied to the patch. The tiles of a block may read more of ``x``
-    than it has rows and columns, but nothing that is not there. Channels are counted through all images.
+    With a stride along the rows the columns mean nothing: such a block is read from a patch.
     """
     a = axes.shape[0] - 1
-    size, width, stride = axes[a - 1, SIZE], axes[a, SIZE], axes[a - 1, STRIDE]
+    stride = axes[a - 1, STRIDE]
     row = axes[a - 1, START] + min(0, (axes[a - 1, KERNEL] - 1) * axes[a - 1, STEP]) + O_row * stride
-    near = axes[a, START] + min(0, (axes[a, KERNEL] - 1) * axes[a, STEP]) + o0
-    reach = (axes[a, KERNEL] - 1) * abs(axes[a, STEP])
+    column = axes[a, START] + min(0, (axes[a, KERNEL] - 1) * axes[a, STEP]) + o0
     rows = sizes[PATCH_ROWS] - (sizes[ROWS] - high) * stride
+    columns += (axes[a, KERNEL] - 1) * abs(axes[a, STEP])
+    for place, first, n, size in ((0, row, rows, axes[a - 1, SIZE]), (2, column, columns, axes[a, SIZE])):
+        image[place] = max(0, -first)
+        image[place + 1] = max(0, min(n, size - first) - image[place])
+    image[4] = sizes[BETWEEN]
+    return row, column, rows, columns
+
+
+@helper
+def survey(x, items, c0, u0, u1, O, sight, o0, columns, axes, boundary, sizes, once, blank, patch, starts, image, zero):
+    """Find where the units (channel, leading taps) ``u0 … u1`` begin that a block reads, and how they are read.
+
+    They lie in ``x`` itself, whole or up to its edge; or they were copied to the patch. The tiles of a block may read
+    more of ``x`` than it has rows and columns, but nothing that is not there. Channels are counted through all images.
+    """
+    a = axes.shape[0] - 1
+    size, width = axes[a - 1, SIZE], axes[a, SIZE]
+    row, near, rows, across = sight
     lead_k, lead_in = 1, 1
     for b in range(a - 1):
         lead_k *= axes[b, KERNEL]
         lead_in *= axes[b, SIZE]
-    inside = axes[a, STRIDE] == 1 and row >= 0 and row + rows <= size and near >= 0 and near + columns + reach <= width
-    last = (row + sizes[PATCH_ROWS] - 1) * width + near + sizes[COLUMNS] + reach
+    inside = axes[a, STRIDE] == 1 and image[1] == rows and image[3] == across
+    last = (row + sizes[PATCH_ROWS] - 1) * width + near + sizes[COLUMNS] + across - columns
     for u in range(u0, u1):
         lead = row_source(u % lead_k, O, axes[:a], boundary) if a > 1 else 0
         begin = ((c0 + u // lead_k) * lead_in + lead) * size * width
         inside = inside and lead >= 0 and begin + last <= items
-        starts[u - u0] = begin if lead >= 0 else -1
+        starts[u - u0] = begin if lead >= 0 else NO_PIXELS
+    way = IN_PLACE if inside else AT_EDGE if once else IN_PATCH
     for u in range(u1 - u0):
-        if inside:
-            starts[u] += row * width + near
-        else:
+        if way == IN_PATCH:
             p0 = u * sizes[LINES] * sizes[PATCH_ROWS] * sizes[LINE]
             fill_patch(x, starts[u], row, rows, o0, columns, axes, boundary, sizes, blank, patch, p0, zero)
             starts[u] = p0
-    return inside
+        elif starts[u] != NO_PIXELS:
+            starts[u] += row * width + near
+    return way
 
 
 @Kernel
 def _forward(team, x, w, bias, axes, boundary, fill, entries, sizes, G, steps, y):
     # All arrays flat: x (N, C, in), w (K, units, taps), and y, in which steps lead from one image, channel, row, … to
     # the next. A unit is a channel and a tap of the leading axes; a task is a block of rows and columns for all output
-    # channels of a group. Where columns are not neighbours a block is summed first, then spread.
+    # channels of some groups. Where columns are not neighbours a block is summed first, then spread.
     a, K = axes.shape[0] - 1, bias.size
     R_out, L_out, stride = axes[a - 1, OUT], axes[a, OUT], axes[a - 1, STRIDE]
     taps, lead_k, lead_out = axes[a - 1, KERNEL] * axes[a, KERNEL], 1, 1
     for b in range(a - 1):
         lead_k *= axes[b, KERNEL]
         lead_out *= axes[b, OUT]
-    U, E, vector = w.size // K // taps, entries.shape[1] // 4, sizes[VECTOR]
+    U, E, vector = w.size // K // taps, entries.shape[1] // ENTRY, sizes[VECTOR]
     rows, columns, apart, between = sizes[ROWS], sizes[COLUMNS], sizes[APART], sizes[BETWEEN]
+    reach = (axes[a, KERNEL] - 1) * abs(axes[a, STEP])
     down, across = (R_out + rows - 1) // rows, (L_out + columns - 1) // columns
     row_step, step = steps[a + 2], steps[a + 3]
     tile = WINDOW * vector if between == 0 else ABREAST * vector
     together = min(sizes[UNITS], U)
     patch = np.zeros(together * sizes[LINES] * sizes[PATCH_ROWS] * sizes[LINE] + tile, y.dtype)  # garbage may be slow
-    block, blank = np.zeros(rows * columns if step > 1 else 0, y.dtype), np.zeros(1, y.dtype)
-    starts = np.zeros(together, np.int64)
-    blank[0] = fill
+    block, blank = np.zeros(rows * columns if step > 1 else 0, y.dtype), np.full(reach + vector, fill, y.dtype)
+    starts, image = np.zeros(together, np.int64), np.zeros(5, np.int64)
+    once = MASKED and axes[a, STRIDE] == 1 and boundary == CONSTANT and between > 0 and K // G * taps <= FEW
     pixels, weights, result, start = address(x, fill), address(w, fill), address(y, fill), address(bias, fill)
     patch_at, starts_at, blank_at = address(patch, fill), address(starts, fill), address(blank, fill)
-    in_patch, in_place, block_at = address(entries[0], fill), address(entries[1], fill), address(block, fill)
-    for task in tasks_of(team, steps[0] * G * lead_out * down * across):
-        o0, O_row = task % across * columns, task // across % down * rows
-        outer = task // across // down
-        O, g, n = outer % lead_out, outer // lead_out % G, outer // lead_out // G
+    image_at, block_at = address(image, fill), address(block, fill)
+    in_patch, in_place = address(entries[0], fill), address(entries[1], fill)
+    parts = min(G, (rows * columns * w.size + TASK - 1) // TASK)
+    for task in tasks_of(team, steps[0] * parts * lead_out * down * across):
+        o0, O_row, outer = task % across * columns, task // across % down * rows, task // across // down
+        O, part, n = outer % lead_out, outer // lead_out % parts, outer // lead_out // parts
         high, wide = min(rows, R_out - O_row), min(columns, L_out - o0)
         corner, left = n * steps[1] + O_row * row_step + o0 * step, O
         for b in range(a - 2, -1, -1):
             corner += left % axes[b, OUT] * steps[b + 3]
             left //= axes[b, OUT]
-        for u0 in range(0, U, together):
-            u1 = min(u0 + together, U)
-            inside = survey(
-                pixels, x.size, (n * G + g) * (U // lead_k), u0, u1, O, O_row, high, o0, wide, axes, boundary, sizes,
-                blank_at, patch_at, starts, fill,
-            )
-            source, plan, pitch = patch_at, in_patch, sizes[LINE]
-            if inside:
-                source, plan, pitch = pixels, in_place, axes[a, SIZE]
-            for k in range(g * (K // G), (g + 1) * (K // G)):
-                y0 = corner + k * steps[2]
-                target, t0, t_pitch = result, y0, row_step
-                if step > 1:
-                    target, t0, t_pitch = block_at, 0, columns
-                for first in range(min(apart, high)):
-                    count = (high - first + apart - 1) // apart
-                    window_sum(
-                        source, first * stride * pitch, starts_at, u1 - u0, plan, E, taps, sizes[SHIFT],
-                        between * pitch if between else vector, weights, (k * U + u0) * taps,
-                        target, t0 + first * t_pitch, apart * t_pitch if between else vector, count, wide,
-                        between == 0, u0 == 0, start, k, fill,
-                    )
-                if step > 1:
-                    spread_rows(block_at, 0, columns, high, wide, result, y0, row_step, step, fill)
+        sight = view(O_row, high, o0, wide, axes, sizes, borrowed(image))
+        top = image[0]
+        for g in range(G * part // parts, G * (part + 1) // parts):
+            for u0 in range(0, U, together):
+                u1 = min(u0 + together, U)
+                way = survey(
+                    pixels, x.size, (n * G + g) * (U // lead_k), u0, u1, O, sight, o0, wide, axes, boundary, sizes,
+                    once, blank_at, patch_at, borrowed(starts), borrowed(image), fill,
+                )
+                source, plan, pitch = patch_at, in_patch, sizes[LINE]
+                if way != IN_PATCH:
+                    source, plan, pitch = pixels, in_place, axes[a, SIZE]
+                for k in range(g * (K // G), (g + 1) * (K // G)):
+                    y0 = corner + k * steps[2]
+                    target, t0, t_pitch = result, y0, row_step
+                    if step > 1:
+                        target, t0, t_pitch = block_at, 0, columns
+                    for first in range(min(apart, high)):
+                        count, image[0] = (high - first + apart - 1) // apart, top - first * stride
+                        window_sum(
+                            source, first * stride * pitch, starts_at, u1 - u0, plan, E, taps, sizes[SHIFT],
+                            between * pitch if between else vector, way == AT_EDGE, image_at, blank_at,
+                            weights, (k * U + u0) * taps,
+                            target, t0 + first * t_pitch, apart * t_pitch if between else vector, count, wide,
+                            between == 0, u0 == 0, start, k, fill,
+                        )
+                    if step > 1:
+                        spread_rows(block_at, 0, columns, high, wide, result, y0, row_step, step, fill)
 
 
 def forward(
@@ -322,20 +369,21 @@ def _grad_weight(team, x, dY, axes, boundary, fill, entries, sizes, G, together_
     for b in range(a - 1):
         lead_k *= axes[b, KERNEL]
         lead_out *= axes[b, OUT]
-    U, E, vector = weights // taps, entries.shape[1] // 4, sizes[VECTOR]
+    U, E, vector = weights // taps, entries.shape[1] // ENTRY, sizes[VECTOR]
     rows, columns, apart, between = sizes[ROWS], sizes[COLUMNS], sizes[APART], sizes[BETWEEN]
+    reach = (axes[a, KERNEL] - 1) * abs(axes[a, STEP])
     down, across = (R_out + rows - 1) // rows, (L_out + columns - 1) // columns
     blocks = dY.size // (K * R_out * L_out) * down * across
     together = min(sizes[UNITS], U)
     slices = (K // G + together_k - 1) // together_k
     tasks = parts * G * slices
     patch = np.zeros(together * sizes[LINES] * sizes[PATCH_ROWS] * sizes[LINE] + WINDOW * vector, x.dtype)
-    blank, starts = np.zeros(1, x.dtype), np.zeros(together, np.int64)
-    blank[0] = fill
+    blank, starts, image = np.full(reach + vector, fill, x.dtype), np.zeros(together, np.int64), np.zeros(5, np.int64)
+    once = MASKED and axes[a, STRIDE] == 1 and boundary == CONSTANT and between > 0 and together_k * taps <= FEW
     sums = np.zeros(together_k * weights * vector, x.dtype)
     pixels, gradient, sums_at = address(x, fill), address(dY, fill), address(sums, fill)
     patch_at, starts_at, blank_at = address(patch, fill), address(starts, fill), address(blank, fill)
-    in_patch, in_place = address(entries[0], fill), address(entries[1], fill)
+    in_patch, in_place, image_at = address(entries[0], fill), address(entries[1], fill), address(image, fill)
     for task in tasks_of(team, tasks):
         part, slice, g = task % parts, task // parts % slices, task // parts // slices
         k0 = g * (K // G) + slice * together_k
@@ -347,23 +395,26 @@ def _grad_weight(team, x, dY, axes, boundary, fill, entries, sizes, G, together_
             o0, O_row = b % across * columns, b // across % down * rows
             O, n = b // across // down % lead_out, b // across // down // lead_out
             high, wide = min(rows, R_out - O_row), min(columns, L_out - o0)
+            sight = view(O_row, high, o0, wide, axes, sizes, borrowed(image))
+            top = image[0]
             for u0 in range(0, U, together):
                 u1 = min(u0 + together, U)
-                inside = survey(
-                    pixels, x.size, (n * G + g) * (U // lead_k), u0, u1, O, O_row, high, o0, wide, axes, boundary,
-                    sizes, blank_at, patch_at, starts, fill,
+                way = survey(
+                    pixels, x.size, (n * G + g) * (U // lead_k), u0, u1, O, sight, o0, wide, axes, boundary, sizes,
+                    once, blank_at, patch_at, borrowed(starts), borrowed(image), fill,
                 )
                 source, plan, pitch = patch_at, in_patch, sizes[LINE]
-                if inside:
+                if way != IN_PATCH:
                     source, plan, pitch = pixels, in_place, axes[a, SIZE]
                 for k in range(k0, k1):
                     s0 = ((k - k0) * weights + u0 * taps) * vector
                     dy0 = (((n * K + k) * lead_out + O) * R_out + O_row) * L_out + o0
                     for first in range(min(apart, high)):
-                        count = (high - first + apart - 1) // apart
+                        count, image[0] = (high - first + apart - 1) // apart, top - first * stride
                         weight_sums(
                             source, first * stride * pitch, starts_at, u1 - u0, plan, E, taps, sizes[SHIFT],
-                            between * pitch if between else vector, gradient, dy0 + first * L_out,
+                            between * pitch if between else vector, way == AT_EDGE, image_at, blank_at,
+                            gradient, dy0 + first * L_out,
                             apart * L_out if between else vector, count, wide, between == 0, sums_at, s0, fill,
                         )
             added += high * ((wide + vector - 1) // vector)
