@@ -208,16 +208,13 @@ def fill_patch(x, begin, row, rows, o0, columns, axes, boundary, sizes, blank, p
 
 @helper
 def view(O_row, high, o0, columns, axes, sizes, image):
-    """First row and column of the input that a block sees, and how many; ``image`` takes which of them are pixels.
-
-    With a stride along the rows the columns mean nothing: such a block is read from a patch.
-    """
+    """First row and column of the input that a block sees, and how many; ``image`` takes which of them are pixels."""
     a = axes.shape[0] - 1
     stride = axes[a - 1, STRIDE]
     row = axes[a - 1, START] + min(0, (axes[a - 1, KERNEL] - 1) * axes[a - 1, STEP]) + O_row * stride
-    column = axes[a, START] + min(0, (axes[a, KERNEL] - 1) * axes[a, STEP]) + o0
+    column = axes[a, START] + min(0, (axes[a, KERNEL] - 1) * axes[a, STEP]) + o0 * axes[a, STRIDE]
     rows = sizes[PATCH_ROWS] - (sizes[ROWS] - high) * stride
-    columns += (axes[a, KERNEL] - 1) * abs(axes[a, STEP])
+    columns = (columns - 1) * axes[a, STRIDE] + (axes[a, KERNEL] - 1) * abs(axes[a, STEP]) + 1
     for place, first, n, size in ((0, row, rows, axes[a - 1, SIZE]), (2, column, columns, axes[a, SIZE])):
         image[place] = max(0, -first)
         image[place + 1] = max(0, min(n, size - first) - image[place])
@@ -276,9 +273,9 @@ def _forward(team, x, w, bias, axes, boundary, fill, entries, sizes, G, steps, y
     tile = WINDOW * vector if between == 0 else ABREAST * vector
     together = min(sizes[UNITS], U)
     patch = np.zeros(together * sizes[LINES] * sizes[PATCH_ROWS] * sizes[LINE] + tile, y.dtype)  # garbage may be slow
-    block, blank = np.zeros(rows * columns if step > 1 else 0, y.dtype), np.full(reach + vector, fill, y.dtype)
+    block, blank = np.zeros(rows * columns if step > 1 else 0, y.dtype), np.full(reach + 2 * vector, fill, y.dtype)
     starts, image = np.zeros(together, np.int64), np.zeros(5, np.int64)
-    once = MASKED and axes[a, STRIDE] == 1 and boundary == CONSTANT and between > 0 and K // G * taps <= FEW
+    once = MASKED and axes[a, STRIDE] <= 2 and boundary == CONSTANT and between > 0 and K // G * taps <= FEW
     pixels, weights, result, start = address(x, fill), address(w, fill), address(y, fill), address(bias, fill)
     patch_at, starts_at, blank_at = address(patch, fill), address(starts, fill), address(blank, fill)
     image_at, block_at = address(image, fill), address(block, fill)
@@ -301,9 +298,11 @@ def _forward(team, x, w, bias, axes, boundary, fill, entries, sizes, G, steps, y
                     pixels, x.size, (n * G + g) * (U // lead_k), u0, u1, O, sight, o0, wide, axes, boundary, sizes,
                     once, blank_at, patch_at, borrowed(starts), borrowed(image), fill,
                 )
-                source, plan, pitch = patch_at, in_patch, sizes[LINE]
+                source, plan, pitch, edge, shift = patch_at, in_patch, sizes[LINE], 0, sizes[SHIFT]
                 if way != IN_PATCH:
                     source, plan, pitch = pixels, in_place, axes[a, SIZE]
+                if way == AT_EDGE:
+                    edge, shift = axes[a, STRIDE], sizes[SHIFT] * axes[a, STRIDE]
                 for k in range(g * (K // G), (g + 1) * (K // G)):
                     y0 = corner + k * steps[2]
                     target, t0, t_pitch = result, y0, row_step
@@ -312,8 +311,8 @@ def _forward(team, x, w, bias, axes, boundary, fill, entries, sizes, G, steps, y
                     for first in range(min(apart, high)):
                         count, image[0] = (high - first + apart - 1) // apart, top - first * stride
                         window_sum(
-                            source, first * stride * pitch, starts_at, u1 - u0, plan, E, taps, sizes[SHIFT],
-                            between * pitch if between else vector, way == AT_EDGE, image_at, blank_at,
+                            source, first * stride * pitch, starts_at, u1 - u0, plan, E, taps, shift,
+                            between * pitch if between else vector, edge, image_at, blank_at,
                             weights, (k * U + u0) * taps,
                             target, t0 + first * t_pitch, apart * t_pitch if between else vector, count, wide,
                             between == 0, u0 == 0, start, k, fill,
@@ -413,7 +412,7 @@ def _grad_weight(team, x, dY, axes, boundary, fill, entries, sizes, G, together_
                         count, image[0] = (high - first + apart - 1) // apart, top - first * stride
                         weight_sums(
                             source, first * stride * pitch, starts_at, u1 - u0, plan, E, taps, sizes[SHIFT],
-                            between * pitch if between else vector, way == AT_EDGE, image_at, blank_at,
+                            between * pitch if between else vector, np.int64(way == AT_EDGE), image_at, blank_at,
                             gradient, dy0 + first * L_out,
                             apart * L_out if between else vector, count, wide, between == 0, sums_at, s0, fill,
                         )

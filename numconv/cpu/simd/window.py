@@ -19,7 +19,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import overload
 
-from .vectors import REGISTERS, VECTOR_BYTES, Vectors, vector_code
+from .vectors import REGISTERS, VECTOR_BYTES, Vectors, places, vector_code
 
 #: Rows of a window tile (the layers of networks have multiples of 7), its most vectors side by side, and the most
 #: kernel rows of an entry.
@@ -49,8 +49,8 @@ def window_sum(
     Row ``i`` stands at ``y0 + i * y_pitch``, and the pixels of row ``i + 1`` are ``pitch`` items behind those of row
     ``i``. A signal is ``folded``: one tile after the other, the rows of each are vectors that follow each other. Where
     it is not the ``first`` part of a sum, it is added to ``y`` instead of to the bias. Pixels are read, though never
-    used, for whole tiles; but at an ``edge``, where it is not folded, only those in the ``image``; rows outside it
-    lie at ``blank``. ``zero`` says by its type of what ``x w y bias blank`` are.
+    used, for whole tiles; but at an ``edge``, where it is not folded, only those in the ``image``, and ``edge`` columns
+    lead from one to the next; rows outside it lie at ``blank``. ``zero`` says by its type of what ``x w y bias`` are.
     """
     for i in range(1 if folded else rows):
         for j in range(columns):
@@ -61,8 +61,8 @@ def window_sum(
                     for t in range(taps):
                         for b in range(stacked):
                             pixel = pixel_of(
-                                x, x0, starts[u], plan[ENTRY * e : ENTRY * e + ENTRY], i + b, j + t * shift, pitch,
-                                edge, image, blank,
+                                x, x0, starts[u], plan[ENTRY * e : ENTRY * e + ENTRY], i + b, j, t * shift, pitch, edge,
+                                image, blank,
                             )
                             total += w[w0 + u * kernel + weight + t * stacked + b] * pixel
             y[y0 + i * y_pitch + j] = total
@@ -86,17 +86,19 @@ def weight_sums(
                     for i in range(1 if folded else rows):
                         for j in range(columns):
                             pixel = pixel_of(
-                                x, x0, starts[u], plan[ENTRY * e : ENTRY * e + ENTRY], i + b, j + t * shift, pitch,
-                                edge, image, blank,
+                                x, x0, starts[u], plan[ENTRY * e : ENTRY * e + ENTRY], i + b, j, t * shift, pitch, edge,
+                                image, blank,
                             )
                             sums[at + j % vector] += dy[dy0 + i * dy_pitch + j] * pixel
 
 
-def pixel_of(x, x0, start, entry, line, column, pitch, edge, image, blank):
-    """The pixel of a unit in this column of a line of an entry."""
-    row_in_image = 0 <= entry[4] + line * image[BETWEEN] - image[ROW] < image[ROWS] and start != NO_PIXELS
-    if edge and not (row_in_image and 0 <= entry[5] + column - image[COLUMN] < image[COLUMNS]):
-        return blank[0]
+def pixel_of(x, x0, start, entry, line, j, ahead, pitch, edge, image, blank):
+    """The pixel of a unit that column ``j`` of the output sees in a line of an entry."""
+    column = j * max(edge, 1) + ahead
+    if edge:
+        row_there = 0 <= entry[4] + line * image[BETWEEN] - image[ROW] < image[ROWS] and start != NO_PIXELS
+        if not (row_there and 0 <= entry[5] + column - image[COLUMN] < image[COLUMNS]):
+            return blank[0]
     return x[x0 + start + entry[0] + line * pitch + column]
 
 
@@ -163,10 +165,11 @@ class _Windows(Vectors):
         return of
 
     def lines_at_edge(
-        self, x: ir.Value, pitch: ir.Value, above: ir.Value, left: ir.Value, image: ir.Value, blank: ir.Value
+        self, x: ir.Value, pitch: ir.Value, above: ir.Value, left: ir.Value, image: ir.Value, blank: ir.Value, step: int
     ) -> Callable[..., Any]:
-        """The same, one vector of each line, where rows and columns outside the image are blank."""
+        """The same, one vector of each line, every ``step``-th pixel; rows and columns outside the image are blank."""
         b, word = self.builder, self.word
+        left = b.mul(left, word(step))
         corner = b.add(b.mul(above, pitch), left)
         row, rows, column, columns, between = (self.number(image, word(i)) for i in range(5))
         empty, blank = self.load(self.at(blank, word(0))), self.at(blank, word(0))
@@ -174,13 +177,16 @@ class _Windows(Vectors):
 
         def of(tap: Tap) -> Callable[..., ir.Value]:
             there = b.select(b.icmp_signed("==", tap.begin, word(NO_PIXELS)), word(0), rows)
-            inside = self.between(b.add(b.add(left, tap.column), tap.ahead), columns)
+            first = b.add(b.add(left, tap.column), tap.ahead)
+            inside = [self.between(b.add(first, word(i * self.lanes)), columns) for i in range(step)]
 
             def load(s: int, j: int = 0) -> ir.Value:
                 at = b.add(b.add(top, tap.row), b.mul(word(s), between))
                 line = self.at(x, b.add(b.add(corner, tap.item), b.mul(word(s), pitch)))
                 line = b.select(b.icmp_unsigned("<", at, there), line, blank)  # whichever the tap
-                return self.load_some(b.gep(line, [tap.ahead]), inside, empty)
+                ahead = [b.add(tap.ahead, word(i * self.lanes)) for i in range(step)]
+                parts = [self.load_some(b.gep(line, [a]), i, empty) for a, i in zip(ahead, inside, strict=True)]
+                return parts[0] if step == 1 else b.shuffle_vector(*parts, places(range(0, 2 * self.lanes, 2)))
 
             return load
 
@@ -223,17 +229,18 @@ def _windows_code(bits: int, words: int, generate: Any) -> Any:
     return vector_code(bits, words, lambda v, *arguments: generate(_Windows(v.builder, bits), *arguments))
 
 
-def _window(vectors: int, at_edge: bool = False) -> Any:
+def _window(vectors: int, edge: int = 0) -> Any:
     def code(v: _Windows, *rest: Any) -> None:
         *walk, pitch, image, blank, w, x, y, y_pitch, rows, tiles, step, columns, lost, first, bias = rest
         word, build = v.word, v.builder
         start = v.spread(v.at(bias, word(0)))
-        places = [(i, j) for i in range(WINDOW) for j in range(vectors)]
+        pieces = [(i, j) for i in range(WINDOW) for j in range(vectors)]
 
         def tile(above: Any, left: Any) -> None:
             y_corner = build.add(build.mul(above, y_pitch), left)
             high, wide = build.sub(rows, above), build.sub(columns, left)
-            of = v.lines_at_edge(x, pitch, above, left, image, blank) if at_edge else v.lines(x, pitch, above, left)
+            corner = x, pitch, above, left
+            of = v.lines_at_edge(*corner, image, blank, edge) if edge else v.lines(*corner)
 
             def at(i: int, j: int) -> Any:
                 return v.at(y, build.add(y_corner, build.add(build.mul(word(i), y_pitch), word(j * v.lanes))))
@@ -243,7 +250,7 @@ def _window(vectors: int, at_edge: bool = False) -> Any:
                 return v.first(build.sub(n, build.add(build.mul(word(i), lost), word(j * v.lanes))))
 
             def load(_: int, __: list[Any]) -> list[Any]:
-                return [v.load_some(at(*place), there(*place)) for place in places]
+                return [v.load_some(at(*piece), there(*piece)) for piece in pieces]
 
             def add(tap: Tap, weight: Any, height: int, sums: list[Any]) -> list[Any]:
                 sums, line = list(sums), of(tap)
@@ -257,14 +264,14 @@ def _window(vectors: int, at_edge: bool = False) -> Any:
                 return sums
 
             def store(whole: int, _: list[Any]) -> list[Any]:
-                for total, place in zip(totals, places, strict=True):
+                for total, piece in zip(totals, pieces, strict=True):
                     if whole == 2:
-                        v.store(total, at(*place))
+                        v.store(total, at(*piece))
                     else:
-                        v.store_some(total, at(*place), there(*place))
+                        v.store_some(total, at(*piece), there(*piece))
                 return []
 
-            sums = v.choose(build.sub(word(1), first), 1, [start] * len(places), load)
+            sums = v.choose(build.sub(word(1), first), 1, [start] * len(pieces), load)
             totals = v.terms(tuple(walk), sums, add)
             last = build.sub(wide, build.mul(word(WINDOW - 1), lost))
             whole = build.icmp_signed(">=", last, word(vectors * v.lanes))
@@ -276,7 +283,7 @@ def _window(vectors: int, at_edge: bool = False) -> Any:
     return code
 
 
-def _weight(height_of_tile: int, at_edge: bool = False) -> Any:
+def _weight(height_of_tile: int, edge: int = 0) -> Any:
     def code(v: _Windows, *rest: Any) -> None:
         *walk, pitch, image, blank, x, dy, dy_pitch, first, rows, tiles, step, columns, sums = rest
         word, build = v.word, v.builder
@@ -284,19 +291,20 @@ def _weight(height_of_tile: int, at_edge: bool = False) -> Any:
         def tile(above: Any, left: Any) -> None:
             above = build.add(first, above)
             dy_corner = build.add(build.mul(above, dy_pitch), left)
-            of = v.lines_at_edge(x, pitch, above, left, image, blank) if at_edge else v.lines(x, pitch, above, left)
+            corner = x, pitch, above, left
+            of = v.lines_at_edge(*corner, image, blank, edge) if edge else v.lines(*corner)
             mask = v.first(build.sub(columns, left))
             lines = [build.add(dy_corner, build.mul(word(i), dy_pitch)) for i in range(height_of_tile)]
             dys = [v.load_some(v.at(dy, line), mask) for line in lines]
 
             def add(tap: Tap, weight: Any, height: int, _: list[Any]) -> list[Any]:
-                places = [v.at(sums, build.mul(build.add(weight, word(b)), word(v.lanes))) for b in range(height)]
-                totals, line = [v.load(place) for place in places], of(tap)
+                kept = [v.at(sums, build.mul(build.add(weight, word(b)), word(v.lanes))) for b in range(height)]
+                totals, line = [v.load(place) for place in kept], of(tap)
                 for s in range(height_of_tile + height - 1):
                     pixels = build.select(mask, line(s), v.zero)  # what is no pixel may be infinite
                     for b in range(max(0, s - height_of_tile + 1), min(s + 1, height)):
                         totals[b] = v.fma(dys[s - b], pixels, totals[b])
-                for total, place in zip(totals, places, strict=True):
+                for total, place in zip(totals, kept, strict=True):
                     v.store(total, place)
                 return []
 
@@ -311,9 +319,10 @@ def _both(words: int, generate: Any) -> dict[Any, Any]:
     return {types.float32: _windows_code(32, words, generate), types.float64: _windows_code(64, words, generate)}
 
 
-_WINDOW_CODE, _NARROW_CODE, _EDGE_CODE = _both(20, _window(ABREAST)), _both(20, _window(1)), _both(20, _window(1, True))
+_WINDOW_CODE, _NARROW_CODE = _both(20, _window(ABREAST)), _both(20, _window(1))
+_EDGE_CODE, _SECOND_EDGE_CODE = _both(20, _window(1, 1)), _both(20, _window(1, 2))
 _WEIGHT_CODE, _ROW_WEIGHT_CODE = _both(18, _weight(WINDOW)), _both(18, _weight(1))
-_EDGE_WEIGHT_CODE, _EDGE_ROW_WEIGHT_CODE = _both(18, _weight(WINDOW, True)), _both(18, _weight(1, True))
+_EDGE_WEIGHT_CODE, _EDGE_ROW_WEIGHT_CODE = _both(18, _weight(WINDOW, 1)), _both(18, _weight(1, 1))
 
 
 @overload(window_sum)
@@ -321,7 +330,10 @@ def _window_sum(
     x, x0, starts, units, plan, entries, kernel, shift, pitch, edge, image, blank, w, w0, y, y0, y_pitch, rows, columns,
     folded, first, bias, k, zero,
 ):
-    code, narrow, at_edge, size = _WINDOW_CODE[zero], _NARROW_CODE[zero], _EDGE_CODE[zero], zero.bitwidth // 8
+    code, narrow, edge_code, second = (
+        codes[zero] for codes in (_WINDOW_CODE, _NARROW_CODE, _EDGE_CODE, _SECOND_EDGE_CODE)
+    )
+    size = zero.bitwidth // 8
     lanes = VECTOR_BYTES // size
 
     def vectors(
@@ -332,7 +344,11 @@ def _window_sum(
         x, y = x + x0 * size, y + y0 * size
         walk = (starts, units, plan, entries, kernel, shift, pitch, image, blank, w)
         if edge:
-            at_edge((*walk, x, y, y_pitch, rows, (columns + lanes - 1) // lanes, lanes, columns, 0, first, bias))
+            tiles = (columns + lanes - 1) // lanes
+            if edge == 1:
+                edge_code((*walk, x, y, y_pitch, rows, tiles, lanes, columns, 0, first, bias))
+            else:
+                second((*walk, x, y, y_pitch, rows, tiles, lanes, columns, 0, first, bias))
             return
         # tiles as wide as can be, and for what is left of the columns narrow ones; a signal has narrow ones alone
         wide, rest = 0, WINDOW * lanes
