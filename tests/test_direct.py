@@ -12,7 +12,7 @@ import pytest
 from conftest import BOUNDARIES, assert_same, normal, values
 
 import numconv
-from numconv.cpu import simd, stencil
+from numconv.cpu import patch, simd, stencil
 
 VECTOR = simd.lanes(np.dtype(np.float32))
 
@@ -48,11 +48,11 @@ def compare(x, w, **geometry):
 
 
 #: Lengths around a vector, two of them, and a block.
-EDGES = [1, VECTOR - 1, VECTOR, VECTOR + 1, 2 * VECTOR + 1, stencil.ACROSS * VECTOR + 3]
+EDGES = [1, VECTOR - 1, VECTOR, VECTOR + 1, 2 * VECTOR + 1, patch.ACROSS * VECTOR + 3]
 
 
 @pytest.mark.parametrize("columns", EDGES)
-@pytest.mark.parametrize("rows", [1, simd.WINDOW - 1, simd.WINDOW + 1, simd.WINDOW * stencil.DOWN + 2])
+@pytest.mark.parametrize("rows", [1, simd.WINDOW - 1, simd.WINDOW + 1, simd.WINDOW * patch.DOWN + 2])
 def test_images_around_the_edges_of_tiles_and_blocks(rows, columns):
     compare(values((1, 2, rows, columns), "float32"), values((2, 1, 3, 3), "float32", 1), padding=1)
 
@@ -67,7 +67,7 @@ def test_strides_and_dilations(stride, dilation, dtype):
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_blocks_at_every_edge_read_what_the_boundary_says(boundary):
-    x, w = values((1, 1, 70, 3 * stencil.ACROSS * VECTOR), "float32"), values((1, 1, 7, 6), "float32", 1)
+    x, w = values((1, 1, 70, 3 * patch.ACROSS * VECTOR), "float32"), values((1, 1, 7, 6), "float32", 1)
     compare(x, w, padding=5, boundary=boundary)
 
 
@@ -78,7 +78,7 @@ def test_kernels_of_any_number_of_rows(kernel):
 
 @pytest.mark.parametrize("geometry", [{}, {"dilation": 3}, {"dilation": 4, "padding": 9}, {"stride": 2}])
 @pytest.mark.parametrize("kernel", [1, VECTOR - 1, VECTOR, 2 * VECTOR + 5])
-@pytest.mark.parametrize("length", [8 * VECTOR + 20, 2 * simd.WINDOW * stencil.ACROSS * VECTOR + 37])
+@pytest.mark.parametrize("length", [8 * VECTOR + 20, 2 * simd.WINDOW * patch.ACROSS * VECTOR + 37])
 def test_signals_are_folded(length, kernel, geometry):
     if geometry.get("dilation", 1) * (kernel - 1) < length:
         compare(values((1, 2, length), "float32"), values((2, 1, kernel), "float32", 1), **geometry)
@@ -89,7 +89,7 @@ def test_taps_far_apart():
 
 
 def test_a_sum_over_more_channels_than_a_patch_holds():
-    C = 3 * stencil.PATCH // 1000
+    C = 3 * patch.PATCH // 1000
     x, w = values((1, C, 9, 40), "float32"), values((2, C, 3, 3), "float32", 1)
     got = numconv.conv(x, w, values((2,), "float32", 2), padding=1, algorithm="direct")
     assert_same(got, numconv.conv(x, w, values((2,), "float32", 2), padding=1, algorithm="im2col"))
@@ -109,7 +109,7 @@ def test_a_strided_input_gradient_is_written_between_what_is_there(kernel, strid
 
 
 def test_a_strided_input_gradient_of_more_channels_than_a_patch_holds():
-    K = 2 * stencil.PATCH // 1000
+    K = 2 * patch.PATCH // 1000
     w, dy = values((K, 1, 3, 3), "float32"), values((1, K, 7, 40), "float32", 1)
     direct, stored = (
         numconv.plan_conv((1, 1, 13, 79), w.shape, algorithm=a, stride=2, padding=1) for a in ("direct", "im2col")
