@@ -167,7 +167,7 @@ def fill_patch(x, begin, row, rows, o0, columns, axes, boundary, sizes, blank, p
 
 @helper
 def view(O_row, high, o0, columns, axes, sizes, image):
-    """First row and column of the input that a block sees, and how many; ``image`` says which are there (``window.py``)."""
+    """First row and column of the input that a block sees, and how many; ``image`` says which of them are pixels."""
     a = axes.shape[0] - 1
     stride = axes[a - 1, STRIDE]
     row = axes[a - 1, START] + min(0, (axes[a - 1, KERNEL] - 1) * axes[a - 1, STEP]) + O_row * stride
