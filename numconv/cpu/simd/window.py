@@ -343,7 +343,7 @@ def _window_sum(
         w, bias, first = w + w0 * size, bias + k * size, np.int64(first)
         x, y = x + x0 * size, y + y0 * size
         walk = (starts, units, plan, entries, kernel, shift, pitch, image, blank, w)
-        if edge:
+        if MASKED and edge:
             tiles = (columns + lanes - 1) // lanes
             if edge == 1:
                 edge_code((*walk, x, y, y_pitch, rows, tiles, lanes, columns, 0, first, bias))
@@ -388,7 +388,7 @@ def _weight_sums(
             single((*walk, x, dy, dy_pitch, 0, 1, (columns + lanes - 1) // lanes, lanes, columns, sums))
         else:  # whole tiles, and the rest of the rows one by one
             tiles, high = (columns + lanes - 1) // lanes, rows // WINDOW * WINDOW
-            if edge:
+            if MASKED and edge:
                 edge_code((*walk, x, dy, dy_pitch, 0, high, tiles, lanes, columns, sums))
                 edge_single((*walk, x, dy, dy_pitch, high, rows - high, tiles, lanes, columns, sums))
             else:
