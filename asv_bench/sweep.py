@@ -36,6 +36,7 @@ RESULTS = Path(__file__).parent / "results"
 COSTS = Path(nc.__file__).parent / "costs.py"
 PRODUCTS = ("forward", "grad_input", "grad_weight")
 CANDIDATES = ("im2col", "implicit", "direct", "winograd", "fft")
+KINDS = {"layer": 0.2, "network": 0.2, "grouped": 0.15, "image": 0.17, "signal": 0.14, "volume": 0.14}
 DTYPES = {"float32": 0.45, "float64": 0.3, "int64": 0.12, "complex64": 0.13}
 
 #: Multiply-adds of a geometry, bytes of its arrays, seconds spent on a product, and when an algorithm is hopeless.
@@ -50,7 +51,7 @@ PEAK, TILED = 0.01, ("implicit", "direct", "winograd")
 
 def random_case(rng: np.random.Generator) -> tuple[ConvGeometry, str]:
     """A geometry of one of the kinds that people compute, and a dtype."""
-    kind = str(rng.choice(["layer", "grouped", "image", "signal", "volume"], p=[0.35, 0.15, 0.2, 0.15, 0.15]))
+    kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
     dtype = str(rng.choice(list(DTYPES), p=list(DTYPES.values())))
     while True:
         geometry = random_geometry(kind, rng)
@@ -75,6 +76,9 @@ def random_geometry(kind: str, rng: np.random.Generator) -> ConvGeometry | None:
     if kind == "layer":
         N, C, K, size = log(1, 8), log(1, 512), log(1, 512), [log(5, 128)] * 2
         kernel = [int(rng.choice([1, 3, 5, 7], p=[0.25, 0.5, 0.15, 0.1]))] * 2
+    elif kind == "network":  # many channels, few pixels, and the sizes that people give them
+        N, C, K = log(1, 4), 2 ** int(rng.integers(5, 11)), 2 ** int(rng.integers(5, 11))
+        size, kernel = [int(rng.choice([7, 14, 28, 56]))] * 2, [int(rng.choice([1, 3], p=[0.3, 0.7]))] * 2
     elif kind == "grouped":
         N, groups = log(1, 4), log(2, 256)
         many = 1 if rng.random() < 0.6 else log(1, 16)
@@ -260,9 +264,11 @@ def fit(lines: list[Line]) -> Costs:
     for product in PRODUCTS:
         table = select.GRAD_WEIGHT_AMOUNTS if product == "grad_weight" else select.AMOUNTS
         for like in ("float32", "float64", "integer", "complex"):
-            some = [line for line in lines if line.product == product and select.like(line.dtype) == like]
+            some = [line for line in lines if select.like(line.dtype) == like]
             for name in table:
-                found = least_squares(some, name, like)
+                # few layers are Winograd's, and its input gradient is the same work with the channels exchanged
+                alike = ("forward", "grad_input") if name == "winograd" else (product,)
+                found = least_squares([line for line in some if line.product in alike], name, like)
                 if found is not None:
                     costs.setdefault(product, {}).setdefault(name, {})[like] = tuple(float(f"{c:.4g}") for c in found)
     return costs

@@ -280,6 +280,8 @@ def _implicit(s: Sizes) -> tuple[float, ...]:
         s.share * s.G * Q * P * (s.K // s.G >= 40),  # values copied into panels
         s.share * s.K * P * (1 + Q // 576),  # values added to the output
         s.share * s.K * P / s.out[-1],  # rows of tiles begun
+        s.share * s.K * Q,  # weights put in order
+        s.share * s.N * s.G,  # products begun
     )
 
 
@@ -376,6 +378,7 @@ def _implicit_grad_weight(s: Sizes) -> tuple[float, ...]:
         *_gathered(s),
         s.share * s.K * P,  # values of dY turned
         s.share * s.K * Q * (1 + P // 2048),  # sums
+        s.share * s.N * s.G,  # products begun
     )
 
 

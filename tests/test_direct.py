@@ -12,7 +12,7 @@ import pytest
 from conftest import BOUNDARIES, assert_same, normal, values
 
 import numconv
-from numconv.cpu import simd, stencil
+from numconv.cpu import patch, simd, stencil
 
 VECTOR = simd.lanes(np.dtype(np.float32))
 
@@ -48,11 +48,11 @@ def compare(x, w, **geometry):
 
 
 #: Lengths around a vector, two of them, and a block.
-EDGES = [1, VECTOR - 1, VECTOR, VECTOR + 1, 2 * VECTOR + 1, stencil.ACROSS * VECTOR + 3]
+EDGES = [1, VECTOR - 1, VECTOR, VECTOR + 1, 2 * VECTOR + 1, patch.ACROSS * VECTOR + 3]
 
 
 @pytest.mark.parametrize("columns", EDGES)
-@pytest.mark.parametrize("rows", [1, simd.WINDOW - 1, simd.WINDOW + 1, simd.WINDOW * stencil.DOWN + 2])
+@pytest.mark.parametrize("rows", [1, simd.WINDOW - 1, simd.WINDOW + 1, simd.WINDOW * patch.DOWN + 2])
 def test_images_around_the_edges_of_tiles_and_blocks(rows, columns):
     compare(values((1, 2, rows, columns), "float32"), values((2, 1, 3, 3), "float32", 1), padding=1)
 
@@ -67,7 +67,7 @@ def test_strides_and_dilations(stride, dilation, dtype):
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_blocks_at_every_edge_read_what_the_boundary_says(boundary):
-    x, w = values((1, 1, 70, 3 * stencil.ACROSS * VECTOR), "float32"), values((1, 1, 7, 6), "float32", 1)
+    x, w = values((1, 1, 70, 3 * patch.ACROSS * VECTOR), "float32"), values((1, 1, 7, 6), "float32", 1)
     compare(x, w, padding=5, boundary=boundary)
 
 
@@ -78,7 +78,7 @@ def test_kernels_of_any_number_of_rows(kernel):
 
 @pytest.mark.parametrize("geometry", [{}, {"dilation": 3}, {"dilation": 4, "padding": 9}, {"stride": 2}])
 @pytest.mark.parametrize("kernel", [1, VECTOR - 1, VECTOR, 2 * VECTOR + 5])
-@pytest.mark.parametrize("length", [8 * VECTOR + 20, 2 * simd.WINDOW * stencil.ACROSS * VECTOR + 37])
+@pytest.mark.parametrize("length", [8 * VECTOR + 20, 2 * simd.WINDOW * patch.ACROSS * VECTOR + 37])
 def test_signals_are_folded(length, kernel, geometry):
     if geometry.get("dilation", 1) * (kernel - 1) < length:
         compare(values((1, 2, length), "float32"), values((2, 1, kernel), "float32", 1), **geometry)
@@ -89,7 +89,7 @@ def test_taps_far_apart():
 
 
 def test_a_sum_over_more_channels_than_a_patch_holds():
-    C = 3 * stencil.PATCH // 1000
+    C = 3 * patch.PATCH // 1000
     x, w = values((1, C, 9, 40), "float32"), values((2, C, 3, 3), "float32", 1)
     got = numconv.conv(x, w, values((2,), "float32", 2), padding=1, algorithm="direct")
     assert_same(got, numconv.conv(x, w, values((2,), "float32", 2), padding=1, algorithm="im2col"))
@@ -109,7 +109,7 @@ def test_a_strided_input_gradient_is_written_between_what_is_there(kernel, strid
 
 
 def test_a_strided_input_gradient_of_more_channels_than_a_patch_holds():
-    K = 2 * stencil.PATCH // 1000
+    K = 2 * patch.PATCH // 1000
     w, dy = values((K, 1, 3, 3), "float32"), values((1, K, 7, 40), "float32", 1)
     direct, stored = (
         numconv.plan_conv((1, 1, 13, 79), w.shape, algorithm=a, stride=2, padding=1) for a in ("direct", "im2col")
@@ -123,6 +123,32 @@ def test_output_channels_that_share_what_a_weight_gradient_gathers(K):
     direct, stored = (numconv.plan_conv(x.shape, w.shape, algorithm=a, groups=2) for a in ("direct", "im2col"))
     dy = values(direct.output_shape, "float32", 2)
     assert_same(direct.grad_weight(x, dy), stored.grad_weight(x, dy))
+
+
+PLANES = {
+    "many": ((2, 40, 7, 5), (3, 3), {"padding": 1}),
+    "smaller than the kernel": ((1, 6, 3, 2), (5, 5), {"padding": 4}),
+    "rows apart": ((1, 4, 20, 9), (3, 2), {"padding": 2, "stride": (3, 1), "dilation": (2, 3)}),
+    "volumes": ((1, 3, 4, 6, 5), (3, 3, 3), {"padding": 2}),
+}
+
+
+@pytest.mark.parametrize("fill", [0, 3])
+@pytest.mark.parametrize("case", PLANES)
+def test_planes_end_where_the_next_begins(case, fill):
+    shape, kernel, geometry = PLANES[case]
+    C = shape[1]
+    x, w = values(shape, "float32"), values((C, 1, *kernel), "float32", 1)
+    x[:, 1] = np.nan  # nobody else sees it
+    direct, stored = (
+        numconv.plan_conv(shape, w.shape, algorithm=a, groups=C, fill_value=fill, **geometry)
+        for a in ("direct", "im2col")
+    )
+    dy = values(direct.output_shape, "float32", 2)
+    for got, want in (
+        (direct.forward(x, w), stored.forward(x, w)), (direct.grad_weight(x, dy), stored.grad_weight(x, dy)),
+    ):
+        np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -155,12 +181,13 @@ def test_without_compilation_the_same_sums_are_plain_loops():
     code = """if True:
         import numpy as np, numconv
         x, w = np.arange(600.0).reshape(1, 2, 12, 25) % 7, np.arange(12.0).reshape(2, 1, 3, 2)
-        direct, stored = (
-            numconv.plan_conv(x.shape, w.shape, dtype=x.dtype, algorithm=a, groups=2, stride=2, padding=1)
-            for a in ("direct", "im2col")
-        )
-        y = stored.forward(x, w)
-        assert np.array_equal(direct.forward(x, w), y)
-        assert np.array_equal(direct.grad_weight(x, y), stored.grad_weight(x, y))
+        for stride in (1, 2):
+            direct, stored = (
+                numconv.plan_conv(x.shape, w.shape, dtype=x.dtype, algorithm=a, groups=2, stride=stride, padding=1)
+                for a in ("direct", "im2col")
+            )
+            y = stored.forward(x, w)
+            assert np.array_equal(direct.forward(x, w), y)
+            assert np.array_equal(direct.grad_weight(x, y), stored.grad_weight(x, y))
     """
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "NUMBA_DISABLE_JIT": "1"})

@@ -10,7 +10,7 @@ from conftest import BOUNDARIES, normal
 from test_memory import at_most
 
 import numconv as nc
-from numconv.cpu import fft
+from numconv.cpu import overlap
 
 
 def close(got, exact, dtype=np.float64):
@@ -23,10 +23,10 @@ def close(got, exact, dtype=np.float64):
 def small_blocks(monkeypatch):
     """Blocks of 256 numbers, spectra of some channels at a time: small cases meet everything large ones do."""
     for name, value in {"BLOCK": 256, "TASK": 512, "KERNELS": 1024, "WORTH": 512}.items():
-        monkeypatch.setattr(fft, name, value)
-    fft.tiling.cache_clear()
+        monkeypatch.setattr(overlap, name, value)
+    overlap.tiling.cache_clear()
     yield
-    fft.tiling.cache_clear()
+    overlap.tiling.cache_clear()
 
 
 # where blocks meet ----------------------------------------------------------------------------------------------------
@@ -38,7 +38,7 @@ def test_sizes_around_whole_blocks(small_blocks, more, images):
     kernel = 20
     for start in range(1, 4):  # one, two, three blocks and a little more or less
         rows = ((100_000, kernel, 100_000 - kernel + 1, 0, 1, 1),)
-        tile = fft.tiling(rows, images, np.dtype(float)).tile[0]
+        tile = overlap.tiling(rows, images, np.dtype(float)).tile[0]
         n = start * tile + kernel - 1 + more
         x, w = normal((images, 1, n)), normal((1, 1, kernel))
         exact = np.array([scipy.signal.correlate(a[0], w[0, 0], "valid", "direct") for a in x])[:, None]

@@ -5,35 +5,40 @@ line of pixels that is loaded serves every row of the tile that meets it:
 
     y[i, o] = sum over r, t of w[r, t] * x[i + r, o + t]        line s = i + r meets kernel row r in row s - r.
 
-Pixels are read where they lie. Only blocks that touch the edge of the image, and those with a stride along the rows,
-copy their pixels into a patch first, line by line: taps whose distance is a multiple of the stride read one line.
-
-- With a stride or a dilation of the rows, kernel rows ``m`` apart meet output rows ``apart`` each other in common
-  lines; a tile takes output rows that far apart, and each class of kernel rows is summed on its own.
-- One row of output (a signal) is folded: the rows of a tile are vectors that follow each other, and so are the rows of
-  the kernel, of as many taps as a vector has items.
+``patch.py`` says how the lines are read.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from math import gcd, prod
-from typing import NamedTuple
+from math import prod
 
 import numba
 import numpy as np
 
-from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
+from .._indexing import CONSTANT, KERNEL, OUT, SIZE, STEP, STRIDE
 from ..geometry import ConvGeometry
-from ._jit import Kernel, flat, helper, row_source, source, tasks_of
-from .rows import shared_lines
-from .simd import ABREAST, STACKED, WINDOW, address, copy_item, copy_rows, lanes, spread_rows, weight_sums, window_sum
-
-#: Output columns of a block in vectors, and its rows in tiles.
-ACROSS, DOWN = 16, 4
-
-#: Items of a patch that stay in the L2 cache, and the most that one channel may need.
-PATCH, LARGEST_PATCH = 1 << 16, 1 << 20
+from ._jit import Kernel, flat, helper, tasks_of
+from .patch import (
+    APART,
+    AT_EDGE,
+    BETWEEN,
+    COLUMNS,
+    IN_PATCH,
+    LARGEST_PATCH,
+    LINE,
+    LINES,
+    PATCH,
+    PATCH_ROWS,
+    ROWS,
+    SHIFT,
+    UNITS,
+    VECTOR,
+    prepared,
+    survey,
+    view,
+)
+from .simd import ABREAST, ENTRY, MASKED, WINDOW, address, borrowed, lanes, spread_rows, weight_sums, window_sum
 
 #: Vectors that are added up in the dtype itself before the sum goes on in a wider one.
 LONG = 1 << 10
@@ -41,97 +46,11 @@ LONG = 1 << 10
 #: Weights whose sums, a vector each, are kept together, of channels that see the same pixels.
 SUMS = 1 << 8
 
-#: The axis of the rows of a signal.
-ONE_ROW = (1, 1, 1, 0, 1, 1)
+#: Multiply-adds that are worth a task: groups of less are summed together.
+TASK = 1 << 15
 
-
-#: What the kernels get of a layout, beside its entries: items from tap to tap on a line, output rows from row to row of
-#: a tile, input rows from line to line of a tile (0 if folded, when it is a vector), classes of taps that have a line
-#: for each row of a patch, rows and items of such a line, rows and columns of output in a block, units in a patch,
-#: and items of a vector.
-SHIFT, APART, BETWEEN, LINES, PATCH_ROWS, LINE, ROWS, COLUMNS, UNITS, VECTOR = range(10)
-
-
-class Layout(NamedTuple):
-    """How the taps of the last two axes are read: the same for every channel and block."""
-
-    #: For each stack of kernel rows: first item, kernel rows, taps, first weight; once in a patch, once in place.
-    entries: np.ndarray
-    #: In which order the taps of the kernel are summed.
-    order: np.ndarray
-    sizes: np.ndarray
-
-    @property
-    def block(self) -> tuple[int, int]:
-        """Output rows and columns of a block."""
-        return int(self.sizes[ROWS]), int(self.sizes[COLUMNS])
-
-    @property
-    def patch(self) -> int:
-        """Items of one channel's patch."""
-        return int(self.sizes[LINES] * self.sizes[PATCH_ROWS] * self.sizes[LINE])
-
-
-@lru_cache(maxsize=256)
-def layout(row: tuple[int, ...], last: tuple[int, ...], vector: int) -> Layout:
-    """The layout for the table's entries of the last two axes."""
-    lines, shift = shared_lines(np.array([last]))
-    folded = row[OUT] == row[KERNEL] == 1
-    stride, step = (1, 1) if folded else (row[STRIDE], abs(row[STEP]))
-    apart = step // gcd(stride, step)
-    classes = stride // gcd(stride, step)
-    stacks: list[tuple[int, ...]] = []
-    order: list[int] = []
-
-    def stack(rows: list[list[int]], input_row: int, line: int, ahead: int, between: int) -> None:
-        # Kernel rows, each a list of as many taps, in parts of about equal height.
-        parts = -(-len(rows) // STACKED)
-        for p in range(parts):
-            a, b = len(rows) * p // parts, len(rows) * (p + 1) // parts
-            place = (0, a * between) if folded else (a * between, 0)
-            stacks.append((input_row + place[0], line, ahead + place[1], b - a, len(rows[0]), len(order)))
-            order.extend(tap for taps in zip(*rows[a:b], strict=True) for tap in taps)
-
-    for first_row in range(min(classes, row[KERNEL])):
-        for first in range(min(lines, last[KERNEL])):
-            on_line = list(range(first, last[KERNEL], lines))
-            if folded and shift and vector % shift == 0:
-                width = vector // shift
-                rest = len(on_line) % width
-                for begin, end in ((0, rest), (rest, width)):  # the last row may be shorter
-                    rows = [on_line[i + begin : i + end] for i in range(0, len(on_line) - begin, width)]
-                    if end > begin and rows:
-                        stack(rows, 0, first, begin * shift, vector)
-            else:
-                rows = [[r * last[KERNEL] + t for t in on_line] for r in range(first_row, row[KERNEL], classes)]
-                stack(rows, first_row * step, first, 0, apart * stride)
-    taps = np.arange(row[KERNEL] * last[KERNEL]).reshape(row[KERNEL], last[KERNEL])
-    ascending = taps[:: -1 if row[STEP] < 0 else 1, :: -1 if last[STEP] < 0 else 1].ravel()  # in the input
-    tile = (WINDOW if folded else ABREAST) * vector
-    columns = min(ACROSS * WINDOW * vector if folded else ACROSS * vector, -(-last[OUT] // tile) * tile)
-    high = 1 if folded else WINDOW * (apart if apart > 1 else min(DOWN, -(-row[OUT] // WINDOW)))
-    between = 0 if folded else apart * stride
-    patch_rows = (high - 1) * stride + (row[KERNEL] - 1) * step + 1
-    line_size = columns + (-(-last[KERNEL] // lines) - 1) * shift
-    places = [
-        [((line * patch_rows + r) * line_size + ahead, *rest) for r, line, ahead, *rest in stacks],
-        [(r * last[SIZE] + line * abs(last[STEP]) + ahead, *rest) for r, line, ahead, *rest in stacks],
-    ]
-    units = max(1, PATCH // (lines * patch_rows * line_size))
-    sizes = shift, apart, between, lines, patch_rows, line_size, high, columns, units, vector
-    return Layout(np.array(places, np.int64).reshape(2, -1), ascending[order], np.array(sizes, np.int64))
-
-
-@lru_cache(maxsize=1024)
-def prepared(table: bytes, dtype: np.dtype) -> tuple[np.ndarray, Layout]:
-    """A table of axes over two axes at least, and its layout; made once for each table and dtype."""
-    rows = [tuple(row) for row in np.frombuffer(table, np.int64).reshape(-1, 6).tolist()]
-    rows = [ONE_ROW] * (2 - len(rows)) + rows
-    plan = layout(*rows[-2:], lanes(dtype))
-    axes = np.array(rows)
-    for array in (axes, plan.entries, plan.sizes):
-        array.flags.writeable = False
-    return axes, plan
+#: Up to how many multiply-adds of a pixel the edge of an image is not copied.
+FEW = 64
 
 
 def serves(axes: np.ndarray, dtype: np.dtype) -> bool:
@@ -144,135 +63,71 @@ def _serves(table: bytes, dtype: np.dtype) -> bool:
     return lanes(dtype) > 1 and prepared(table, dtype)[1].patch <= LARGEST_PATCH
 
 
-@helper
-def fill_patch(x, begin, row, rows, o0, columns, axes, boundary, sizes, blank, patch, p0, zero):
-    """Lines of pixels, from input row ``row`` on, of the image that begins at item ``begin`` (-1: it is padding)."""
-    a = axes.shape[0] - 1
-    size, stride, kernel, height = axes[a, SIZE], axes[a, STRIDE], axes[a, KERNEL], axes[a - 1, SIZE]
-    near = axes[a, START] + min(0, (kernel - 1) * axes[a, STEP])
-    lines, line = sizes[LINES], sizes[LINE]
-    for first in range(min(lines, kernel)):
-        start = near + first * abs(axes[a, STEP]) + o0 * stride
-        n = columns + (kernel - 1 - first) // lines * sizes[SHIFT]
-        left = 0 if start >= 0 else min(-(start // stride), n)  # how many lie left of the image
-        right = min(max(left, (size - start + stride - 1) // stride), n)  # and up to which it reaches
-        at = p0 + first * sizes[PATCH_ROWS] * line
-        r = 0
-        while r < rows:  # the rows of the image at once, others one by one
-            i, high = row + r, 1
-            if begin < 0:
-                i = -1
-            elif 0 <= i < height:
-                high = min(height - i, rows - r)
-            else:
-                i = source(i, height, boundary)
-            place, inside = begin + i * size, right - left if i >= 0 else 0
-            copy_rows(
-                x, place + start + left * stride, size, stride, left, inside, n, high, patch, at + r * line, line,
-                blank, zero,
-            )
-            if boundary != CONSTANT and i >= 0:
-                for j in range(n if inside < n else 0):
-                    if j < left or j >= right:
-                        pixel = source(start + j * stride, size, boundary)
-                        for h in range(high):
-                            copy_item(x, place + h * size + pixel, patch, at + (r + h) * line + j, zero)
-            r += high
-
-
-@helper
-def survey(
-    x, items, c0, u0, u1, O, O_row, high, o0, columns, axes, boundary, sizes, blank, patch, starts, zero
-):
-    """Find where the units (channel, leading taps) ``u0 … u1`` begin that a block reads.
-
-    True where they lie in ``x`` itself; else they were copied to the patch. The tiles of a block may read more of ``x``
-    than it has rows and columns, but nothing that is not there. Channels are counted through all images.
-    """
-    a = axes.shape[0] - 1
-    size, width, stride = axes[a - 1, SIZE], axes[a, SIZE], axes[a - 1, STRIDE]
-    row = axes[a - 1, START] + min(0, (axes[a - 1, KERNEL] - 1) * axes[a - 1, STEP]) + O_row * stride
-    near = axes[a, START] + min(0, (axes[a, KERNEL] - 1) * axes[a, STEP]) + o0
-    reach = (axes[a, KERNEL] - 1) * abs(axes[a, STEP])
-    rows = sizes[PATCH_ROWS] - (sizes[ROWS] - high) * stride
-    lead_k, lead_in = 1, 1
-    for b in range(a - 1):
-        lead_k *= axes[b, KERNEL]
-        lead_in *= axes[b, SIZE]
-    inside = axes[a, STRIDE] == 1 and row >= 0 and row + rows <= size and near >= 0 and near + columns + reach <= width
-    last = (row + sizes[PATCH_ROWS] - 1) * width + near + sizes[COLUMNS] + reach
-    for u in range(u0, u1):
-        lead = row_source(u % lead_k, O, axes[:a], boundary) if a > 1 else 0
-        begin = ((c0 + u // lead_k) * lead_in + lead) * size * width
-        inside = inside and lead >= 0 and begin + last <= items
-        starts[u - u0] = begin if lead >= 0 else -1
-    for u in range(u1 - u0):
-        if inside:
-            starts[u] += row * width + near
-        else:
-            p0 = u * sizes[LINES] * sizes[PATCH_ROWS] * sizes[LINE]
-            fill_patch(x, starts[u], row, rows, o0, columns, axes, boundary, sizes, blank, patch, p0, zero)
-            starts[u] = p0
-    return inside
-
-
 @Kernel
 def _forward(team, x, w, bias, axes, boundary, fill, entries, sizes, G, steps, y):
     # All arrays flat: x (N, C, in), w (K, units, taps), and y, in which steps lead from one image, channel, row, … to
     # the next. A unit is a channel and a tap of the leading axes; a task is a block of rows and columns for all output
-    # channels of a group. Where columns are not neighbours a block is summed first, then spread.
+    # channels of some groups. Where columns are not neighbours a block is summed first, then spread.
     a, K = axes.shape[0] - 1, bias.size
     R_out, L_out, stride = axes[a - 1, OUT], axes[a, OUT], axes[a - 1, STRIDE]
     taps, lead_k, lead_out = axes[a - 1, KERNEL] * axes[a, KERNEL], 1, 1
     for b in range(a - 1):
         lead_k *= axes[b, KERNEL]
         lead_out *= axes[b, OUT]
-    U, E, vector = w.size // K // taps, entries.shape[1] // 4, sizes[VECTOR]
+    U, E, vector = w.size // K // taps, entries.shape[1] // ENTRY, sizes[VECTOR]
     rows, columns, apart, between = sizes[ROWS], sizes[COLUMNS], sizes[APART], sizes[BETWEEN]
+    reach = (axes[a, KERNEL] - 1) * abs(axes[a, STEP])
     down, across = (R_out + rows - 1) // rows, (L_out + columns - 1) // columns
     row_step, step = steps[a + 2], steps[a + 3]
     tile = WINDOW * vector if between == 0 else ABREAST * vector
     together = min(sizes[UNITS], U)
     patch = np.zeros(together * sizes[LINES] * sizes[PATCH_ROWS] * sizes[LINE] + tile, y.dtype)  # garbage may be slow
-    block, blank = np.zeros(rows * columns if step > 1 else 0, y.dtype), np.zeros(1, y.dtype)
-    starts = np.zeros(together, np.int64)
-    blank[0] = fill
+    block, blank = np.zeros(rows * columns if step > 1 else 0, y.dtype), np.full(reach + 2 * vector, fill, y.dtype)
+    starts, image = np.zeros(together, np.int64), np.zeros(5, np.int64)
+    once = MASKED and axes[a, STRIDE] <= 2 and boundary == CONSTANT and between > 0 and K // G * taps <= FEW
     pixels, weights, result, start = address(x, fill), address(w, fill), address(y, fill), address(bias, fill)
     patch_at, starts_at, blank_at = address(patch, fill), address(starts, fill), address(blank, fill)
-    in_patch, in_place, block_at = address(entries[0], fill), address(entries[1], fill), address(block, fill)
-    for task in tasks_of(team, steps[0] * G * lead_out * down * across):
-        o0, O_row = task % across * columns, task // across % down * rows
-        outer = task // across // down
-        O, g, n = outer % lead_out, outer // lead_out % G, outer // lead_out // G
+    image_at, block_at = address(image, fill), address(block, fill)
+    in_patch, in_place = address(entries[0], fill), address(entries[1], fill)
+    parts = min(G, (rows * columns * w.size + TASK - 1) // TASK)
+    for task in tasks_of(team, steps[0] * parts * lead_out * down * across):
+        o0, O_row, outer = task % across * columns, task // across % down * rows, task // across // down
+        O, part, n = outer % lead_out, outer // lead_out % parts, outer // lead_out // parts
         high, wide = min(rows, R_out - O_row), min(columns, L_out - o0)
         corner, left = n * steps[1] + O_row * row_step + o0 * step, O
         for b in range(a - 2, -1, -1):
             corner += left % axes[b, OUT] * steps[b + 3]
             left //= axes[b, OUT]
-        for u0 in range(0, U, together):
-            u1 = min(u0 + together, U)
-            inside = survey(
-                pixels, x.size, (n * G + g) * (U // lead_k), u0, u1, O, O_row, high, o0, wide, axes, boundary, sizes,
-                blank_at, patch_at, starts, fill,
-            )
-            source, plan, pitch = patch_at, in_patch, sizes[LINE]
-            if inside:
-                source, plan, pitch = pixels, in_place, axes[a, SIZE]
-            for k in range(g * (K // G), (g + 1) * (K // G)):
-                y0 = corner + k * steps[2]
-                target, t0, t_pitch = result, y0, row_step
-                if step > 1:
-                    target, t0, t_pitch = block_at, 0, columns
-                for first in range(min(apart, high)):
-                    count = (high - first + apart - 1) // apart
-                    window_sum(
-                        source, first * stride * pitch, starts_at, u1 - u0, plan, E, taps, sizes[SHIFT],
-                        between * pitch if between else vector, weights, (k * U + u0) * taps,
-                        target, t0 + first * t_pitch, apart * t_pitch if between else vector, count, wide,
-                        between == 0, u0 == 0, start, k, fill,
-                    )
-                if step > 1:
-                    spread_rows(block_at, 0, columns, high, wide, result, y0, row_step, step, fill)
+        sight = view(O_row, high, o0, wide, axes, sizes, borrowed(image))
+        top = image[0]
+        for g in range(G * part // parts, G * (part + 1) // parts):
+            for u0 in range(0, U, together):
+                u1 = min(u0 + together, U)
+                way = survey(
+                    pixels, x.size, (n * G + g) * (U // lead_k), u0, u1, O, sight, o0, wide, axes, boundary, sizes,
+                    once, blank_at, patch_at, borrowed(starts), borrowed(image), fill,
+                )
+                source, plan, pitch, edge, shift = patch_at, in_patch, sizes[LINE], 0, sizes[SHIFT]
+                if way != IN_PATCH:
+                    source, plan, pitch = pixels, in_place, axes[a, SIZE]
+                if way == AT_EDGE:
+                    edge, shift = axes[a, STRIDE], sizes[SHIFT] * axes[a, STRIDE]
+                for k in range(g * (K // G), (g + 1) * (K // G)):
+                    y0 = corner + k * steps[2]
+                    target, t0, t_pitch = result, y0, row_step
+                    if step > 1:
+                        target, t0, t_pitch = block_at, 0, columns
+                    for first in range(min(apart, high)):
+                        count, image[0] = (high - first + apart - 1) // apart, top - first * stride
+                        window_sum(
+                            source, first * stride * pitch, starts_at, u1 - u0, plan, E, taps, shift,
+                            between * pitch if between else vector, edge, image_at, blank_at,
+                            weights, (k * U + u0) * taps,
+                            target, t0 + first * t_pitch, apart * t_pitch if between else vector, count, wide,
+                            between == 0, u0 == 0, start, k, fill,
+                        )
+                    if step > 1:
+                        spread_rows(block_at, 0, columns, high, wide, result, y0, row_step, step, fill)
 
 
 def forward(
@@ -322,20 +177,21 @@ def _grad_weight(team, x, dY, axes, boundary, fill, entries, sizes, G, together_
     for b in range(a - 1):
         lead_k *= axes[b, KERNEL]
         lead_out *= axes[b, OUT]
-    U, E, vector = weights // taps, entries.shape[1] // 4, sizes[VECTOR]
+    U, E, vector = weights // taps, entries.shape[1] // ENTRY, sizes[VECTOR]
     rows, columns, apart, between = sizes[ROWS], sizes[COLUMNS], sizes[APART], sizes[BETWEEN]
+    reach = (axes[a, KERNEL] - 1) * abs(axes[a, STEP])
     down, across = (R_out + rows - 1) // rows, (L_out + columns - 1) // columns
     blocks = dY.size // (K * R_out * L_out) * down * across
     together = min(sizes[UNITS], U)
     slices = (K // G + together_k - 1) // together_k
     tasks = parts * G * slices
     patch = np.zeros(together * sizes[LINES] * sizes[PATCH_ROWS] * sizes[LINE] + WINDOW * vector, x.dtype)
-    blank, starts = np.zeros(1, x.dtype), np.zeros(together, np.int64)
-    blank[0] = fill
+    blank, starts, image = np.full(reach + vector, fill, x.dtype), np.zeros(together, np.int64), np.zeros(5, np.int64)
+    once = MASKED and axes[a, STRIDE] == 1 and boundary == CONSTANT and between > 0 and together_k * taps <= FEW
     sums = np.zeros(together_k * weights * vector, x.dtype)
     pixels, gradient, sums_at = address(x, fill), address(dY, fill), address(sums, fill)
     patch_at, starts_at, blank_at = address(patch, fill), address(starts, fill), address(blank, fill)
-    in_patch, in_place = address(entries[0], fill), address(entries[1], fill)
+    in_patch, in_place, image_at = address(entries[0], fill), address(entries[1], fill), address(image, fill)
     for task in tasks_of(team, tasks):
         part, slice, g = task % parts, task // parts % slices, task // parts // slices
         k0 = g * (K // G) + slice * together_k
@@ -347,23 +203,26 @@ def _grad_weight(team, x, dY, axes, boundary, fill, entries, sizes, G, together_
             o0, O_row = b % across * columns, b // across % down * rows
             O, n = b // across // down % lead_out, b // across // down // lead_out
             high, wide = min(rows, R_out - O_row), min(columns, L_out - o0)
+            sight = view(O_row, high, o0, wide, axes, sizes, borrowed(image))
+            top = image[0]
             for u0 in range(0, U, together):
                 u1 = min(u0 + together, U)
-                inside = survey(
-                    pixels, x.size, (n * G + g) * (U // lead_k), u0, u1, O, O_row, high, o0, wide, axes, boundary,
-                    sizes, blank_at, patch_at, starts, fill,
+                way = survey(
+                    pixels, x.size, (n * G + g) * (U // lead_k), u0, u1, O, sight, o0, wide, axes, boundary, sizes,
+                    once, blank_at, patch_at, borrowed(starts), borrowed(image), fill,
                 )
                 source, plan, pitch = patch_at, in_patch, sizes[LINE]
-                if inside:
+                if way != IN_PATCH:
                     source, plan, pitch = pixels, in_place, axes[a, SIZE]
                 for k in range(k0, k1):
                     s0 = ((k - k0) * weights + u0 * taps) * vector
                     dy0 = (((n * K + k) * lead_out + O) * R_out + O_row) * L_out + o0
                     for first in range(min(apart, high)):
-                        count = (high - first + apart - 1) // apart
+                        count, image[0] = (high - first + apart - 1) // apart, top - first * stride
                         weight_sums(
                             source, first * stride * pitch, starts_at, u1 - u0, plan, E, taps, sizes[SHIFT],
-                            between * pitch if between else vector, gradient, dy0 + first * L_out,
+                            between * pitch if between else vector, np.int64(way == AT_EDGE), image_at, blank_at,
+                            gradient, dy0 + first * L_out,
                             apart * L_out if between else vector, count, wide, between == 0, sums_at, s0, fill,
                         )
             added += high * ((wide + vector - 1) // vector)

@@ -1,10 +1,13 @@
 """The vector room: register tiles and the moves around them. Everything else in numconv is loops around these.
 
-``tile`` multiplies matrices, ``window`` images by small kernels, ``winograd`` transforms tiles of them. For float32
-and float64 they are written for the host's vectors; every other dtype runs the same sums as plain loops, which are
-also what Python sees when compilation is off.
+``tile`` multiplies matrices, ``window`` images by small kernels, ``winograd`` transforms tiles of them, ``rows`` copies
+pixels. For float32 and float64 they are written for the host's vectors; every other dtype runs the same sums as plain
+loops, which are also what Python sees when compilation is off.
 """
 
+from .rows import copy_item as copy_item
+from .rows import copy_rows as copy_rows
+from .rows import spread_rows as spread_rows
 from .tile import ALIGNED as ALIGNED
 from .tile import HIGHEST as HIGHEST
 from .tile import SUMS as SUMS
@@ -24,11 +27,11 @@ from .vectors import borrowed as borrowed
 from .vectors import keep as keep
 from .vectors import lanes as lanes
 from .window import ABREAST as ABREAST
+from .window import ENTRY as ENTRY
+from .window import MASKED as MASKED
+from .window import NO_PIXELS as NO_PIXELS
 from .window import STACKED as STACKED
 from .window import WINDOW as WINDOW
-from .window import copy_item as copy_item
-from .window import copy_rows as copy_rows
-from .window import spread_rows as spread_rows
 from .window import weight_sums as weight_sums
 from .window import window_sum as window_sum
 from .winograd import ROWS as ROWS

@@ -42,7 +42,7 @@ class Vectors:
     """The LLVM types and moves for one float type."""
 
     def __init__(self, builder: ir.IRBuilder, bits: int) -> None:
-        self.builder = builder
+        self.builder, self.word = builder, ir.IntType(64)
         self.lanes = VECTOR_BYTES * 8 // bits
         self.item = ir.FloatType() if bits == 32 else ir.DoubleType()
         self.vector = ir.VectorType(self.item, self.lanes)
@@ -77,15 +77,23 @@ class Vectors:
 
     def first(self, n: ir.Value) -> ir.Value:
         """A mask of the first ``n`` lanes: of all of them or of none where ``n`` is beyond their number."""
-        numbers = ir.Constant(ir.VectorType(ir.IntType(64), self.lanes), list(range(self.lanes)))
-        return self.builder.icmp_signed("<", numbers, self.filled(n))
+        all_lanes = self.word(self.lanes)
+        n = self.builder.select(self.builder.icmp_signed("<", n, all_lanes), n, all_lanes)
+        numbers = places(range(self.lanes))
+        return self.builder.icmp_signed("<", numbers, self.filled(self.builder.trunc(n, ir.IntType(32))))
 
-    def load_some(self, pointer: ir.Value, mask: ir.Value) -> ir.Value:
-        """A vector of which only the lanes of a mask are read from memory, the others 0."""
+    def between(self, first: ir.Value, end: ir.Value) -> ir.Value:
+        """A mask of the lanes whose numbers, counted from ``first``, are neither negative nor beyond the end."""
+        half = ir.IntType(32)
+        numbers = self.builder.add(places(range(self.lanes)), self.filled(self.builder.trunc(first, half)))
+        return self.builder.icmp_unsigned("<", numbers, self.filled(self.builder.trunc(end, half)))
+
+    def load_some(self, pointer: ir.Value, mask: ir.Value, others: ir.Value | None = None) -> ir.Value:
+        """A vector of which only the lanes of a mask are read from memory; the others are 0 or what is given."""
         kind = ir.FunctionType(self.vector, [self.vector.as_pointer(), ir.IntType(32), self.mask, self.vector])
         load = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.masked.load.{self._mangled}")
         pointer = self.builder.bitcast(pointer, self.vector.as_pointer())
-        return self.builder.call(load, [pointer, ir.IntType(32)(self.align), mask, self.zero])
+        return self.builder.call(load, [pointer, ir.IntType(32)(self.align), mask, others or self.zero])
 
     def store_some(self, value: ir.Value, pointer: ir.Value, mask: ir.Value) -> None:
         """The lanes of a mask to memory."""
