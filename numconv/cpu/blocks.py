@@ -36,8 +36,9 @@ def blocks_of(
     cache = cache_size(2) // dtype.itemsize
     columns = even(L_out, 512)
     direct = in_place(axes) and (R_out == 1 or columns == L_out)
-    separate = not direct and rows[-1][KERNEL] <= SEPARATE and L_out == columns and columns % lanes == 0
-    packed = direct or K >= 5 * HIGHEST and not separate  # few strips would not pay for the packing
+    many = K >= 5 * HIGHEST  # few strips would not pay for packing, or for more lines
+    separate = many and not direct and rows[-1][KERNEL] <= SEPARATE and L_out == columns and columns % lanes == 0
+    packed = direct or (many and not separate)
     row_lines, row_shift = lines_for(rows[-2])
     lines, shift = (rows[-1][KERNEL], 0) if separate else lines_for(rows[-1], 0 if packed else K, lanes)
     down, across = between(rows[-2], row_lines, row_shift), between(rows[-1], lines, shift)

@@ -173,8 +173,8 @@ def _forward(team, x, w, bias, axes, boundary, fill, block, steps, places, table
                             elif part < part0 + side_by_side:
                                 beside = side_by_side
                             outer_sum(
-                                a_at, a0 + (k - first) * steps[1], rows_at, 0, b_at, b0, b_terms_at, terms, height, size, beside,
-                                b_depth, out_at, out0, step, bias_at, g * Kg + k, joins, zero,
+                                a_at, a0 + (k - first) * steps[1], rows_at, 0, b_at, b0, b_terms_at, terms, height,
+                                size, beside, b_depth, out_at, out0, step, bias_at, g * Kg + k, joins, zero,
                             )  # fmt: skip
                             if not whole:
                                 for r in range(r0, r1):
