@@ -10,7 +10,7 @@ import numba
 import numpy as np
 
 from ..cpu._jit import Kernel, tasks_of
-from ..cpu.simd import HIGHEST, SUMS, address, keep, multiply_add, outer_sum, sum_lanes
+from ..cpu.simd import ALIGNED, HIGHEST, SUMS, address, aligned, keep, multiply_add, outer_sum, sum_lanes
 
 #: Two panels of this many rows stay in the nearest cache (30 KB).
 DEPTH = 128
@@ -29,19 +29,19 @@ def registers(team, tiles, n, zero):
 
 
 @Kernel
-def tile_alone(team, weights, pixels, tiles, height, columns, terms, repeats, zero):
+def tile_alone(team, weights, pixels, tiles, height, columns, rows, terms, repeats, zero):
     """The register tile again and again over two panels for each thread."""
     for thread in tasks_of(team, tiles.shape[0]):
         a, b, tile = weights[thread], pixels[thread], tiles[thread]
-        rows, a_terms, b_terms = terms[0].copy(), terms[1].copy(), terms[2].copy()
         a_at, b_at, tile_at = address(a, zero), address(b, zero), address(tile, zero)
-        rows_at, a_terms_at, b_terms_at = address(rows, zero), address(a_terms, zero), address(b_terms, zero)
+        rows_at, terms_at = address(rows, zero), address(terms, zero)
         for _ in range(repeats):
             outer_sum(
-                a_at, 0, rows_at, 0, a_terms_at, b_at, 0, b_terms_at, terms.shape[1], height, columns, tile_at, 0,
+                a_at, 0, rows_at, 0, b_at, aligned(b), terms_at, terms.shape[0], height, columns, 1, 0, tile_at, 0,
                 columns, b_at, 0, True, zero,
             )  # fmt: skip
-        keep(a, b, tile, rows, a_terms, b_terms)
+        keep(a, b, tile)
+    keep(rows, terms)
 
 
 @Kernel
@@ -67,11 +67,11 @@ def flops(dtype: str, seconds: float = 0.03) -> float:
     kind, threads = np.dtype(dtype), numba.get_num_threads()
     height, vectors = HIGHEST, SUMS // HIGHEST
     width = vectors * sum_lanes(kind)
-    weights, pixels = np.ones((threads, DEPTH * height), kind), np.ones((threads, DEPTH * width), kind)
+    weights, pixels = np.ones((threads, DEPTH * height), kind), np.ones((threads, DEPTH * width + ALIGNED), kind)
     tiles = np.zeros((threads, height * width), kind)
     work = threads * height * width * DEPTH * REPEATS
-    terms = np.arange(DEPTH) * np.array([[DEPTH], [1], [width]])
-    run = partial(tile_alone, weights, pixels, tiles, height, width, terms, REPEATS, kind.type(0), work=work)
+    rows, terms = np.arange(height) * DEPTH, np.arange(DEPTH)[:, None] * np.array([1, width])
+    run = partial(tile_alone, weights, pixels, tiles, height, width, rows, terms, REPEATS, kind.type(0), work=work)
     return 2 * work / best(run, seconds)
 
 

@@ -10,13 +10,13 @@ from .._indexing import KERNEL, OUT
 from .._memory import cache_size
 from .lines import between, even, in_place, lines_for
 from .rows import lines_of
-from .simd import HIGHEST, SUMS, WIDEST, sum_lanes
+from .simd import HIGHEST, SUMS, WIDTHS, sum_lanes
 
 #: Most rows of X_conv that are multiplied at a time: a few panels of them stay in the L2 cache.
 TERMS = 576
 
-#: Vectors in a row of a tile: with the tallest tiles, or the widest.
-WIDTHS = (SUMS // HIGHEST, WIDEST)
+#: Most taps of a row that have lines of their own, so that every row of X_conv begins a vector.
+SEPARATE = 8
 
 #: Most bytes that the parts of a weight gradient may take.
 PARTS = 16 << 20
@@ -36,9 +36,11 @@ def blocks_of(
     cache = cache_size(2) // dtype.itemsize
     columns = even(L_out, 512)
     direct = in_place(axes) and (R_out == 1 or columns == L_out)
-    packed = direct or K >= 5 * HIGHEST  # few strips would not pay for the packing
+    many = K >= 5 * HIGHEST  # few strips would not pay for packing, or for more lines
+    separate = many and not direct and rows[-1][KERNEL] <= SEPARATE and L_out == columns and columns % lanes == 0
+    packed = direct or (many and not separate)
     row_lines, row_shift = lines_for(rows[-2])
-    lines, shift = lines_for(rows[-1], 0 if packed else K, lanes)
+    lines, shift = (rows[-1][KERNEL], 0) if separate else lines_for(rows[-1], 0 if packed else K, lanes)
     down, across = between(rows[-2], row_lines, row_shift), between(rows[-1], lines, shift)
     room = cache // 3 // (lead_k * row_lines * lines)
     channels = even(C, max(1, min(TERMS // taps, room // ((min(R_out, 4) + down) * (columns + across)))))

@@ -41,7 +41,21 @@ from .lines import (
     plane,
     table,
 )
-from .simd import ALIGNED, HIGHEST, SUMS, address, aligned, copy_run, keep, outer_sum, pack, put, put_apart, transpose
+from .simd import (
+    ALIGNED,
+    HIGHEST,
+    SUMS,
+    address,
+    aligned,
+    copy_run,
+    keep,
+    outer_sum,
+    pack,
+    pack_sum,
+    put,
+    put_apart,
+    transpose,
+)
 
 #: Rows of X_conv that are packed side by side: as many streams through memory as the machine foresees.
 STREAMS = 16
@@ -51,7 +65,7 @@ STREAMS = 16
 
 @Kernel
 def _forward(team, x, w, bias, axes, boundary, fill, block, steps, places, tables, y):
-    # x (N, C, lead, rows, last); weight (g, k, c, t) is w[g, k, c times steps, and tables[1, t]] in a flat w, output
+    # x (N, C, lead, rows, last); weight (g, k, c, t) is w[g, k, c times steps, and tables[0, t, 0]] in a flat w, output
     # (n, k, o) is y[places[0] + n, k, o times places[1:]] in a flat y.
     d, zero = axes.shape[0], x.dtype.type(0)
     groups = w.size // steps[0]
@@ -62,10 +76,7 @@ def _forward(team, x, w, bias, axes, boundary, fill, block, steps, places, table
     MR, T = min(HIGHEST, SUMS * lanes // width), tables.shape[1] // block[CHANNELS]
     pixels, w_rows = x.reshape(x.size), np.arange(HIGHEST) * steps[1]
     x_at, w_at, y_at, bias_at = address(pixels, zero), address(w, zero), address(y, zero), address(bias, zero)
-    terms_at, w_terms_at, panel_rows_at = (
-        address(tables[0], zero), address(tables[1], zero), address(tables[2], zero),
-    )  # fmt: skip
-    rows_at = address(w_rows, zero)
+    terms_at, panel_terms_at, rows_at = address(tables[0], zero), address(tables[1], zero), address(w_rows, zero)
     tasks = x.shape[0] * groups * down * across * block[SHARES]
     for a in range(d - 2):
         tasks *= axes[a, OUT]
@@ -90,7 +101,8 @@ def _forward(team, x, w, bias, axes, boundary, fill, block, steps, places, table
         length = (high - 1) * pitch + wide
         tiles = (length + width - 1) // width
         together, depth = block[PACKED] if packed else tiles, tables.shape[1] * width
-        first_run, runs = cut(length, pitch, wide, width, places[d + 1], places[d + 2])
+        seamless = pitch == wide and places[d + 2] == 1 and (high == 1 or places[d + 1] == wide)  # one long row
+        first_run, runs = cut(length, pitch, wide, width, places[d + 1], places[d + 2], seamless)
         lines = np.empty(0 if block[IN_PLACE] else block_size(axes, block) + ALIGNED + width, x.dtype)
         lines[lines.size - min(lines.size, ALIGNED + width) :] = 0  # never used, but denormals by chance would be slow
         panel = np.empty(block[PACKED] * depth + ALIGNED, x.dtype)
@@ -113,8 +125,10 @@ def _forward(team, x, w, bias, axes, boundary, fill, block, steps, places, table
                 gather_lines(x, g * Cg + c, channels, n, outer, O0, o0, axes, boundary, fill, block, lines, l0)
             for part0 in range(0, tiles, together):  # tiles that are packed together, then multiplied strip by strip
                 part1 = min(part0 + together, tiles)
+                side_by_side = max(0, min(part1, length // width) - part0) if seamless else 0  # whole tiles
+                on_the_way = side_by_side if block[IN_PLACE] and k1 - k0 >= MR else 0
                 if packed:
-                    begin, end = part0 * width, min(part1 * width, length)
+                    begin, end = (part0 + on_the_way) * width, min(part1 * width, length)
                     run = length if columns == wide else wide
                     for q in range(0, terms, STREAMS):
                         some = min(STREAMS, terms - q)
@@ -122,7 +136,7 @@ def _forward(team, x, w, bias, axes, boundary, fill, block, steps, places, table
                             p, p_end = max(row * run, begin), min(row * run + run, end)
                             pack(
                                 lines_at, l0 + row * (columns - run) + p, terms_at, q, some, p_end - p,
-                                panel_at, p0, p - begin, width, depth, zero,
+                                panel_at, p0, p - part0 * width, width, depth, zero,
                             )  # fmt: skip
                 rows = block[TURNED] if block[TURNED] else k1 - k0
                 for first in range(k0, k1, rows):
@@ -135,20 +149,32 @@ def _forward(team, x, w, bias, axes, boundary, fill, block, steps, places, table
                         a_at, a0 = turned_at, 0
                     for k in range(first, last, MR):
                         height = min(MR, last - k)
-                        for part in range(part0, part1):
-                            b_at, b0, b_terms_at = lines_at, l0 + part * width, terms_at
+                        part = part0
+                        if on_the_way and k == k0:
+                            pack_sum(
+                                a_at, a0, rows_at, 0, lines_at, l0 + part * width, terms_at, terms, width, on_the_way,
+                                panel_at, p0, depth, y_at, y0 + k * places[2] + part * width, places[2],
+                                bias_at, g * Kg + k, c > 0, zero,
+                            )  # fmt: skip
+                            part += on_the_way
+                        while part < part1:
+                            b_at, b0, b_terms_at, b_depth = lines_at, l0 + part * width, terms_at, width
                             if packed:
-                                b_at, b0, b_terms_at = panel_at, p0 + (part - part0) * depth, panel_rows_at
+                                b_at, b0, b_terms_at, b_depth = (
+                                    panel_at, p0 + (part - part0) * depth, panel_terms_at, depth,
+                                )  # fmt: skip
                             size = (min(width, length - part * width) + lanes - 1) // lanes * lanes
                             yk, r0, r1 = y0 + k * places[2], first_run[part], first_run[part + 1]
                             whole = places[d + 2] == 1 and r1 == r0 + 1 and runs[r0, 1] == size
-                            out_at, out0, step, joins = y_at, yk + runs[r0, 2], places[2], c > 0
+                            out_at, out0, step, joins, beside = y_at, yk + runs[r0, 2], places[2], c > 0, 1
                             if not whole:
                                 tile[:] = 0
                                 out_at, out0, step, joins = tile_at, 0, width, True
+                            elif part < part0 + side_by_side:
+                                beside = side_by_side
                             outer_sum(
-                                a_at, a0 + (k - first) * steps[1], rows_at, 0, w_terms_at, b_at, b0, b_terms_at, terms,
-                                height, size, out_at, out0, step, bias_at, g * Kg + k, joins, zero,
+                                a_at, a0 + (k - first) * steps[1], rows_at, 0, b_at, b0, b_terms_at, terms, height,
+                                size, beside, b_depth, out_at, out0, step, bias_at, g * Kg + k, joins, zero,
                             )  # fmt: skip
                             if not whole:
                                 for r in range(r0, r1):
@@ -156,6 +182,7 @@ def _forward(team, x, w, bias, axes, boundary, fill, block, steps, places, table
                                         tile_at, runs[r, 0], width, runs[r, 1], height, y_at, yk + runs[r, 2],
                                         places[2], places[d + 2], bias_at, g * Kg + k, c == 0, zero,
                                     )  # fmt: skip
+                            part += beside
         keep(lines, panel, turned, tile)
     keep(pixels, w_rows)
 
@@ -170,14 +197,13 @@ def put_run(tile_at, column, width, run, height, y_at, y0, y_step, apart, bias_a
 
 
 @helper
-def cut(length, pitch, wide, width, row_step, step):
+def cut(length, pitch, wide, width, row_step, step, seamless):
     """What each tile of a plane gives to the output: first column, length and place of the rows that it meets.
 
     Rows begin every ``pitch`` columns and are ``wide``; what lies between two rows is not output.
     """
     tiles, count = (length + width - 1) // width, 0
     first_run, runs = np.empty(tiles + 1, np.int64), np.empty((tiles + length // pitch + 1, 3), np.int64)
-    seamless = pitch == wide and row_step == wide * step  # rows follow each other, here and there
     for part in range(tiles):
         first_run[part] = count
         p, end = part * width, min(part * width + width, length)
@@ -225,8 +251,8 @@ def _layout(
 ) -> tuple[np.ndarray, tuple[int, ...], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """What shapes alone decide: axes, the size of the input over them, blocks, steps of weights and output, tables.
 
-    The tables are where each row of ``X_conv`` begins among lines, each column of ``W_flat`` in its row, and each row
-    of a panel.
+    A table says where each column of ``W_flat`` is in its row, and where the row of ``X_conv`` begins that it meets:
+    among the lines, or in a panel.
     """
     axes, out_steps = merged(
         np.frombuffer(table_of_axes, np.int64).reshape(-1, 6), [stride // dtype.itemsize for stride in strides]
@@ -235,7 +261,8 @@ def _layout(
     block = blocks_of(axes, N, C, K, G, dtype, threads, turned=w_steps[1:])
     c_step = block[TURNED] * w_steps[1] or w_steps[2]
     weights = (np.arange(block[CHANNELS])[:, None] * c_step + np.frombuffer(w_terms, np.int64)).ravel()
-    tables = np.stack([table(axes, block), weights, np.arange(weights.size) * block[WIDTH]])
+    in_lines, in_panels = table(axes, block), np.arange(weights.size) * block[WIDTH]
+    tables = np.stack([np.stack([weights, where], axis=1) for where in (in_lines, in_panels)])
     steps, places = np.array(w_steps), np.array([begin, *out_steps])
     for array in (axes, block, steps, places, tables):
         array.flags.writeable = False
@@ -289,12 +316,10 @@ def _grad_weight(team, x, dY, axes, boundary, fill, block, terms, conjugate, par
         lines = np.empty(0 if block[IN_PLACE] else block_size(axes, block), x.dtype)
         turned = np.zeros((wide + width) * most + ALIGNED, x.dtype)
         sums, nothing = np.empty(rows * wide + ALIGNED, x.dtype), np.zeros(HIGHEST, x.dtype)
-        pixels, turned_rows = np.empty(most, np.int64), np.arange(most) * width
+        pixels = np.empty((most, 2), np.int64)  # each among the lines, and in its panel of turned rows
         turned0, sums0, l0 = aligned(turned), aligned(sums), 0
         lines_at, turned_at, sums_at = address(lines, zero), address(turned, zero), address(sums, zero)
-        nothing_at, pixels_at, turned_rows_at = (
-            address(nothing, zero), address(pixels, zero), address(turned_rows, zero),
-        )  # fmt: skip
+        nothing_at, pixels_at = address(nothing, zero), address(pixels, zero)
         first = units * part // parts
         for unit in range(first, units * (part + 1) // parts):
             o0, rest = unit % across * block[COLUMNS], unit // across
@@ -314,19 +339,19 @@ def _grad_weight(team, x, dY, axes, boundary, fill, block, terms, conjugate, par
                         turned_at, turned0 + k * most + row * run * width, width, zero,
                     )  # fmt: skip
                 for o in range(run):
-                    pixels[row * run + o] = row * columns + o
+                    pixels[row * run + o, 0], pixels[row * run + o, 1] = row * columns + o, (row * run + o) * width
             if conjugate:
                 for i in range(lines.size):
                     lines[i] = np.conj(lines[i])
             for q in range(0, rows, MR):
                 for k in range(0, wide, width):
                     outer_sum(
-                        lines_at, l0, terms_at, q, pixels_at, turned_at, turned0 + k * most, turned_rows_at, high * run,
-                        min(MR, rows - q), min(width, wide - k), sums_at, sums0 + q * wide + k, wide, nothing_at, 0,
-                        unit > first, zero,
+                        lines_at, l0, terms_at, q, turned_at, turned0 + k * most, pixels_at, high * run,
+                        min(MR, rows - q), min(width, wide - k), 1, 0, sums_at, sums0 + q * wide + k, wide, nothing_at,
+                        0, unit > first, zero,
                     )  # fmt: skip
         transpose(sums_at, sums0, wide, rows, Kg, partial_at, (part * K + g * Kg) * Q + c * T, Q, zero)
-        keep(lines, turned, sums, nothing, pixels, turned_rows)
+        keep(lines, turned, sums, nothing, pixels)
     keep(x_flat, dY_flat, sums_of_parts)
 
 
@@ -373,4 +398,4 @@ def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
     terms, width = int(block[CHANNELS]) * prod(g.kernel), int(block[WIDTH])
     lines = 0 if block[IN_PLACE] else int(block_size(axes, block))
     panel = int(block[PACKED]) * terms * width
-    return (lines + panel + (HIGHEST + 2) * width) * dtype.itemsize * threads + 3 * 8 * terms
+    return (lines + panel + (HIGHEST + 2) * width) * dtype.itemsize * threads + 4 * 8 * terms

@@ -12,12 +12,14 @@ from .tile import ALIGNED as ALIGNED
 from .tile import HIGHEST as HIGHEST
 from .tile import SUMS as SUMS
 from .tile import WIDEST as WIDEST
+from .tile import WIDTHS as WIDTHS
 from .tile import aligned as aligned
 from .tile import copy_every_second as copy_every_second
 from .tile import copy_run as copy_run
 from .tile import multiply_add as multiply_add
 from .tile import outer_sum as outer_sum
 from .tile import pack as pack
+from .tile import pack_sum as pack_sum
 from .tile import put as put
 from .tile import put_apart as put_apart
 from .tile import sum_lanes as sum_lanes

@@ -15,6 +15,9 @@ from .vectors import REGISTERS, VECTOR_BYTES, Vectors, lanes, vector_code
 #: registers hold beside what is being multiplied.
 SUMS, WIDEST, HIGHEST = (24, 4, 8) if REGISTERS == 32 else (12, 3, 6)
 
+#: Vectors in a row of the tiles that matrices are cut into: the highest, or the widest.
+WIDTHS = (SUMS // HIGHEST, WIDEST)
+
 #: Items that an array needs more so that it can begin with a line of the cache.
 ALIGNED = VECTOR_BYTES // 4
 
@@ -30,22 +33,33 @@ def sum_lanes(dtype: np.dtype) -> int:
     return PLAIN_LANES if lanes(dtype) == 1 else lanes(dtype)
 
 
-def outer_sum(a, a0, rows, r0, a_terms, b, b0, b_terms, n, height, columns, out, o0, step, start, s0, joins, zero):
-    """``out[i, j] = start[i] + sum over q < n of a[rows[i] + a_terms[q]] * b[b_terms[q] + j]``, ``i < height``.
+def outer_sum(a, a0, rows, r0, b, b0, terms, n, height, columns, tiles, depth, out, o0, step, start, s0, joins, zero):
+    """``out[i, j] = start[i] + sum over q < n of a[rows[i] + terms[q, 0]] * b[terms[q, 1] + j]``, ``i < height``.
 
     Or it ``joins`` what ``out`` was. Each array has a place where it begins; rows of ``out`` are a ``step`` apart. The
-    register tile, a sum of outer products.
+    register tile, a sum of outer products, and the ``tiles`` beside it, which begin ``depth`` apart in ``b``.
     The operands are matrices only through a table: row ``q`` of ``b`` may begin anywhere, so the windows of an image
     are multiplied where they lie. ``columns`` are whole vectors, as ``sum_lanes`` counts them. Here and below arrays
     are handed on as ``address`` gives them, with a ``zero`` of their dtype.
     """
     for i in range(height):
-        for j in range(columns):
+        for j in range(tiles * columns):
             total = zero
             for q in range(n):
-                total += a[a0 + rows[r0 + i] + a_terms[q]] * b[b0 + b_terms[q] + j]
+                total += a[a0 + rows[r0 + i] + terms[q, 0]] * b[b0 + j // columns * depth + terms[q, 1] + j % columns]
             before = out[o0 + i * step + j] if joins else start[s0 + i]
             out[o0 + i * step + j] = before + total
+
+
+def pack_sum(
+    a, a0, rows, r0, lines, l0, terms, n, columns, tiles, panel, p0, depth, out, o0, step, start, s0, joins, zero
+):
+    """``outer_sum`` of the highest tiles there are, side by side in ``lines``, and ``pack`` in the same go."""
+    height = min(HIGHEST, SUMS * PLAIN_LANES // columns)
+    outer_sum(
+        a, a0, rows, r0, lines, l0, terms, n, height, columns, tiles, columns, out, o0, step, start, s0, joins, zero
+    )
+    pack(lines, l0, terms, 0, n, tiles * columns, panel, p0, 0, columns, depth, zero)
 
 
 def multiply_add(n, out, zero):
@@ -77,14 +91,14 @@ def put_apart(sums, s0, s_step, n, height, target, t0, step, apart, bias, k0, fi
 
 
 def pack(lines, l0, terms, q0, n, run, panel, p0, column, width, depth, zero):
-    """Row ``q`` of panels becomes, from ``column`` on, the ``run`` numbers from ``l0 + terms[q]`` on in ``lines``.
+    """Row ``q`` of panels becomes, from ``column`` on, the ``run`` numbers from ``l0 + terms[q, 1]`` on in ``lines``.
 
     A panel is as wide as a tile, its rows ``width`` numbers apart; the next column after the last is the first of the
     next panel, ``depth`` on.
     """
     for q in range(q0, q0 + n):
         for j in range(column, column + run):
-            panel[p0 + j // width * depth + q * width + j % width] = lines[l0 + terms[q] + j - column]
+            panel[p0 + j // width * depth + q * width + j % width] = lines[l0 + terms[q, 1] + j - column]
 
 
 def copy_run(source, s0, n, target, t0, zero):
@@ -106,26 +120,37 @@ def transpose(source, s0, s_step, n, m, target, t0, t_step, zero):
             target[t0 + j * t_step + i] = source[s0 + i * s_step + j]
 
 
-def _outer_sum(
-    v: Vectors, a: Any, rows: Any, a_terms: Any, b: Any, b_terms: Any, n: Any, height: Any, vectors: Any, out: Any,
-    step: Any, start: Any, joins: Any,
+def _row_of_tiles(
+    v: Vectors, height: int, vectors: int, a: Any, rows: Any, b: Any, terms: Any, n: Any, tiles: Any,
+    depth: Any, panel: Any, out: Any, step: Any, start: Any, joins: Any,
 ) -> None:  # fmt: skip
+    """Tiles ``depth`` apart in ``b``; or, with a ``panel``, side by side there and copied to panels ``depth`` apart."""
     word, build = ir.IntType(64), v.builder
-    rows, a_terms, b_terms = (build.inttoptr(table, word.as_pointer()) for table in (rows, a_terms, b_terms))
+    rows, terms = (build.inttoptr(table, word.as_pointer()) for table in (rows, terms))
     joins = build.icmp_signed("!=", joins, word(0))
+    width = vectors * v.lanes
+    starts = [v.at(a, build.load(build.gep(rows, [word(i)]))) for i in range(height)]
 
-    def tile(height: int, vectors: int) -> None:
-        starts = [v.at(a, build.load(build.gep(rows, [word(i)]))) for i in range(height)]
-        goals = [v.at(out, build.mul(word(i), step)) for i in range(height)]
+    def tile(t: Any, _: list[Any]) -> list[Any]:
+        column, away = build.mul(t, word(width)), build.mul(t, depth)
+        corner = v.at(b, column if panel else away)
+        target = v.at(panel, away) if panel else None
+        goals = [build.gep(v.at(out, column), [build.mul(word(i), step)]) for i in range(height)]
         places = [build.gep(goal, [word(j * v.lanes)]) for goal in goals for j in range(vectors)]
         for place in places:
             v.prefetch(place, write=True)
 
         def add(q: Any, sums: list[Any]) -> list[Any]:
-            term, line = build.load(build.gep(a_terms, [q])), v.at(b, build.load(build.gep(b_terms, [q])))
+            # registers for addresses are scarce: one more, and the compiler spills sums
+            pair = build.gep(terms, [build.mul(q, word(2))])
+            term, line = build.load(pair), build.gep(corner, [build.load(build.gep(pair, [word(1)]))])
             pixels = [v.load(build.gep(line, [word(j * v.lanes)])) for j in range(vectors)]
-            for j in range(vectors):
-                v.prefetch(build.gep(line, [word((AHEAD * vectors + j) * v.lanes)]))
+            for j, pixel in enumerate(pixels):
+                if panel:
+                    v.prefetch(build.gep(line, [word(width + j * v.lanes)]), level=2)  # the tile beside this one
+                    v.store(pixel, build.gep(target, [build.add(build.mul(q, word(width)), word(j * v.lanes))]))
+                else:
+                    v.prefetch(build.gep(line, [word(AHEAD * width + j * v.lanes)]))
             results = []
             for i in range(height):
                 weight = v.spread(build.gep(starts[i], [term]))
@@ -133,11 +158,25 @@ def _outer_sum(
             return results
 
         totals = v.loop(n, 1, [v.zero] * (height * vectors), add)
-        begins = [v.spread(v.at(start, word(i))) for i in range(height) for _ in range(vectors)]
-        for place, begin, total in zip(places, begins, totals, strict=True):
-            v.store(build.fadd(build.select(joins, v.load(place), begin), total), place)
+        with build.if_else(joins) as (go_on, begin):
+            with go_on:
+                for place, total in zip(places, totals, strict=True):
+                    v.store(build.fadd(v.load(place), total), place)
+            with begin:
+                begins = [v.spread(v.at(start, word(i))) for i in range(height)]
+                for i, (place, total) in enumerate(zip(places, totals, strict=True)):
+                    v.store(build.fadd(begins[i // vectors], total), place)
+        return []
 
+    v.loop(tiles, 1, [], tile)
+
+
+def _outer_sum(
+    v: Vectors, a: Any, rows: Any, b: Any, terms: Any, n: Any, height: Any, vectors: Any, tiles: Any,
+    depth: Any, out: Any, step: Any, start: Any, joins: Any,
+) -> None:  # fmt: skip
     # every tile that fits the registers has a loop of its own
+    word, build = ir.IntType(64), v.builder
     after = build.append_basic_block("after")
     choice = build.switch(build.add(build.mul(height, word(WIDEST + 1)), vectors), after)
     for j in range(1, WIDEST + 1):
@@ -145,9 +184,21 @@ def _outer_sum(
             block = build.append_basic_block(f"tile{i}x{j}")
             choice.add_case(word(i * (WIDEST + 1) + j), block)
             build.position_at_end(block)
-            tile(i, j)
+            _row_of_tiles(v, i, j, a, rows, b, terms, n, tiles, depth, None, out, step, start, joins)
             build.branch(after)
     build.position_at_end(after)
+
+
+def _pack_sum(
+    v: Vectors, a: Any, rows: Any, b: Any, terms: Any, n: Any, vectors: Any, tiles: Any, depth: Any,
+    panel: Any, out: Any, step: Any, start: Any, joins: Any,
+) -> None:  # fmt: skip
+    word, build = ir.IntType(64), v.builder
+    tallest, widest = ((min(HIGHEST, SUMS // j), j) for j in WIDTHS)
+    with build.if_else(build.icmp_signed("==", vectors, word(WIDEST))) as (wide, narrow):
+        for branch, shape in ((wide, widest), (narrow, tallest)):
+            with branch:
+                _row_of_tiles(v, *shape, a, rows, b, terms, n, tiles, depth, panel, out, step, start, joins)
 
 
 def _multiply_add(v: Vectors, n: Any, out: Any) -> None:
@@ -247,7 +298,7 @@ def _pack(
         rest, ragged = v.first(build.sub(length, whole)), build.icmp_signed("<", whole, length)
 
         def row(q: Any, _: list[Any]) -> list[Any]:
-            line = build.gep(source, [build.load(build.gep(terms, [q]))])
+            line = build.gep(source, [build.load(build.gep(terms, [build.add(build.mul(q, word(2)), word(1))]))])
             target = build.gep(goal, [build.mul(q, width)])
 
             def vector(p: Any, _: list[Any]) -> list[Any]:
@@ -311,7 +362,8 @@ def _transpose(v: Vectors, source: Any, s_step: Any, target: Any, t_step: Any) -
         v.store(row, v.at(target, build.mul(word(j), t_step)))
 
 
-_SUM_CODE = {types.float32: vector_code(32, 12, _outer_sum), types.float64: vector_code(64, 12, _outer_sum)}
+_SUM_CODE = {types.float32: vector_code(32, 13, _outer_sum), types.float64: vector_code(64, 13, _outer_sum)}
+_PACK_SUM_CODE = {types.float32: vector_code(32, 13, _pack_sum), types.float64: vector_code(64, 13, _pack_sum)}
 _PEAK_CODE = {types.float32: vector_code(32, 2, _multiply_add), types.float64: vector_code(64, 2, _multiply_add)}
 _PUT_CODE = {types.float32: vector_code(32, 8, _put), types.float64: vector_code(64, 8, _put)}
 _APART_CODE = {types.float32: vector_code(32, 9, _put_apart), types.float64: vector_code(64, 9, _put_apart)}
@@ -348,19 +400,43 @@ def _copy_every_second_run(source, s0, n, target, t0, zero):
 
 
 @overload(outer_sum)
-def _sum_tile(a, a0, rows, r0, a_terms, b, b0, b_terms, n, height, columns, out, o0, step, start, s0, joins, zero):
+def _sum_tile(
+    a, a0, rows, r0, b, b0, terms, n, height, columns, tiles, depth, out, o0, step, start, s0, joins, zero
+):
     if zero not in _SUM_CODE:
         return outer_sum
     code, size = _SUM_CODE[zero], zero.bitwidth // 8
     lanes = VECTOR_BYTES // size
 
-    def tile(a, a0, rows, r0, a_terms, b, b0, b_terms, n, height, columns, out, o0, step, start, s0, joins, zero):
+    def row_of_tiles(
+        a, a0, rows, r0, b, b0, terms, n, height, columns, tiles, depth, out, o0, step, start, s0, joins, zero
+    ):
         code((
-            a + a0 * size, rows + r0 * 8, a_terms, b + b0 * size, b_terms, n, height, columns // lanes,
+            a + a0 * size, rows + r0 * 8, b + b0 * size, terms, n, height, columns // lanes, tiles, depth,
             out + o0 * size, step, start + s0 * size, np.int64(joins),
         ))  # fmt: skip
 
-    return tile
+    return row_of_tiles
+
+
+@overload(pack_sum)
+def _pack_sum_tile(
+    a, a0, rows, r0, lines, l0, terms, n, columns, tiles, panel, p0, depth, out, o0, step, start, s0, joins, zero
+):
+    if zero not in _SUM_CODE:
+        return pack_sum
+    code, size = _PACK_SUM_CODE[zero], zero.bitwidth // 8
+    lanes = VECTOR_BYTES // size
+
+    def row_of_tiles(
+        a, a0, rows, r0, lines, l0, terms, n, columns, tiles, panel, p0, depth, out, o0, step, start, s0, joins, zero
+    ):
+        code((
+            a + a0 * size, rows + r0 * 8, lines + l0 * size, terms, n, columns // lanes, tiles, depth,
+            panel + p0 * size, out + o0 * size, step, start + s0 * size, np.int64(joins),
+        ))  # fmt: skip
+
+    return row_of_tiles
 
 
 @overload(multiply_add)
@@ -384,7 +460,7 @@ def _pack_panel(lines, l0, terms, q0, n, run, panel, p0, column, width, depth, z
 
     def vectors(lines, l0, terms, q0, n, run, panel, p0, column, width, depth, zero):
         at = p0 + column // width * depth + q0 * width
-        code((lines + l0 * size, terms + q0 * 8, n, run, panel + at * size, column % width, width, depth))
+        code((lines + l0 * size, terms + q0 * 16, n, run, panel + at * size, column % width, width, depth))
 
     return vectors
 
