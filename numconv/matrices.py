@@ -97,6 +97,17 @@ def kernel2row(w: np.ndarray, geometry: ConvGeometry) -> scipy.sparse.csr_array:
     return dispatch.backend(dispatch.device_of(w), "kernel2row").matrix(w, g.axes, g.boundary_code, g.groups)
 
 
+def local_matrix(w: np.ndarray, geometry: ConvGeometry) -> scipy.sparse.csr_array:
+    """The matrix of ``conv_local``."""
+    from scipy.sparse import csr_array
+
+    g = geometry
+    kernels = sparse_ready(w).reshape(prod(g.out), g.K, -1)
+    W_conv = csr_array(dispatch.backend("cpu", "local").triple(kernels, g), shape=g.matrix_shape, copy=False)
+    W_conv.has_canonical_format = True
+    return W_conv
+
+
 def refill(csr: scipy.sparse.csr_array, w: np.ndarray, geometry: ConvGeometry) -> scipy.sparse.csr_array:
     """New weights into the structure of ``csr``, which must be this geometry's."""
     g = geometry
