@@ -55,6 +55,13 @@ def compiled(room: str, name: str) -> Callable[[Any], Any]:
     return decorate
 
 
+def launcher(name: str) -> Any:
+    """A launcher of ``cpu.compiled`` as it is called here: with a tuple of arguments, by its address."""
+    from .cpu import callers, compiled
+
+    return callers.through(getattr(compiled, name))
+
+
 # reading types ------------------------------------------------------------------------------------------------------
 
 
@@ -193,7 +200,7 @@ def boundary_of(boundary: Any, fill_value: Any, dtype: np.dtype) -> tuple[int, A
 
 def reader(value: types.Array, dtype: np.dtype) -> Any:
     """What brings an array into the form of ``cpu.compiled``: flat, contiguous, of this dtype."""
-    from .cpu._jit import as_input
+    from .cpu.callers import as_input
 
     same = as_dtype(value.dtype) == dtype
     if same and value.layout == "C":
@@ -248,8 +255,7 @@ def _conv(
     x, w, bias=None, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=False,
     algorithm="auto", out=None,
 ):
-    from .cpu.compiled import forward
-
+    forward = launcher("forward")
     refuse(out=out)
     word("algorithm", algorithm, ALGORITHMS)
     array("w", w)
@@ -273,10 +279,10 @@ def _conv(
         algorithm="auto", out=None,
     ):
         N, C, size = split(x.shape, d)
-        y, shape = forward(
+        y, shape = forward((
             read_x(x), N, C, size, read_w(w), numbers(w.shape), read_bias(bias, w.shape[0]), read_stride(stride),
             read_dilation(dilation), read_padding(padding), code, groups, edge, read_fill(fill_value), flip,
-        )
+        ))
         return give(y).reshape(to_fixed_tuple(joined(N, w.shape[0], shape, batched), axes))
 
     return conv
@@ -301,8 +307,7 @@ def _conv_grad_input(
     input_shape, w, dy, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=False,
     algorithm="auto", out=None,
 ):
-    from .cpu.compiled import grad_input
-
+    grad_input = launcher("grad_input")
     d = _gradient("w", w, "dy", dy, algorithm, out)
     if shape_reader("input_shape", input_shape) != dy.ndim:
         raise TypingError(f"input_shape must have {dy.ndim} ints as dy has axes, got {len(input_shape)}")
@@ -321,10 +326,10 @@ def _conv_grad_input(
         shape = numbers(uniform(input_shape))
         N, C, size = split(shape, d)
         M, K, pixels = split(dy.shape, d)
-        dx = grad_input(
+        dx = grad_input((
             N, C, size, conjugate(read_w(w)), numbers(w.shape), read_dy(dy), joined(M, K, pixels, True),
             read_stride(stride), read_dilation(dilation), read_padding(padding), code, groups, edge, flip,
-        )
+        ))
         return give(dx).reshape(to_fixed_tuple(shape, axes))
 
     return conv_grad_input
@@ -335,8 +340,7 @@ def _conv_grad_weight(
     x, kernel_shape, dy, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=False,
     algorithm="auto", out=None,
 ):
-    from .cpu.compiled import grad_weight
-
+    grad_weight = launcher("grad_weight")
     array("x", x)
     axes = shape_reader("kernel_shape", kernel_shape)
     d = axes - 2
@@ -358,10 +362,10 @@ def _conv_grad_weight(
         shape = numbers(uniform(kernel_shape))
         N, C, size = split(x.shape, d)
         M, K, pixels = split(dy.shape, d)
-        dw = grad_weight(
+        dw = grad_weight((
             read_x(x), N, C, size, shape, read_dy(dy), joined(M, K, pixels, True), read_stride(stride),
             read_dilation(dilation), read_padding(padding), code, groups, edge, read_fill(fill_value), flip,
-        )
+        ))
         return give(dw).reshape(to_fixed_tuple(shape, axes))
 
     return conv_grad_weight
@@ -385,7 +389,7 @@ def _gradient(name: str, a: Any, dy_name: str, dy: Any, algorithm: Any, out: Any
 
 def conjugator(dtype: np.dtype) -> Any:
     """What conjugates complex numbers."""
-    from .cpu._jit import as_input
+    from .cpu.callers import as_input
 
     if dtype.kind == "c":
         return register_jitable(lambda given: as_input(np.conj(given)))
@@ -399,8 +403,7 @@ def conjugator(dtype: np.dtype) -> Any:
 def _convolve(
     x, w, mode="full", boundary="constant", fill_value=0, stride=1, dilation=1, axes=None, algorithm="auto", out=None
 ):
-    from .cpu.compiled import convolve as product
-
+    product = launcher("convolve")
     refuse(axes=axes, out=out)
     word("algorithm", algorithm, ALGORITHMS)
     array("x", x)
@@ -418,10 +421,10 @@ def _convolve(
         x, w, mode="full", boundary="constant", fill_value=0, stride=1, dilation=1, axes=None, algorithm="auto",
         out=None,
     ):
-        y, shape = product(
+        y, shape = product((
             read_x(x), numbers(x.shape), read_w(w), numbers(w.shape), read_stride(stride), read_dilation(dilation),
             code, edge, read_fill(fill_value),
-        )
+        ))
         return give(y).reshape(to_fixed_tuple(shape, d))
 
     return convolve
@@ -445,9 +448,9 @@ def window_of(kernel_size: Any, axes: int, name: str) -> tuple[int, Any]:
 def _im2col(
     x, kernel_size, stride=1, padding=0, dilation=1, boundary="constant", fill_value=0, flip=True, out=None
 ):
-    from .cpu.compiled import windows
     from .cpu.im2col import WORDS
 
+    windows = launcher("windows")
     refuse(out=out)
     array("x", x)
     dtype = as_dtype(x.dtype)
@@ -458,6 +461,7 @@ def _im2col(
     read_padding, code = padding_of(padding, d)
     edge, read_fill = boundary_of(boundary, fill_value, dtype)
     axes, word_type, read_x = x.ndim, np.dtype(WORDS[dtype.itemsize]), reader(x, dtype)
+    matrix_axes = 2 if axes < d + 2 else 3
 
     def im2col(
         x, kernel_size, stride=1, padding=0, dilation=1, boundary="constant", fill_value=0, flip=True, out=None
@@ -465,13 +469,13 @@ def _im2col(
         fill, kernel, shape = np.empty(1, dtype), read_kernel(kernel_size), numbers(x.shape)
         fill[0] = read_fill(fill_value)
         images, taps = size_of(shape[: axes - d]), size_of(kernel)
-        X_conv, P = windows(
+        X_conv, P = windows((
             read_x(x).view(word_type), images, shape[axes - d :], kernel, read_stride(stride), read_dilation(dilation),
             read_padding(padding), code, edge, fill.view(word_type)[0], flip,
-        )
-        result = np.empty(2 if axes < d + 2 else 3, np.int64)
+        ))
+        result = np.empty(matrix_axes, np.int64)
         result[0], result[-2], result[-1] = shape[0], (shape[axes - d - 1] if axes > d else 1) * taps, P
-        return X_conv.view(dtype).reshape(to_fixed_tuple(result, 2 if axes < d + 2 else 3))
+        return X_conv.view(dtype).reshape(to_fixed_tuple(result, matrix_axes))
 
     return im2col
 
@@ -490,8 +494,7 @@ def _col2im(
     cols, input_shape, kernel_size, stride=1, padding=0, dilation=1, boundary="constant", fill_value=0, flip=True,
     reduce="sum", out=None,
 ):
-    from .cpu.compiled import unwindowed
-
+    unwindowed = launcher("unwindowed")
     refuse(out=out)
     axes = shape_reader("input_shape", input_shape)
     d, read_kernel = window_of(kernel_size, axes, "input_shape")
@@ -515,10 +518,10 @@ def _col2im(
         rows = cols.shape[-2] // max(channels, 1)
         if (axes > d + 1 and cols.shape[0] != N) or rows * channels != cols.shape[-2]:
             raise ValueError("cols must have the shape that im2col gives for input_shape")
-        x = unwindowed(
+        x = unwindowed((
             read_cols(cols), rows, cols.shape[-1], N * channels, shape[axes - d :], kernel, read_stride(stride),
             read_dilation(dilation), read_padding(padding), code, edge, flip, mean,
-        )
+        ))
         return give(x).reshape(to_fixed_tuple(shape, axes))
 
     return col2im
@@ -528,8 +531,7 @@ def _col2im(
 def _kernel2row(
     w, input_size, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=True, triple=True
 ):
-    from .cpu.compiled import triple as entries
-
+    entries = launcher("triple")
     array("w", w)
     known = plain(input_size)
     d = len(known) if isinstance(known, types.BaseTuple) else 1
@@ -551,10 +553,10 @@ def _kernel2row(
         shape = np.ones(d + 2, np.int64)
         for a in range(w.ndim):
             shape[2 - first + a] = w.shape[a]
-        return entries(
+        return entries((
             read_w(w), shape, read_size(input_size), read_stride(stride), read_dilation(dilation),
             read_padding(padding), code, groups, edge, flip,
-        )
+        ))
 
     return kernel2row
 
@@ -576,26 +578,24 @@ def _read_triple(data: Any, indices: Any, indptr: Any, **vector: Any) -> tuple[A
 
 @compiled("matrices", "csr_matvec")
 def _csr_matvec(data, indices, indptr, x, out=None):
-    from .cpu.compiled import matvec
-
+    matvec = launcher("matvec")
     refuse(out=out)
     read_data, read_indices, read_indptr, read, give = _read_triple(data, indices, indptr, x=x)
 
     def csr_matvec(data, indices, indptr, x, out=None):
-        return give(matvec(read_data(data), read_indices(indices), read_indptr(indptr), read(x)))
+        return give(matvec((read_data(data), read_indices(indices), read_indptr(indptr), read(x))))
 
     return csr_matvec
 
 
 @compiled("matrices", "csr_rmatvec")
 def _csr_rmatvec(data, indices, indptr, y, columns, out=None):
-    from .cpu.compiled import rmatvec
-
+    rmatvec = launcher("rmatvec")
     refuse(out=out)
     one_int("columns", columns)
     read_data, read_indices, read_indptr, read, give = _read_triple(data, indices, indptr, y=y)
 
     def csr_rmatvec(data, indices, indptr, y, columns, out=None):
-        return give(rmatvec(read_data(data), read_indices(indices), read_indptr(indptr), read(y), columns))
+        return give(rmatvec((read_data(data), read_indices(indices), read_indptr(indptr), read(y), columns)))
 
     return csr_rmatvec

@@ -6,13 +6,11 @@ disk. How many share the work, its first argument says at each call.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from importlib import import_module
 from typing import Any
 
 import numba
@@ -20,13 +18,11 @@ import numpy as np
 from llvmlite import ir
 from numba import prange, types
 from numba.core import cgutils
-from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic, overload, register_jitable
-from numba.np.arrayobj import populate_array
 from numba.np.ufunc import parallel as numba_threads
 
 from .. import _indexing
-from .words import ASK, BELOW, IN_PARALLEL, LAUNCHER, NAME, SERIAL_BELOW, THREADS, words
+from .words import BELOW, SERIAL_BELOW, words
 
 #: ``contract`` lets a*b+c be one rounding, ``reassoc`` lets a sum be vectorised. Nothing that assumes NaN or infinity
 #: away: NaN in, NaN out.
@@ -241,125 +237,6 @@ def every_launch_parallel() -> Iterator[None]:
     finally:
         _threads.wanted -= 1
         words[BELOW] = 0 if _threads.wanted else SERIAL_BELOW
-
-
-# callers that are compiled themselves ---------------------------------------------------------------------------------
-
-
-def tell(words: np.ndarray) -> None:
-    """Fill the words: compiled callers share their work among threads where launches need no turns."""
-    if _threads.lost_in_fork:
-        return
-    address, layer = _launcher(), numba.threading_layer()
-    if layer == "omp":
-        omp = next((library for library in map(_library, _OMP) if hasattr(library, "omp_in_parallel")), None)
-        if omp is None:
-            return
-        words[IN_PARALLEL] = ctypes.cast(omp.omp_in_parallel, ctypes.c_void_p).value
-    words[THREADS] = numba.get_num_threads()
-    words[LAUNCHER] = 0 if layer == "workqueue" else address
-
-
-#: Where to look for OpenMP: the module that numba's threads come with, which knows its own, and Windows' own.
-_OMP = ("numba.np.ufunc.omppool", "vcomp140")
-
-
-def _library(name: str) -> Any:
-    try:
-        return ctypes.CDLL(import_module(name).__file__ if "." in name else name)
-    except (OSError, ImportError):
-        return None
-
-
-def _words(builder):
-    size = ir.ArrayType(_WORD, words.size)
-    if NAME not in builder.module.globals:
-        ir.GlobalVariable(builder.module, size, NAME)
-    return builder.module.globals[NAME]
-
-
-@intrinsic
-def _word(typing_context, i):
-    """One of the words."""
-
-    def codegen(context, builder, signature, values):
-        return builder.load(builder.gep(_words(builder), [_WORD(0), values[0]]))
-
-    return types.intp(types.intp), codegen
-
-
-@intrinsic
-def _call_word(typing_context, i):
-    """The result of a function whose address is one of the words."""
-
-    def codegen(context, builder, signature, values):
-        address = builder.load(builder.gep(_words(builder), [_WORD(0), values[0]]))
-        function = builder.inttoptr(address, ir.FunctionType(_STATUS, []).as_pointer())
-        return builder.zext(builder.call(function, []), _WORD)
-
-    return types.intp(types.intp), codegen
-
-
-@intrinsic
-def _is_pythons(typing_context):
-    """Whether Python knows this thread. It does not know those that numba has started."""
-
-    def codegen(context, builder, signature, values):
-        kind = ir.FunctionType(cgutils.voidptr_t, [])
-        state = builder.call(cgutils.get_or_insert_function(builder.module, kind, "PyGILState_GetThisThreadState"), [])
-        return cgutils.is_not_null(builder, state)
-
-    return types.boolean(), codegen
-
-
-@helper
-def team_for(work):
-    """The ``team`` of a kernel that compiled code calls: alone in a parallel loop of the caller's, and for little work.
-
-    numba's threads share the work of one loop. A loop within it would start more of them than there are cores, or, on
-    the ``workqueue`` layer, end the process.
-    """
-    if work < _word(BELOW) or not _is_pythons():
-        return ALONE
-    if _word(LAUNCHER) < 0:
-        _call_word(ASK)
-    if _word(LAUNCHER) == ALONE or (_word(IN_PARALLEL) != 0 and _call_word(IN_PARALLEL) != 0):
-        return ALONE
-    return _word(LAUNCHER)
-
-
-@helper
-def threads_of(team):
-    """How many threads such a kernel has."""
-    return 1 if team == ALONE else _word(THREADS)
-
-
-@intrinsic
-def as_input(typing_context, array):
-    """A contiguous array as kernels take their inputs: flat and read-only, so that one compilation serves all."""
-    view = types.Array(array.dtype, 1, "C", readonly=True)
-
-    def codegen(context, builder, signature, values):
-        source = context.make_array(array)(context, builder, values[0])
-        result = context.make_array(view)(context, builder)
-        itemsize = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(array.dtype)))
-        populate_array(
-            result, source.data, [source.nitems], [itemsize], itemsize, source.meminfo, source.parent
-        )
-        return impl_ret_borrowed(context, builder, view, result._getvalue())
-
-    return view(array), codegen
-
-
-@intrinsic
-def as_table(typing_context, array):
-    """A contiguous array as kernels take their tables: read-only."""
-    view = array.copy(readonly=True)
-
-    def codegen(context, builder, signature, values):
-        return impl_ret_borrowed(context, builder, view, values[0])
-
-    return view(array), codegen
 
 
 def flat(array: np.ndarray, *shape: int) -> np.ndarray:

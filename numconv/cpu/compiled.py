@@ -13,21 +13,9 @@ import numpy as np
 
 from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE, VALID
 from . import csr, im2col, implicit, kernel2row
-from ._jit import (
-    OPTIONS,
-    UNWRAPPED,
-    as_input,
-    as_table,
-    extent,
-    first_tap,
-    helper,
-    output_size,
-    padding_of,
-    source,
-    team_for,
-    threads_of,
-)
+from ._jit import OPTIONS, UNWRAPPED, extent, first_tap, helper, output_size, padding_of, source
 from .blocks import blocks_for_weights
+from .callers import as_input, as_table, team_for, threads_of
 from .lines import merged, table, times
 
 launcher = numba.njit(cache=True, **OPTIONS, **UNWRAPPED)
@@ -213,10 +201,7 @@ def take_core(padded, images, size, pads, target):
 @helper
 def any_padding(pads):
     """Whether there is any."""
-    for a in range(pads.shape[0]):
-        if pads[a, 0] > 0 or pads[a, 1] > 0:
-            return True
-    return False
+    return pads.size > 0 and pads.max() > 0
 
 
 @helper
@@ -234,10 +219,9 @@ def by_phases(dy, w, N, C, K, groups, axes, dx):
     """``implicit.grad_input``: under zero padding, for each phase of the stride a forward product of ``dy``."""
     d, T = axes.shape[0], times(axes, KERNEL)
     steps, bias = steps_of(N, C, axes[:, SIZE].copy()), np.zeros(C, dx.dtype)
-    phases, strides, met = 1, 1, 0
+    phases = 1
     for a in range(d):
         phases *= min(axes[a, STRIDE], axes[a, SIZE])
-        strides *= axes[a, STRIDE]
     dx[:] = 0
     for phase in range(phases):
         table, out_steps, begin, rest = np.empty((d, 6), np.int64), steps.copy(), 0, phase

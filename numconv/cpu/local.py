@@ -157,7 +157,7 @@ def _values(team, w, inputs, axes, boundary, a, b, rows, line, chunk, data):
 def forward(
     x: np.ndarray, w: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, y: np.ndarray
 ) -> None:
-    """``y[n,k,o] = bias[k] + sum over c, t of w[o,k,c,t] x[n,c,o*stride+t*step]``, ``w (prod out, K, C/G * prod k)``."""
+    """``y[n,k,o] = bias[k] + sum over c, t of w[o,k,c,t] x[n,c,o*stride+t*step]``, for ``w (prod out, K, …)``."""
     N, K = y.shape[:2]
     _forward(
         flat(x, *x.shape[:2], prod(x.shape[2:])), flat(w, *w.shape), flat(bias, K), axes, boundary, fill,

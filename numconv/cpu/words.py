@@ -17,20 +17,33 @@ SERIAL_BELOW = 1 << 17
 
 #: The address of the launcher (0: compute alone; -1: nobody has asked), below how much work nobody asks, the address
 #: of the function to ask, how many threads there are, and the address of OpenMP's ``omp_in_parallel``, or 0.
-LAUNCHER, BELOW, ASK, THREADS, IN_PARALLEL = range(5)
+#: The last is the address of the function that loads a launcher. Behind it lie pairs: the number of a launcher, and its
+#: address.
+LAUNCHER, BELOW, ASK, THREADS, IN_PARALLEL, LOAD = range(6)
+FIRST, LAUNCHERS = 6, 512
 NAME = "numconv_words"
 
 
 @ctypes.CFUNCTYPE(ctypes.c_int32)
 def _ask() -> int:
     words[LAUNCHER] = 0
-    from . import _jit
+    from .callers import tell
 
-    _jit.tell(words)
+    tell(words)
     return 0
 
 
-words = np.array([-1, SERIAL_BELOW, ctypes.cast(_ask, ctypes.c_void_p).value, 1, 0], dtype=np.int64)
+@ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64)
+def _load(key: int, length: int) -> int:
+    from .callers import Loader
+
+    Loader(ctypes.string_at(key, length))()
+    return 0
+
+
+words = np.zeros(FIRST + 2 * LAUNCHERS, dtype=np.int64)
+words[LAUNCHER], words[BELOW], words[THREADS] = -1, SERIAL_BELOW, 1
+words[ASK], words[LOAD] = (ctypes.cast(function, ctypes.c_void_p).value for function in (_ask, _load))
 
 
 def _forked() -> None:
