@@ -11,14 +11,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numba import types
+from numba import extending, types
 from numba.core.errors import NumbaValueError, TypingError
-from numba.extending import intrinsic, overload, register_jitable
+from numba.extending import overload, register_jitable
 from numba.np.numpy_support import as_dtype
-from numba.np.unsafe.ndarray import to_fixed_tuple
+from numba.np.unsafe import ndarray
 
 from .arguments import BOUNDARIES, MODE_PADDING, PADDING_NAMES
 from .arrays import computed_in, product_dtype
+
+# numba adds the context to calls of these, which its types do not know
+intrinsic: Any = extending.intrinsic
+to_fixed_tuple: Any = ndarray.to_fixed_tuple
 
 #: What ``algorithm=`` may be here.
 ALGORITHMS = ("auto", "implicit")
@@ -127,15 +131,15 @@ def ints(name: str, value: Any, d: int) -> Any:
     return register_jitable(lambda given: numbers(uniform(given)))
 
 
-def is_tuple(value: Any, kind: type) -> bool:
+def is_tuple(value: Any, kind: Any) -> bool:
     """Whether this is the type of a tuple of such items."""
-    return isinstance(value, types.BaseTuple) and len(value) > 0 and all(isinstance(item, kind) for item in value)
+    return isinstance(value, types.BaseTuple) and all(isinstance(value[i], kind) for i in range(len(value)))
 
 
 @intrinsic
 def uniform(typing_context, given):
     """A tuple of ints, or of pairs of them, all of one type."""
-    item = types.UniTuple(types.int64, 2) if isinstance(given[0], types.BaseTuple) else types.int64
+    item = types.UniTuple(types.int64, 2) if is_tuple(given, types.BaseTuple) else types.int64
     result = types.UniTuple(item, len(given))
 
     def codegen(context, builder, signature, values):

@@ -39,7 +39,7 @@ def test_forward_is_the_naive_loop(case):
 
 @given(cases(dtypes=("float64", "complex128"), axes=(1, 2, 3), fill=False))
 def test_both_gradients_are_adjoints_and_the_matrix_is_the_same_map(case):
-    x, w, out = case_of(case)
+    x, w, _ = case_of(case)
     y = nc.conv_local(x, w, **case.geometry)
     dy = case.dy(y.shape)
     dx = nc.conv_local_grad_input(x.shape, w, dy, **case.geometry)
@@ -85,7 +85,8 @@ def test_plain_arrays_and_dtypes():
 def test_any_number_of_threads_gives_the_same_bits():
     import numba
 
-    x, w = np.random.default_rng(0).standard_normal((2, 3, 40, 40)), np.random.default_rng(1).random((38, 38, 4, 3, 3, 3))
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((2, 3, 40, 40)), rng.standard_normal((38, 38, 4, 3, 3, 3))
     results = []
     before = numba.get_num_threads()
     try:
@@ -127,6 +128,6 @@ def test_gradients_name_their_arguments():
 
 
 def test_too_large_is_said_before_anything_is_taken():
-    w = np.broadcast_to(np.float32(0), (4000, 4000, 999, 999))
+    x, dy = (np.broadcast_to(np.float32(0), (n, n)) for n in (4998, 4000))
     with pytest.raises(MemoryError):
-        nc.conv_local_grad_weight(np.broadcast_to(np.float32(0), (4998, 4998)), w.shape, np.ones((4000, 4000), np.float32))
+        nc.conv_local_grad_weight(x, (4000, 4000, 999, 999), dy)

@@ -14,15 +14,16 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import extending, types
 from numba.core import cgutils
 from numba.core.imputils import impl_ret_borrowed
-from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
 from . import _jit
 from ._jit import ALONE, helper
 from .words import ASK, BELOW, FIRST, IN_PARALLEL, LAUNCHER, LOAD, NAME, THREADS, words
+
+intrinsic: Any = extending.intrinsic  # numba adds the context to calls, which its types do not know
 
 _WORD, _STATUS = ir.IntType(64), ir.IntType(32)
 

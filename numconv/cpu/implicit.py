@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import prod
+from typing import Any
 
 import numba
 import numpy as np
@@ -369,7 +370,7 @@ def grad_weight(
 @lru_cache(maxsize=1024)
 def _layout_for_weights(
     table_of_axes: bytes, shape: tuple[int, ...], C: int, G: int, dtype: np.dtype
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+) -> tuple[Any, ...]:
     """The same for the weight gradient of ``dY`` of this shape, and into how many parts its sums are split."""
     axes, _ = merged(np.frombuffer(table_of_axes, np.int64).reshape(-1, 6), contiguous_steps(shape))
     block, parts = blocks_for_weights(axes, shape[0], C, shape[1] // G, G, dtype)

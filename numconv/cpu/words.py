@@ -43,7 +43,8 @@ def _load(key: int, length: int) -> int:
 
 words = np.zeros(FIRST + 2 * LAUNCHERS, dtype=np.int64)
 words[LAUNCHER], words[BELOW], words[THREADS] = -1, SERIAL_BELOW, 1
-words[ASK], words[LOAD] = (ctypes.cast(function, ctypes.c_void_p).value for function in (_ask, _load))
+for at, function in ((ASK, _ask), (LOAD, _load)):
+    words[at] = ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 def _forked() -> None:
