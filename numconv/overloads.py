@@ -133,7 +133,7 @@ def ints(name: str, value: Any, d: int) -> Any:
 
 def is_tuple(value: Any, kind: Any) -> bool:
     """Whether this is the type of a tuple of such items."""
-    return isinstance(value, types.BaseTuple) and all(isinstance(value[i], kind) for i in range(len(value)))
+    return isinstance(value, types.BaseTuple) and all(isinstance(t, kind) for t in value)  # type: ignore[attr-defined]
 
 
 @intrinsic

@@ -150,7 +150,7 @@ def merged(axes: np.ndarray, steps: Any) -> tuple[np.ndarray, np.ndarray]:
         along[a] = steps[a]
     while d > 1 and idle(rows[d - 1]) and idle(rows[d - 2]) and along[d] == along[d + 1] * rows[d - 1, OUT]:
         rows[d - 2, SIZE] *= rows[d - 1, SIZE]
-        rows[d - 2, OUT] = rows[d - 2, SIZE]
+        rows[d - 2, OUT], rows[d - 2, STEP] = rows[d - 2, SIZE], 1
         along[d] = along[d + 1]
         d -= 1
     if d == 1:  # a signal is one row
