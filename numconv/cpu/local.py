@@ -21,32 +21,43 @@ from .kernel2row import begin, counts_of, entries_before, inside, next_rows, scr
 
 
 @helper
-def find_pixels(p, line, axes, boundary, rows, reads):
+def find_pixels(p, axes, boundary, a, b, rows, reads, known):
     """``reads[t]`` becomes the pixel of a channel that tap ``t`` of output ``p`` meets, or -1.
 
-    ``rows`` are the input rows of a ``line`` of outputs; returns which line it is.
+    ``known`` says of which line and output they are, and whether all are pixels; then they serve the outputs
+    ``a … b - 1`` of that line, moved on by what this returns.
     """
     last = axes.shape[0] - 1
     L_out, L_in, L_k = axes[last, OUT], axes[last, SIZE], axes[last, KERNEL]
     O, o = p // L_out, p % L_out
-    if line != O:
+    if known[0] == O and known[2] == 1 and o < b:
+        return (o - known[1]) * axes[last, STRIDE]
+    whole = a <= o < b
+    if known[0] != O:
         for T in range(rows.size):
             rows[T] = row_source(T, O, axes, boundary)
+    for T in range(rows.size):
+        whole = whole and rows[T] >= 0
     for t in range(L_k):
         i = source(position(o, t, axes[last, START], axes[last, STRIDE], axes[last, STEP]), L_in, boundary)
         for T in range(rows.size):
             reads[T * L_k + t] = rows[T] * L_in + i if rows[T] >= 0 and i >= 0 else -1
-    return O
+    known[0], known[1], known[2] = O, o, 1 if whole else 0
+    return 0
 
 
 @helper
-def gather(image, reads, fill, column):
+def gather(image, reads, move, whole, fill, column):
     """The column of ``X_conv`` of one output: what its taps read of every channel of ``image (C, prod in)``."""
-    T = reads.size
+    T = np.uint64(reads.size)
     for c in range(image.shape[0]):
-        pixels, part = image[c], column[c * T : c * T + T]
-        for t in range(T):
-            part[t] = pixels[reads[t]] if reads[t] >= 0 else fill
+        pixels, part = image[c], column[c * reads.size : c * reads.size + reads.size]
+        if whole:
+            for t in range(T):
+                part[t] = pixels[np.uint64(reads[t] + move)]
+        else:
+            for t in range(T):
+                part[t] = pixels[reads[t]] if reads[t] >= 0 else fill
 
 
 @helper
@@ -59,42 +70,42 @@ def dot(weights, column, start):
 
 
 @Kernel
-def _forward(team, x, w, bias, axes, boundary, fill, chunk, y):
+def _forward(team, x, w, bias, axes, boundary, a, b, fill, chunk, y):
     # x (N, C, prod in), w (prod out, K, C/G * prod k), y (N, K, prod out); a task owns a chunk of output pixels.
     N, K, P = y.shape
     last, Q, C = axes.shape[0] - 1, w.shape[2], x.shape[1]
     T = 1
-    for a in range(last + 1):
-        T *= axes[a, KERNEL]
+    for axis in range(last + 1):
+        T *= axes[axis, KERNEL]
     rows, reads, column = np.empty(T // axes[last, KERNEL], np.int64), np.empty(T, np.int64), np.empty(C * T, x.dtype)
-    Kg = K // (C * T // Q)
+    Kg, known = K // (C * T // Q), np.zeros(3, np.int64)
     for task in tasks_of(team, (P + chunk - 1) // chunk):
-        line = -1
+        known[0] = -1
         for p in range(task * chunk, min((task + 1) * chunk, P)):
-            line = find_pixels(p, line, axes, boundary, rows, reads)
+            move = find_pixels(p, axes, boundary, a, b, rows, reads, known)
             for n in range(N):
-                gather(x[n], reads, fill, column)
+                gather(x[n], reads, move, known[2] == 1, fill, column)
                 for k in range(K):
                     first = k // Kg * Q
                     y[n, k, p] = dot(w[p, k], column[first : first + Q], bias[k])
 
 
 @Kernel
-def _grad_weight(team, x, dY, axes, boundary, fill, chunk, dW):
+def _grad_weight(team, x, dY, axes, boundary, a, b, fill, chunk, dW):
     # the same shapes; a task owns the weights of a chunk of output pixels
     N, K, P = dY.shape
     last, Q, C = axes.shape[0] - 1, dW.shape[2], x.shape[1]
     T = 1
-    for a in range(last + 1):
-        T *= axes[a, KERNEL]
+    for axis in range(last + 1):
+        T *= axes[axis, KERNEL]
     rows, reads, column = np.empty(T // axes[last, KERNEL], np.int64), np.empty(T, np.int64), np.empty(C * T, x.dtype)
-    Kg = K // (C * T // Q)
+    Kg, known = K // (C * T // Q), np.zeros(3, np.int64)
     for task in tasks_of(team, (P + chunk - 1) // chunk):
-        line = -1
+        known[0] = -1
         for p in range(task * chunk, min((task + 1) * chunk, P)):
-            line = find_pixels(p, line, axes, boundary, rows, reads)
+            move = find_pixels(p, axes, boundary, a, b, rows, reads, known)
             for n in range(N):
-                gather(x[n], reads, fill, column)
+                gather(x[n], reads, move, known[2] == 1, fill, column)
                 for k in range(K):
                     first, dy, target = k // Kg * Q, dY[n, k, p], dW[p, k]
                     pixels = column[first : first + Q]
@@ -160,8 +171,8 @@ def forward(
     """``y[n,k,o] = bias[k] + sum over c, t of w[o,k,c,t] x[n,c,o*stride+t*step]``, for ``w (prod out, K, …)``."""
     N, K = y.shape[:2]
     _forward(
-        flat(x, *x.shape[:2], prod(x.shape[2:])), flat(w, *w.shape), flat(bias, K), axes, boundary, fill,
-        share(len(w)), y.reshape(N, K, len(w)), work=N * w.size,
+        flat(x, *x.shape[:2], prod(x.shape[2:])), flat(w, *w.shape), flat(bias, K), axes, boundary,
+        *inside(axes[-1]), fill, share(len(w)), y.reshape(N, K, len(w)), work=N * w.size,
     )
 
 
@@ -183,8 +194,8 @@ def grad_weight(
     """``dW[o,k,c,t] = sum over n of dY[n,k,o] conj(x[n,c,o*stride+t*step])``."""
     N, K = dY.shape[:2]
     _grad_weight(
-        flat(x, *x.shape[:2], prod(x.shape[2:])), flat(dY, N, K, len(dW)), axes, boundary, fill, share(len(dW)), dW,
-        work=N * dW.size,
+        flat(x, *x.shape[:2], prod(x.shape[2:])), flat(dY, N, K, len(dW)), axes, boundary,
+        *inside(axes[-1]), fill, share(len(dW)), dW, work=N * dW.size,
     )
 
 
