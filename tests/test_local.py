@@ -56,15 +56,16 @@ def test_both_gradients_are_adjoints_and_the_matrix_is_the_same_map(case):
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_equal_kernels_are_conv_and_its_matrix(boundary, flip):
-    geometry = {"stride": (2, 1), "padding": ((2, 1), (1, 0)), "groups": 2, "boundary": boundary, "flip": flip}
-    x, kernel = values((2, 4, 6, 5), np.int64), values((2, 2, 3, 2), np.int64, 1)
+    # large enough that a task has several outputs of a row
+    geometry = {"stride": (1, 2), "padding": ((2, 1), (1, 0)), "groups": 2, "boundary": boundary, "flip": flip}
+    x, kernel = values((2, 4, 24, 40), np.int64), values((2, 2, 3, 2), np.int64, 1)
     y = nc.conv(x, kernel, **geometry)
     w = np.broadcast_to(kernel, (*y.shape[2:], *kernel.shape))
     assert_same(nc.conv_local(x, w, **geometry), y)
     assert_same(nc.conv_local_grad_input(x.shape, w, y, **geometry), nc.conv_grad_input(x.shape, kernel, y, **geometry))
     dw = nc.conv_local_grad_weight(x, w.shape, y, **geometry)
     assert_same(dw.sum(axis=(0, 1)), nc.conv_grad_weight(x, kernel.shape, y, **geometry))
-    W_conv, same = nc.kernel2row_local(w, (6, 5), **geometry), nc.kernel2row(kernel, (6, 5), **geometry)
+    W_conv, same = nc.kernel2row_local(w, (24, 40), **geometry), nc.kernel2row(kernel, (24, 40), **geometry)
     for name in ("data", "indices", "indptr"):
         assert_same(getattr(W_conv, name), getattr(same, name))
 
