@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         conv_transpose2d,
         conv_transpose3d,
     )
+    from .api.local import conv_local, conv_local_grad_input, conv_local_grad_weight, kernel2row_local
     from .api.matrices import col2im, csr_matvec, csr_rmatvec, fold, im2col, kernel2row, unfold
     from .api.missing import normalized_convolve, normalized_operator
     from .api.plain import convolve, correlate
@@ -42,6 +43,7 @@ _ROOMS = {
         "conv", "conv1d", "conv2d", "conv3d", "conv_grad_input", "conv_grad_weight", "conv_transpose",
         "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     ),
+    "api.local": ("conv_local", "conv_local_grad_input", "conv_local_grad_weight", "kernel2row_local"),
     "api.matrices": ("col2im", "csr_matvec", "csr_rmatvec", "fold", "im2col", "kernel2row", "unfold"),
     "api.missing": ("normalized_convolve", "normalized_operator"),
     "api.plain": ("convolve", "correlate"),
@@ -67,7 +69,8 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "ConvPlan", "__version__", "col2im", "conv", "conv1d", "conv2d", "conv3d", "conv_grad_input", "conv_grad_weight",
-    "conv_transpose", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolve", "correlate",
-    "csr_matvec", "csr_rmatvec", "devices", "fold", "im2col", "kernel2row", "normalized_convolve",
-    "normalized_operator", "plan_conv", "plan_convolve", "unfold", "use_device", "warmup",
+    "conv_local", "conv_local_grad_input", "conv_local_grad_weight", "conv_transpose", "conv_transpose1d",
+    "conv_transpose2d", "conv_transpose3d", "convolve", "correlate", "csr_matvec", "csr_rmatvec", "devices", "fold",
+    "im2col", "kernel2row", "kernel2row_local", "normalized_convolve", "normalized_operator", "plan_conv",
+    "plan_convolve", "unfold", "use_device", "warmup",
 ]

@@ -10,13 +10,17 @@ Turning the kernel, padding and dilation only choose ``start`` and ``step``; a b
 
 from __future__ import annotations
 
+from math import gcd
 from types import FunctionType
 
 #: Columns of the table of axes that kernels receive (``ConvGeometry.axes``), one row for each spatial axis.
 SIZE, KERNEL, OUT, START, STRIDE, STEP = range(6)
 
-#: Codes of the boundaries, in the order of ``geometry.BOUNDARIES``.
+#: Codes of the boundaries, in the order of ``arguments.BOUNDARIES``.
 CONSTANT, EDGE, REFLECT, SYMMETRIC, WRAP = range(5)
+
+#: Codes of the words for padding, in the order of ``arguments.PADDING_NAMES``, and SciPy's own ``"same"``.
+VALID, SAME, SAME_LOWER, FULL, MIDDLE = range(5)
 
 
 def extent(kernel, dilation):
@@ -27,6 +31,25 @@ def extent(kernel, dilation):
 def output_size(size, kernel, stride, dilation, lo, hi):
     """Output length along one axis; a stride that does not divide floors. Zero or less: the kernel does not fit."""
     return (size + lo + hi - extent(kernel, dilation)) // stride + 1
+
+
+def padding_of(word, size, kernel, stride, dilation):
+    """The pair ``(lo, hi)`` that a word for padding means along one axis.
+
+    ``SAME`` gives ``ceil(size / stride)`` outputs with the odd pixel at the end, ``SAME_LOWER`` at the start, as XLA
+    and ONNX define them; ``FULL`` pads ``dilation * (k - 1)`` on both sides, and ``MIDDLE`` keeps of that the outputs
+    from ``(k - 1) // 2`` on.
+    """
+    reach = extent(kernel, dilation) - 1
+    if word == VALID:
+        return 0, 0
+    if word == FULL:
+        return reach, reach
+    if word == MIDDLE:
+        return reach - reach // 2, reach // 2
+    total = max((-(-size // stride) - 1) * stride + reach + 1 - size, 0)
+    small, large = total // 2, total - total // 2
+    return (small, large) if word == SAME else (large, small)
 
 
 def position(o, t, start, stride, step):
@@ -65,6 +88,14 @@ def output_hit(i, t, out, start, stride, step):
         return -1
     o = distance // stride
     return o if o < out else -1
+
+
+def first_tap(phi, kernel, start, stride, step):
+    """The first tap that meets pixel ``phi`` of the input and every stride-th behind it, or -1 if none does."""
+    for t in range(min(stride // gcd(stride, step), kernel)):
+        if (phi - start - t * step) % stride == 0:
+            return t
+    return -1
 
 
 def row_source(T, O, axes, boundary):

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-from ._indexing import extent
+from ._indexing import FULL, MIDDLE, VALID, padding_of
 
 Boundary = Literal["constant", "edge", "reflect", "symmetric", "wrap"]
 PaddingName = Literal["valid", "same", "same_lower", "full"]
@@ -17,6 +17,7 @@ Padding = int | Sequence[int] | Sequence[tuple[int, int]] | PaddingName
 BOUNDARIES: tuple[str, ...] = get_args(Boundary)
 PADDING_NAMES: tuple[str, ...] = get_args(PaddingName)
 MODES: tuple[str, ...] = get_args(Mode)
+MODE_PADDING = {"full": FULL, "same": MIDDLE, "valid": VALID}
 
 
 def as_int(name: str, value: Any, least: int) -> int:
@@ -68,23 +69,11 @@ def one_of(name: str, value: Any, valid: Sequence[str]) -> str:
 def as_padding(
     padding: Any, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> tuple[tuple[int, int], ...]:
-    """Padding in any of its spellings as a ``(lo, hi)`` pair for each axis.
-
-    ``"same"`` gives ``ceil(in / stride)`` outputs with the odd pixel at the end, ``"same_lower"`` at the start, as
-    XLA and ONNX define them; ``"full"`` pads ``dilation * (k - 1)`` on both sides.
-    """
+    """Padding in any of its spellings as a ``(lo, hi)`` pair for each axis; ``padding_of`` says what a word means."""
     d = len(kernel)
     if isinstance(padding, str):
-        one_of("padding", padding, PADDING_NAMES)
-        pairs = []
-        for n, k, s, dil in zip(size, kernel, stride, dilation, strict=True):
-            reach = extent(k, dil) - 1
-            total = max((-(-n // s) - 1) * s + reach + 1 - n, 0)
-            small, large = total // 2, total - total // 2
-            pairs.append(
-                {"valid": (0, 0), "full": (reach, reach), "same": (small, large), "same_lower": (large, small)}[padding]
-            )
-        return tuple(pairs)
+        word = PADDING_NAMES.index(one_of("padding", padding, PADDING_NAMES))
+        return tuple(padding_of(word, *axis) for axis in zip(size, kernel, stride, dilation, strict=True))
     if isinstance(padding, bytes) or not hasattr(padding, "__iter__"):  # bytes: an error, not a sequence of ints
         return ((as_int("padding", padding, 0),) * 2,) * d
     values = list(padding)
@@ -110,13 +99,8 @@ def mode_padding(mode: str, kernel: Sequence[int], dilation: Sequence[int]) -> t
 
     With a stride the result is every stride-th value of that.
     """
-    one_of("mode", mode, MODES)
-    reaches = [extent(k, dil) - 1 for k, dil in zip(kernel, dilation, strict=True)]
-    if mode == "valid":
-        return ((0, 0),) * len(reaches)
-    if mode == "full":
-        return tuple((r, r) for r in reaches)
-    return tuple((r - r // 2, r // 2) for r in reaches)
+    word = MODE_PADDING[one_of("mode", mode, MODES)]
+    return tuple(padding_of(word, 0, k, 1, dil) for k, dil in zip(kernel, dilation, strict=True))
 
 
 def spatial_size(name: str, value: Any, d: int | None = None) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from itertools import product
 from math import gcd, prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._indexing import extent, output_size
+from ._indexing import extent, first_tap, output_size
 from .arguments import BOUNDARIES, as_int, as_number, as_padding, as_shape, mode_padding, one_of, per_axis, spatial_size
 
 if TYPE_CHECKING:
@@ -149,8 +149,8 @@ def _axis_phases(
     g = gcd(stride, step)
     m = stride // g
     for phi in range(min(stride, size)):
-        t0 = next((t for t in range(min(m, kernel)) if (phi - start - t * step) % stride == 0), None)
-        if t0 is None:
+        t0 = first_tap(phi, kernel, start, stride, step)
+        if t0 < 0:
             continue
         taps = len(range(t0, kernel, m))
         pixels = len(range(phi, size, stride))

@@ -114,6 +114,17 @@ def kernel2row(w: np.ndarray, geometry: ConvGeometry, device: str = "cpu") -> sc
     return dispatch.backend(dispatch.device_for(device, w), "kernel2row").matrix(w, g.axes, g.boundary_code, g.groups)
 
 
+def local_matrix(w: np.ndarray, geometry: ConvGeometry) -> scipy.sparse.csr_array:
+    """The matrix of ``conv_local``."""
+    from scipy.sparse import csr_array
+
+    g = geometry
+    kernels = sparse_ready(w).reshape(prod(g.out), g.K, -1)
+    W_conv = csr_array(dispatch.backend("cpu", "local").triple(kernels, g), shape=g.matrix_shape, copy=False)
+    W_conv.has_canonical_format = True
+    return W_conv
+
+
 def refill(
     csr: scipy.sparse.csr_array, w: np.ndarray, geometry: ConvGeometry, device: str = "cpu"
 ) -> scipy.sparse.csr_array:

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 import numconv
+from numconv import overloads
+
+overloads.init()  # numba does so itself where numconv is installed
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCK = re.compile(r"(?P<needs><!-- needs (?P<package>\w+) -->\n)?^```python\n(?P<code>.*?)^```$", re.M | re.S)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import dispatch, matrices
 from ..arguments import Boundary, Ints, Padding, as_int, one_of, spatial_size
 from ..geometry import conv_geometry, window_geometry
-
-if TYPE_CHECKING:
-    import scipy.sparse
 
 
 def im2col(
@@ -113,8 +110,8 @@ def col2im(
 
 def kernel2row(
     w: Any, input_size: Ints, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1, groups: int = 1,
-    boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = True,
-) -> scipy.sparse.csr_array:
+    boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = True, triple: bool = False,
+) -> Any:
     """Lay the kernel out as the sparse matrix ``W_conv``: row ``(k, p)`` is the kernel over the input at output ``p``.
 
     ``Y_flat = W_conv @ X_flat`` and ``dX_flat = W_conv.T @ dY_flat``.
@@ -130,10 +127,12 @@ def kernel2row(
         Must be 0: with another constant the map is affine and has no matrix.
     flip : bool, default True
         True convolution, as in the seed.
+    triple : bool, default False
+        Return the arrays ``data, indices, indptr`` of the matrix, as ``@njit`` functions get them in any case.
 
     Returns
     -------
-    scipy.sparse.csr_array (prod out, prod in) or (K * prod out, C * prod in)
+    scipy.sparse.csr_array (prod out, prod in) or (K * prod out, C * prod in), or three arrays
         Canonical, indices int32 where they fit. Its structure follows from the geometry alone: zeros of ``w`` stay
         stored. Taps that a boundary folds onto one pixel are added there, so ``W_conv.T`` is the exact adjoint.
 
@@ -166,7 +165,9 @@ def kernel2row(
         (*channels, *size), w.shape, plain=plain, stride=stride, padding=padding, dilation=dilation, groups=groups,
         boundary=boundary, fill_value=fill_value, flip=flip, names=("input_size", "w"),
     )
-    return matrices.kernel2row(w, geometry, dispatch.asked_for())
+    W_conv = matrices.kernel2row(w, geometry, dispatch.asked_for())
+    is_triple = isinstance(W_conv, tuple)  # on a GPU, of libraries without sparse matrices
+    return (W_conv.data, W_conv.indices, W_conv.indptr) if triple and not is_triple else W_conv
 
 
 def csr_matvec(data: Any, indices: Any, indptr: Any, x: Any, out: Any = None) -> Any:

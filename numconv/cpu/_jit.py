@@ -22,6 +22,7 @@ from numba.extending import intrinsic, overload, register_jitable
 from numba.np.ufunc import parallel as numba_threads
 
 from .. import _indexing
+from .words import BELOW, SERIAL_BELOW, words
 
 #: ``contract`` lets a*b+c be one rounding, ``reassoc`` lets a sum be vectorised. Nothing that assumes NaN or infinity
 #: away: NaN in, NaN out.
@@ -30,9 +31,6 @@ OPTIONS: dict[str, Any] = {
     "error_model": "numpy",
     "fastmath": {"contract", "reassoc"},
 }
-
-#: Below this many multiply-adds (or copies) starting threads costs more than they save: a launch takes 5 to 10 us.
-SERIAL_BELOW = 1 << 17
 
 #: Nobody calls these from C.
 UNWRAPPED: dict[str, Any] = {"no_cfunc_wrapper": True}
@@ -44,6 +42,8 @@ helper = register_jitable(**OPTIONS, **UNWRAPPED)
 _index = _indexing.compiled_by(helper)
 position, source, first_output = _index["position"], _index["source"], _index["first_output"]
 row_source, row_output = _index["row_source"], _index["row_output"]
+extent, output_size, padding_of = _index["extent"], _index["output_size"], _index["padding_of"]
+first_tap = _index["first_tap"]
 
 
 class Kernel:
@@ -231,10 +231,12 @@ _threads = _Threads()
 def every_launch_parallel() -> Iterator[None]:
     """Launch threads however small the work, as ``warmup`` needs it; results do not depend on it."""
     _threads.wanted += 1
+    words[BELOW] = 0
     try:
         yield
     finally:
         _threads.wanted -= 1
+        words[BELOW] = 0 if _threads.wanted else SERIAL_BELOW
 
 
 def flat(array: np.ndarray, *shape: int) -> np.ndarray:

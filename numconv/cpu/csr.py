@@ -195,6 +195,7 @@ def _add_bands(team, low, high, sums, block, x):
                     there[j] += band[j]
 
 
+@helper
 def block_rows(rows: int, entries: int) -> int:
     """How many rows have about ``ENTRIES`` entries."""
     return max(1, min(rows * ENTRIES // max(entries, 1), -(-rows // 64)))

@@ -95,7 +95,7 @@ def im2col(x: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, X_c
     size, kernel, out = (tuple(axes[:, column].tolist()) for column in (SIZE, KERNEL, OUT))
     M = x.shape[0] * x.shape[1]
     _im2col(
-        flat(x, M, prod(size)), axes, boundary, constant, *share(M, out, x.itemsize),
+        flat(x, M, prod(size)), axes, boundary, constant, *share(M, prod(out[:-1]), out[-1], x.itemsize),
         X_conv.reshape(M, prod(kernel[:-1]), kernel[-1], prod(out)), work=X_conv.size,
     )
 
@@ -149,8 +149,8 @@ def col2im(X_conv: np.ndarray, axes: np.ndarray, x: np.ndarray) -> None:
     size, kernel, out = (tuple(axes[:, column].tolist()) for column in (SIZE, KERNEL, OUT))
     M = x.shape[0] * x.shape[1]
     _col2im(
-        flat(X_conv, M, prod(kernel[:-1]), kernel[-1], prod(out)), axes, *share(M, size, x.itemsize), x.reshape(-1),
-        work=X_conv.size,
+        flat(X_conv, M, prod(kernel[:-1]), kernel[-1], prod(out)), axes,
+        *share(M, prod(size[:-1]), size[-1], x.itemsize), x.reshape(-1), work=X_conv.size,
     )
 
 
@@ -159,14 +159,14 @@ def divide(x: np.ndarray, counts: np.ndarray) -> None:
     x /= counts
 
 
-def share(images: int, shape: tuple[int, ...], itemsize: int) -> tuple[int, int, int]:
-    """What a task takes of images of this shape: how many of them, how many rows, and how much of a row."""
-    rows, length = prod(shape[:-1]), max(shape[-1], 1)
-    row = length * itemsize
+@helper
+def share(images: int, rows: int, length: int, itemsize: int) -> tuple[int, int, int]:
+    """What a task takes of images of so many rows: how many of them, how many rows, and how much of a row."""
+    row = max(length, 1) * itemsize
     block = max(1, min(rows, TASK_BYTES // row, images * rows // TASKS))
     planes = max(1, min(TASK_BYTES // (rows * row), images // TASKS)) if block == rows else 1
     pieces = max(1, -(-row // TASK_BYTES), min(TASKS // max(images * rows, 1), length // 256))
-    return planes, block, -(-length // pieces)
+    return planes, block, -(-max(length, 1) // pieces)
 
 
 def forward(

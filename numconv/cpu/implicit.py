@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import prod
+from typing import Any
 
 import numba
 import numpy as np
@@ -22,7 +23,7 @@ import numpy as np
 from .._indexing import CONSTANT, OUT, SIZE
 from ..geometry import ConvGeometry, axes_table
 from ._jit import Kernel, flat, helper, tasks_of
-from .blocks import blocks_for_weights, blocks_of
+from .blocks import blocks_for_weights, blocks_of, is_complex
 from .im2col import groups_of
 from .lines import (
     CHANNELS,
@@ -40,6 +41,7 @@ from .lines import (
     merged,
     plane,
     table,
+    times,
 )
 from .simd import (
     ALIGNED,
@@ -248,25 +250,45 @@ def product(
 def _layout(
     table_of_axes: bytes, begin: int, strides: tuple[int, ...], dtype: np.dtype, N: int, C: int, K: int, G: int,
     w_steps: tuple[int, int, int], w_terms: bytes, threads: int,
-) -> tuple[np.ndarray, tuple[int, ...], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """What shapes alone decide: axes, the size of the input over them, blocks, steps of weights and output, tables.
+) -> tuple[np.ndarray, ...]:
+    axes, terms = np.frombuffer(table_of_axes, np.int64).reshape(-1, 6), np.frombuffer(w_terms, np.int64)
+    out_steps = np.array([stride // dtype.itemsize for stride in strides])
+    return fixed(layout(axes, begin, out_steps, dtype, N, C, K, G, w_steps, terms, threads))
+
+
+@helper
+def layout(axes, begin, out_steps, dtype, N, C, K, G, w_steps, w_terms, threads):
+    """What shapes alone decide: axes and the size of the input over them, blocks, steps of weights and output, tables.
 
     A table says where each column of ``W_flat`` is in its row, and where the row of ``X_conv`` begins that it meets:
     among the lines, or in a panel.
     """
-    axes, out_steps = merged(
-        np.frombuffer(table_of_axes, np.int64).reshape(-1, 6), [stride // dtype.itemsize for stride in strides]
-    )
-    size = axes[:, SIZE].tolist()
-    block = blocks_of(axes, N, C, K, G, dtype, threads, turned=w_steps[1:])
+    axes, out_steps = merged(axes, out_steps)
+    block = blocks_of(axes, N, C, K, G, dtype, threads, (w_steps[1], w_steps[2]))
+    rows, T = table(axes, block), len(w_terms)
     c_step = block[TURNED] * w_steps[1] or w_steps[2]
-    weights = (np.arange(block[CHANNELS])[:, None] * c_step + np.frombuffer(w_terms, np.int64)).ravel()
-    in_lines, in_panels = table(axes, block), np.arange(weights.size) * block[WIDTH]
-    tables = np.stack([np.stack([weights, where], axis=1) for where in (in_lines, in_panels)])
-    steps, places = np.array(w_steps), np.array([begin, *out_steps])
-    for array in (axes, block, steps, places, tables):
+    tables = np.empty((2, block[CHANNELS] * T, 2), np.int64)
+    for q in range(tables.shape[1]):
+        tables[:, q, 0] = q // T * c_step + w_terms[q % T]
+        tables[0, q, 1], tables[1, q, 1] = rows[q], q * block[WIDTH]
+    steps, places = np.array(w_steps), np.empty(len(out_steps) + 1, np.int64)
+    places[0] = begin
+    for a in range(len(out_steps)):
+        places[a + 1] = out_steps[a]
+    return axes, size_over(axes), block, steps, places, tables
+
+
+@helper
+def size_over(axes):
+    """The size of the input as kernels see it: leading axes as one, rows, and what lies in a row."""
+    return np.array([times(axes[:-2], SIZE), axes[-2, SIZE], axes[-1, SIZE]])
+
+
+def fixed(arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    """Arrays that nobody changes any more."""
+    for array in arrays:
         array.flags.writeable = False
-    return axes, (prod(size[:-2]), *size[-2:]), block, steps, places, tables
+    return arrays
 
 
 def grad_input(dY: np.ndarray, w: np.ndarray, geometry: ConvGeometry, dX: np.ndarray) -> None:
@@ -364,7 +386,7 @@ def grad_weight(
     partial = dW.reshape(1, K, Q) if parts == 1 else np.empty((parts, K, Q), dtype)
     _grad_weight(
         flat(x, *x.shape[:2], *size), flat(dY, N, K, prod(dY.shape[2:])), axes, boundary, fill, block, terms,
-        dtype.kind == "c", partial, work=dY.size * Q,
+        is_complex(dtype), partial, work=dY.size * Q,
     )
     if parts > 1:
         np.add.reduce(partial, axis=0, out=dW.reshape(K, Q))
@@ -373,15 +395,12 @@ def grad_weight(
 @lru_cache(maxsize=1024)
 def _layout_for_weights(
     table_of_axes: bytes, shape: tuple[int, ...], C: int, G: int, dtype: np.dtype
-) -> tuple[np.ndarray, tuple[int, ...], np.ndarray, np.ndarray, int]:
+) -> tuple[Any, ...]:
     """The same for the weight gradient of ``dY`` of this shape, and into how many parts its sums are split."""
     axes, _ = merged(np.frombuffer(table_of_axes, np.int64).reshape(-1, 6), contiguous_steps(shape))
-    size = axes[:, SIZE].tolist()
     block, parts = blocks_for_weights(axes, shape[0], C, shape[1] // G, G, dtype)
     terms = table(axes, block)
-    for array in (axes, block, terms):
-        array.flags.writeable = False
-    return axes, (prod(size[:-2]), *size[-2:]), block, terms, parts
+    return *fixed((axes, size_over(axes), block, terms)), parts
 
 
 # memory ---------------------------------------------------------------------------------------------------------------

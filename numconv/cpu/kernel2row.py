@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from .. import _indexing, _memory
+from .. import _memory
 from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..geometry import ConvGeometry
 from . import csr
-from ._jit import Kernel, flat, helper, position, row_source, source, tasks_of
+from ._jit import Kernel, first_output, flat, helper, position, row_source, source, tasks_of
 from .im2col import groups_of, unturned
 
 #: Most output pixels of one task; there are at least 64 tasks to share among threads …
@@ -75,12 +75,13 @@ def _tap_counts(team, axis, boundary, o0, counts):
         counts[j] = sort_taps(kernel, reads, taps, pixels, first)
 
 
+@helper
 def inside(axis: np.ndarray) -> tuple[int, int]:
     """The outputs ``a … b - 1`` along one axis whose taps all lie in the input."""
-    size, kernel, out, start, stride, step = axis.tolist()
-    lowest, highest = start + min(0, (kernel - 1) * step), start + max(0, (kernel - 1) * step)
-    a = min(_indexing.first_output(lowest, stride, 0), out)
-    return a, max(min(_indexing.first_output(highest, stride, size), out), a)
+    reach, out = (axis[KERNEL] - 1) * axis[STEP], int(axis[OUT])
+    lowest, highest = axis[START] + min(0, reach), axis[START] + max(0, reach)
+    a = min(first_output(lowest, axis[STRIDE], 0), out)
+    return int(a), int(max(min(first_output(highest, axis[STRIDE], axis[SIZE]), out), a))
 
 
 def counts_of(axes: np.ndarray, boundary: int) -> Counts:
@@ -337,7 +338,12 @@ def values(w: np.ndarray, axes: np.ndarray, boundary: int, before: Before, data:
 
 def share(axes: np.ndarray) -> int:
     """How many output pixels a task takes: whole lines if these are short."""
-    P, L_out = prod(axes[:, OUT].tolist()), int(axes[-1, OUT])
+    return chunk_of(prod(axes[:, OUT].tolist()), int(axes[-1, OUT]))
+
+
+@helper
+def chunk_of(P: int, L_out: int) -> int:
+    """The same for ``P`` output pixels in lines of ``L_out``."""
     chunk = max(SHORTEST, min(CHUNK, P // 64))
     return chunk if L_out > CHUNK // 64 else max(chunk - chunk % max(L_out, 1), L_out, 1)
 

@@ -7,8 +7,10 @@ For each channel, all taps whose distance is a multiple of the stride read one l
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
+from numba.extending import overload
 
 from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ._jit import helper, row_source, source
@@ -108,26 +110,58 @@ def gather_lines(x, c0, channels, n, outer, O0, o0, axes, boundary, fill, block,
     keep(pixels, lines)
 
 
-def merged(axes: np.ndarray, steps: list[int]) -> tuple[np.ndarray, list[int]]:
+def rows_of(axes: np.ndarray) -> Any:
+    """The table of axes as Python's ints, which it counts with faster; compiled code takes the table itself."""
+    return axes.tolist()
+
+
+@overload(rows_of)
+def _rows_of(axes):
+    return lambda axes: axes
+
+
+@helper
+def times(rows: Any, column: int) -> int:
+    """The product of a column of some rows of the table of axes."""
+    total = 1
+    for row in rows:
+        total *= row[column]
+    return total
+
+
+@helper
+def idle(row: Any) -> bool:
+    """Whether nothing happens along this axis: each output sees the pixel in its own place."""
+    return row[KERNEL] == 1 and row[STRIDE] == 1 and row[START] == 0 and row[OUT] == row[SIZE]
+
+
+@helper
+def merged(axes: np.ndarray, steps: Any) -> tuple[np.ndarray, np.ndarray]:
     """The same convolution over as few axes as there can be, but two at least; ``steps`` lead through the output.
 
     Neighbouring axes along which nothing happens are one axis: a 1x1 convolution sees a row of pixels.
     """
-    rows, (*outer, last) = axes.tolist(), steps
-    lead, along = outer[:2], [*outer[2:], last]
+    d = len(axes)
+    rows, along = np.empty((d + 1, 6), np.int64), np.empty(d + 3, np.int64)
+    for a in range(d):
+        for column in range(6):
+            rows[a, column] = axes[a, column]
+    for a in range(d + 2):
+        along[a] = steps[a]
+    while d > 1 and idle(rows[d - 1]) and idle(rows[d - 2]) and along[d] == along[d + 1] * rows[d - 1, OUT]:
+        rows[d - 2, SIZE] *= rows[d - 1, SIZE]
+        rows[d - 2, OUT], rows[d - 2, STEP] = rows[d - 2, SIZE], 1
+        along[d] = along[d + 1]
+        d -= 1
+    if d == 1:  # a signal is one row
+        for column in range(6):
+            rows[1, column], rows[0, column] = rows[0, column], 0 if column == START else 1
+        along[3], along[2], d = along[2], 0, 2
+    return rows[:d], along[: d + 2]
 
-    def idle(row: list[int]) -> bool:
-        return row[KERNEL] == row[STRIDE] == 1 and row[START] == 0 and row[OUT] == row[SIZE]
 
-    while len(rows) > 1 and idle(rows[-1]) and idle(rows[-2]) and along[-2] == along[-1] * rows[-1][OUT]:
-        size = rows[-1][SIZE] * rows[-2][SIZE]
-        rows[-2:], along[-2:] = [[size, 1, size, 0, 1, 1]], [along[-1]]
-    if len(rows) == 1:
-        rows, along = [[1, 1, 1, 0, 1, 1], *rows], [0, *along]
-    return np.array(rows), [*lead, *along]
-
-
-def lines_for(axis: list[int], K: int = 0, width: int = 1) -> tuple[int, int]:
+@helper
+def lines_for(axis: Any, K: int = 0, width: int = 1) -> tuple[int, int]:
     """Lines and shift along an axis: shared by the taps, unless a line for each wastes less.
 
     Shared lines are longer than a row of the output. If they are not packed, the tile computes what lies between two
@@ -140,27 +174,37 @@ def lines_for(axis: list[int], K: int = 0, width: int = 1) -> tuple[int, int]:
     return (lines, shift) if wasted <= copied and lines * gap <= (kernel - lines) * out else (kernel, 0)
 
 
-def between(axis: list[int], lines: int, shift: int) -> int:
+@helper
+def between(axis: Any, lines: int, shift: int) -> int:
     """How far the last tap on a line is from the first."""
     return (axis[KERNEL] - 1) // lines * shift
 
 
+@helper
 def table(axes: np.ndarray, block: np.ndarray) -> np.ndarray:
     """Where row ``(c, t)`` of ``X_conv`` begins among the lines, or in the input if that is where they are."""
     if block[IN_PLACE]:
-        return np.arange(block[CHANNELS]) * axes[:, SIZE].prod()
+        return np.arange(block[CHANNELS]) * times(axes, SIZE)
+    d = len(axes)
     rows, columns = plane(axes, block)
-    (row_lines, row_shift), (lines, shift) = block[[ROW_LINES, ROW_SHIFT]], block[[LINES, SHIFT]]
-    outer = np.arange(block[CHANNELS] * axes[:-2, KERNEL].prod())[:, None, None]
-    T, t = (np.arange(axis[KERNEL])[:: 1 if axis[STEP] > 0 else -1] for axis in axes[-2:])  # lines ascend
-    T = T[:, None]
-    line = (outer * row_lines + T % row_lines) * lines + t % lines
-    return ((line * rows + T // row_lines * row_shift) * columns + t // lines * shift).ravel()
+    row_lines, row_shift, lines, shift = block[ROW_LINES], block[ROW_SHIFT], block[LINES], block[SHIFT]
+    R_k, L_k = axes[d - 2, KERNEL], axes[d - 1, KERNEL]
+    begins = np.empty(block[CHANNELS] * times(axes, KERNEL), np.int64)
+    for i in range(begins.size):
+        outer, T, t = i // L_k // R_k, i // L_k % R_k, i % L_k
+        T, t = T if axes[d - 2, STEP] > 0 else R_k - 1 - T, t if axes[d - 1, STEP] > 0 else L_k - 1 - t  # lines ascend
+        line = (outer * row_lines + T % row_lines) * lines + t % lines
+        begins[i] = (line * rows + T // row_lines * row_shift) * columns + t // lines * shift
+    return begins
 
 
+@helper
 def in_place(axes: np.ndarray) -> bool:
     """Whether each output sees just the pixel in its own place."""
-    return all(row[KERNEL] == row[STRIDE] == 1 and row[START] == 0 and row[OUT] == row[SIZE] for row in axes.tolist())
+    every = True
+    for row in axes:
+        every = every and idle(row)
+    return every
 
 
 def contiguous_steps(shape: tuple[int, ...]) -> list[int]:
@@ -168,6 +212,7 @@ def contiguous_steps(shape: tuple[int, ...]) -> list[int]:
     return [prod(shape[a + 1 :]) for a in range(len(shape))]
 
 
+@helper
 def even(n: int, most: int) -> int:
     """The size of pieces of at most ``most`` into which ``n`` falls evenly."""
     return -(-n // -(-n // max(most, 1)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import gcd
+from typing import Any
 
 import numpy as np
 
@@ -97,7 +98,8 @@ def row_sum(x, w, bias, axes, boundary, fill, n, k, O, o0, y):
                         y[j] += weight * fill
 
 
-def lines_of(axis: list[int]) -> tuple[int, int]:
+@helper
+def lines_of(axis: Any) -> tuple[int, int]:
     """How many different lines of pixels the taps of an axis read, and the shift from tap to tap on one.
 
     Taps whose distance is a multiple of the stride read one line, shifted; so ``t`` and ``t + lines`` share one.

@@ -1,0 +1,277 @@
+"""``conv_local``, its gradients and its matrix: one kernel for each output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from .. import arrays, dispatch
+from ..arguments import Boundary, Ints, Padding, as_shape, spatial_size
+from ..geometry import ConvGeometry, conv_geometry
+
+
+def conv_local(
+    x: Any, w: Any, bias: Any = None, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1, groups: int = 1,
+    boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False, out: Any = None,
+) -> Any:
+    """Convolve with a kernel of its own for each output: locally connected layers, varying point-spread functions.
+
+    ``y[n,k,o] = bias[k] + sum over c, t of w[o,k,c,t] x[n, c, o * stride - lo + t * dilation]``. Where all kernels
+    ``w[o]`` are equal this is ``conv(x, w[o])``.
+
+    Parameters
+    ----------
+    x : array (N, C, *in) or (*in)
+        Channelled arrays have a batch axis here, so that they differ from plain ones.
+    w : array (*out, K, C/groups, *k) or (*out, *k)
+        ``w[o]`` is the kernel of output ``o``, in the form that ``conv`` takes.
+    bias : array (K,), optional
+    stride, padding, dilation, groups, boundary, fill_value, flip, out
+        As for ``conv``.
+
+    Returns
+    -------
+    array (N, K, *out) or (*out)
+        Of dtype ``numpy.result_type(x, w, bias)``.
+
+    Raises
+    ------
+    ValueError, TypeError, MemoryError
+        As for ``convolve``. The arrays must be on the CPU.
+
+    References
+    ----------
+    The order of axes is that of Torch's ``SpatialConvolutionLocal``, outputs before the kernel, as in
+    ``jax.lax.conv_general_dilated_local`` and Keras' ``LocallyConnected2D``.
+
+    Examples
+    --------
+    Each output of a signal takes another mean of two neighbours:
+
+    >>> import numconv, numpy as np
+    >>> w = np.array([[1, 0], [1, 1], [0, 1]])
+    >>> numconv.conv_local(np.array([1, 10, 100, 1000]), w)
+    array([   1,  110, 1000])
+    """
+    (x, w, bias, out), give = _read(x=x, w=w, bias=bias, out=out)
+    g = _geometry(
+        x.shape, w.shape, ("x", "w"), stride=stride, padding=padding, dilation=dilation, groups=groups,
+        boundary=boundary, fill_value=fill_value, flip=flip,
+    )
+    dtype = arrays.product_dtype(x=x, w=w, **({} if bias is None else {"bias": bias}))
+    computed = arrays.computed_in(dtype)
+    if bias is not None:
+        arrays.check_shape("bias", bias, (g.K,))
+    fill = arrays.as_fill(g.fill_value, computed)
+
+    def compute(y: np.ndarray) -> None:
+        target = y.reshape(g.N, g.K, *g.out)
+        start = np.zeros(g.K, computed) if bias is None else arrays.ready(bias, computed)
+        if not (y.size and w.size):
+            target[...] = start.reshape(g.K, *(1,) * g.d)
+            return
+        image = arrays.ready(x, computed).reshape(g.N, g.C, *g.size)
+        _room().forward(image, _weights(w, g, computed), start, g.axes, g.boundary_code, fill, target)
+
+    inputs = (x, w) if bias is None else (x, w, bias)
+    return give(arrays.deliver(compute, g.output_shape, dtype, out, *inputs, computed=computed))
+
+
+def conv_local_grad_input(
+    input_shape: Sequence[int], w: Any, dy: Any, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
+    groups: int = 1, boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False, out: Any = None,
+) -> Any:
+    """Gradient of ``conv_local`` to its input: the exact adjoint in ``x``, Hermitian for complex numbers.
+
+    Parameters
+    ----------
+    input_shape : ints
+        Shape of ``x``.
+    w : array (*out, K, C/groups, *k) or (*out, *k)
+    dy : array (N, K, *out) or (*out)
+        Gradient to the output.
+    stride, padding, dilation, groups, boundary, fill_value, flip, out
+        As for ``conv_local``.
+
+    Returns
+    -------
+    array of ``input_shape``
+
+    Raises
+    ------
+    ValueError, TypeError, MemoryError
+        As for ``conv_local``.
+
+    Examples
+    --------
+    >>> import numconv, numpy as np
+    >>> w = np.array([[1, 0], [1, 1], [0, 1]])
+    >>> numconv.conv_local_grad_input((4,), w, np.array([1, 10, 100]))
+    array([  1,  10,  10, 100])
+    """
+    (w, dy, out), give = _read(w=w, dy=dy, out=out)
+    g = _geometry(
+        as_shape("input_shape", input_shape), w.shape, ("input_shape", "w"), stride=stride, padding=padding,
+        dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
+    )
+    arrays.check_shape("dy", dy, g.output_shape)
+    dtype = arrays.product_dtype(w=w, dy=dy)
+    computed = arrays.computed_in(dtype)
+
+    def compute(dx: np.ndarray) -> None:
+        if not (dy.size and w.size and dx.size):
+            dx[...] = 0
+            return
+        gradient = arrays.ready(dy, computed).reshape(g.N, g.K, *g.out)
+        _room().grad_input(gradient, _weights(w, g, computed), g, dx.reshape(g.N, g.C, *g.size))
+
+    return give(arrays.deliver(compute, g.input_shape, dtype, out, w, dy, computed=computed))
+
+
+def conv_local_grad_weight(
+    x: Any, kernel_shape: Sequence[int], dy: Any, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
+    groups: int = 1, boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False, out: Any = None,
+) -> Any:
+    """Gradient of ``conv_local`` to its kernels: the exact adjoint in ``w``, Hermitian for complex numbers.
+
+    Parameters
+    ----------
+    x : array (N, C, *in) or (*in)
+    kernel_shape : ints
+        Shape of ``w``, ``(*out, K, C/groups, *k)`` or ``(*out, *k)``.
+    dy : array (N, K, *out) or (*out)
+        Gradient to the output.
+    stride, padding, dilation, groups, boundary, fill_value, flip, out
+        As for ``conv_local``.
+
+    Returns
+    -------
+    array of ``kernel_shape``
+
+    Raises
+    ------
+    ValueError, TypeError, MemoryError
+        As for ``conv_local``.
+
+    Examples
+    --------
+    >>> import numconv, numpy as np
+    >>> numconv.conv_local_grad_weight(np.array([1, 10, 100]), (2, 2), np.array([1, 2]))
+    array([[  1,  10],
+           [ 20, 200]])
+    """
+    (x, dy, out), give = _read(x=x, dy=dy, out=out)
+    shape = as_shape("kernel_shape", kernel_shape)
+    g = _geometry(
+        x.shape, shape, ("x", "kernel_shape"), stride=stride, padding=padding, dilation=dilation, groups=groups,
+        boundary=boundary, fill_value=fill_value, flip=flip,
+    )
+    arrays.check_shape("dy", dy, g.output_shape)
+    dtype = arrays.product_dtype(x=x, dy=dy)
+    computed = arrays.computed_in(dtype)
+    fill = arrays.as_fill(g.fill_value, computed)
+
+    def compute(dw: np.ndarray) -> None:
+        if not (dy.size and dw.size):
+            dw[...] = 0
+            return
+        image, gradient = arrays.ready(x, computed), arrays.ready(dy, computed)
+        _room().grad_weight(
+            image.reshape(g.N, g.C, *g.size), gradient.reshape(g.N, g.K, *g.out), g.axes, g.boundary_code, fill,
+            dw.reshape(prod(g.out), g.K, -1),
+        )
+
+    return give(arrays.deliver(compute, shape, dtype, out, x, dy, computed=computed))
+
+
+def kernel2row_local(
+    w: Any, input_size: Ints, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1, groups: int = 1,
+    boundary: Boundary = "constant", flip: bool = False,
+) -> Any:
+    """The sparse matrix of ``conv_local``: row ``(k, o)`` is the kernel ``w[o]`` over the input at output ``o``.
+
+    Parameters
+    ----------
+    w : array (*out, K, C/groups, *k) or (*out, *k)
+    input_size : ints
+        ``in``; an int for one axis.
+    stride, padding, dilation, groups, boundary, flip
+        As for ``conv_local``.
+
+    Returns
+    -------
+    scipy.sparse.csr_array (prod out, prod in) or (K * prod out, C * prod in)
+        With the structure of ``kernel2row``.
+
+    Raises
+    ------
+    ValueError, TypeError, MemoryError
+        As for ``conv_local``.
+
+    Examples
+    --------
+    >>> import numconv
+    >>> numconv.kernel2row_local([[1, 2], [3, 4], [5, 6]], 4).toarray()
+    array([[1, 2, 0, 0],
+           [0, 3, 4, 0],
+           [0, 0, 5, 6]])
+    """
+    from .. import matrices
+
+    (w,), _ = _read(w=w)
+    size = spatial_size("input_size", input_size)
+    d = len(size)
+    if w.ndim not in (2 * d, 2 * d + 2):
+        raise ValueError(
+            f"w must be (*out, *k) with {2 * d} axes or (*out, K, C/groups, *k) with {2 * d + 2} for input_size "
+            f"{size}, got shape {w.shape}"
+        )
+    channels = () if w.ndim == 2 * d else (1, w.shape[d + 1] * groups)
+    g = _geometry(
+        (*channels, *size), w.shape, ("input_size", "w"), stride=stride, padding=padding, dilation=dilation,
+        groups=groups, boundary=boundary, flip=flip,
+    )
+    return matrices.local_matrix(w, g)
+
+
+def _read(**arguments: Any) -> tuple[list[Any], Any]:
+    """The caller's arrays, which must be on the CPU."""
+    read, give = dispatch.read(**arguments)
+    for name, array in zip(arguments, read, strict=True):
+        if array is not None and dispatch.device_of(array) != "cpu":
+            raise TypeError(f"{name} must be on the CPU: one kernel for each output has no GPU kernel")
+    return read, give
+
+
+def _geometry(
+    input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], names: tuple[str, str], **arguments: Any
+) -> ConvGeometry:
+    """The geometry of one of the kernels, which all outputs share."""
+    axes, (x_name, w_name) = len(input_shape), names
+    plain = len(kernel_shape) == 2 * axes
+    d = axes if plain else axes - 2
+    if d < 1 or not (plain or len(kernel_shape) == 2 * d + 2):
+        raise ValueError(
+            f"{w_name} must be (*out, *k) for {x_name} (*in), or (*out, K, C/groups, *k) for {x_name} (N, C, *in); "
+            f"got shapes {kernel_shape} and {input_shape}"
+        )
+    if plain and arguments["groups"] != 1:
+        raise ValueError(f"groups must be 1 for plain arrays, got {arguments['groups']}")
+    g = conv_geometry(input_shape, kernel_shape[d:], plain=plain, names=names, **arguments)
+    if kernel_shape[:d] != g.out:
+        raise ValueError(
+            f"{w_name} must have a kernel for each of {g.out} outputs, so its shape must begin so; got {kernel_shape}"
+        )
+    return g
+
+
+def _weights(w: np.ndarray, g: ConvGeometry, dtype: np.dtype) -> np.ndarray:
+    """The kernels as matrices ``(prod out, K, C/groups * prod k)``."""
+    return arrays.ready(w, dtype).reshape(prod(g.out), g.K, -1)
+
+
+def _room() -> Any:
+    return dispatch.backend("cpu", "local")

@@ -1,0 +1,199 @@
+"""numconv's functions inside ``@njit`` functions: the same bits as outside, serial and in parallel loops."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numba  # noqa: F401  # for the script
+import numpy as np
+import pytest
+from conftest import assert_same, values
+from numba import njit, prange
+from numba.core.errors import NumbaError
+
+import numconv as nc
+from numconv import conv, overloads
+
+overloads.init()  # numba does so itself where numconv is installed
+
+X, W, BIAS = values((2, 4, 9, 7), np.float32), values((6, 2, 3, 2), np.float32, 1), values((6,), np.float32, 2)
+
+
+def test_the_entry_point_is_declared_and_numba_is_not_imported():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert project["entry-points"]["numba_extensions"] == {"init": "numconv.overloads:init"}
+    code = """
+import sys, numconv
+assert 'numba' not in sys.modules
+import numba
+assert 'numconv.cpu' not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def layers(x, w, bias):
+    y = conv(
+        x[:, :, ::-1], w, bias, stride=(2, 1), padding=((1, 0), (2, 1)), groups=2, boundary="reflect",
+        algorithm="implicit",
+    )
+    dx = nc.conv_grad_input(
+        (2, 4, 9, 7), w, y, stride=(2, 1), padding=((1, 0), (2, 1)), groups=2, boundary="wrap", algorithm="implicit"
+    )
+    dw = nc.conv_grad_weight(
+        x, (6, 2, 3, 2), y, stride=(2, 1), padding=((1, 0), (2, 1)), groups=2, fill_value=1, algorithm="implicit"
+    )
+    return y, dx, dw
+
+
+def plain(x, w, s):
+    a, b = x[0, 0], w[0, 0]
+    same = nc.convolve(a, b, "same", boundary="wrap", stride=s, algorithm="implicit")
+    return same, nc.convolve(b, a, "valid", stride=2, algorithm="implicit")
+
+
+def windows(x, cols):
+    laid_out = nc.im2col(x[:, :, ::2], (3, 2), stride=2, padding=1, fill_value=1)
+    back = nc.col2im(cols, (2, 4, 9, 7), (3, 2), stride=2, padding=1, boundary="symmetric", reduce="mean")
+    return laid_out, back
+
+
+def rows(w, x, y):
+    data, indices, indptr = nc.kernel2row(
+        w, (9, 7), stride=(2, 1), padding=1, groups=2, boundary="reflect", flip=False, triple=True
+    )
+    forth = nc.csr_matvec(data, indices, indptr, x)
+    return data, indices, indptr, forth, nc.csr_rmatvec(data, indices, indptr, y, len(x))
+
+
+@pytest.mark.parametrize(
+    "function, arguments",
+    [
+        (layers, (X, W, BIAS)),
+        (plain, (X, W, 2)),
+        (windows, (X, nc.im2col(X, (3, 2), stride=2, padding=1))),
+        (rows, (W, values((4 * 63,), np.float32), values((6 * 5 * 8,), np.float32))),
+    ],
+)
+def test_the_same_lines_compiled_and_not(function, arguments):
+    for got, want in zip(njit(function)(*arguments), function(*arguments), strict=True):
+        assert_same(got, want)
+
+
+def test_integers_are_exact_and_wrap():
+    compiled = njit(lambda x, w: nc.conv(x, w, padding="same_lower", dilation=2))
+    x, w = values((1, 6, 5), np.int64) * 2**40, values((2, 1, 3, 2), np.int64, 1) * 2**23
+    assert_same(compiled(x, w), nc.conv(x, w, padding="same_lower", dilation=2))
+
+
+def in_a_loop(xs, w):
+    sums = np.empty(len(xs))
+    for i in prange(len(xs)):
+        sums[i] = nc.conv(xs[i], w, padding=1, algorithm="implicit").sum()
+    return sums
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_njit import *
+xs, w = values((8, 8, 48, 48), np.float32), values((8, 8, 3, 3), np.float32, 1)
+# each turn is work enough for threads of its own
+assert np.array_equal(njit(parallel=True, cache=True)(in_a_loop)(xs, w), in_a_loop(xs, w))
+print(numba.threading_layer())
+"""
+
+
+@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+def test_in_parallel_loops_under_threading_layers(layer):
+    code = SCRIPT.format(tests=str(Path(__file__).parent))
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "NUMBA_THREADING_LAYER": layer}, capture_output=True, text=True
+    )
+    if "No threading layer could be loaded" in done.stderr:
+        pytest.skip(f"no {layer} here")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == layer
+
+
+MODULE = """
+from numba import njit
+import numconv as nc
+
+@njit(cache=True)
+def inner(x, w):
+    return nc.conv(x, w, padding=1)
+
+@njit(cache=True)
+def outer(x, w):
+    return inner(x, w){version}
+"""
+
+
+def test_cached_functions_load_in_a_new_process(tmp_path):
+    def run(version, name):
+        (tmp_path / "cached.py").write_text(MODULE.format(version=version))
+        code = f"""
+from numconv import overloads; overloads.init()
+import cached, numpy as np
+x, w = np.ones((1, 4, 4), np.float32), np.ones((1, 1, 3, 3), np.float32)
+print(cached.{name}(x, w).sum(), sum(cached.{name}.stats.cache_hits.values()))
+"""
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [tmp_path, *filter(None, sys.path)]))}
+        return subprocess.run([sys.executable, "-c", code], check=True, env=env, capture_output=True, text=True).stdout
+
+    assert run("", "outer") == "100.0 0\n"
+    assert run("", "outer") == "100.0 1\n"
+
+
+@pytest.mark.parametrize(
+    "function, words",
+    [
+        (lambda x, w: nc.conv(1, w), "x must be an array"),
+        (lambda x, w: nc.conv(x, w[0]), "x must have 3 or 2 axes, got 4"),
+        (lambda x, w: nc.conv(x, w, stride=(1, 2, 3)), "stride must be an int or 2 ints"),
+        (lambda x, w: nc.conv(x, w, stride=1.5), "stride must be an int or a tuple"),
+        (lambda x, w: nc.conv(x, w, padding="some"), "padding must be one of"),
+        (lambda x, w: nc.conv(x, w, padding=((1, 2), (3, 4, 5))), r"padding must have one \(lo, hi\) pair"),
+        (lambda x, w: nc.conv(x, w, boundary="mirror"), "boundary must be one of"),
+        (lambda x, w: nc.conv(x, w, boundary="wrap", fill_value=1), "fill_value is only for boundary='constant'"),
+        (lambda x, w: nc.conv(x, w, algorithm="fft"), "algorithm must be one of 'auto', 'implicit'"),
+        (lambda x, w: nc.conv(x, w, out=x), "out is not for compiled code"),
+        (lambda x, w: nc.conv(x, w, groups=1.0), "groups must be an int"),
+        (lambda x, w: nc.conv_grad_input(3, w, x), "input_shape must be a tuple of ints"),
+        (lambda x, w: nc.conv_grad_weight(x, (3, 3), x), "kernel_shape must be"),
+        (lambda x, w: nc.convolve(x, w, "most"), "mode must be one of"),
+        (lambda x, w: nc.im2col(x, (1, 1, 1, 1, 1)), "kernel_size must have one int for each spatial axis"),
+        (lambda x, w: nc.kernel2row(w, (3, 3), fill_value=1), "fill_value must be 0"),
+        (lambda x, w: nc.csr_matvec(x, x, x, x), "data must have 1 axes"),
+    ],
+)
+def test_compile_errors_name_the_argument(function, words):
+    with pytest.raises(NumbaError, match=words):
+        njit(function)(X, W)
+
+
+def refused(x, w, stride, dilation, lo, groups):
+    return nc.conv(x, w, stride=stride, dilation=dilation, padding=((lo, 0), (0, 0)), groups=groups)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ((0, 1, 0, 2), "stride must be at least 1"),
+        ((1, 0, 0, 2), "dilation must be at least 1"),
+        ((1, 1, -1, 2), "padding must be at least 0"),
+        ((1, 1, 0, 0), "groups must be at least 1"),
+        ((1, 1, 0, 3), "groups must divide"),
+        ((1, 1, 0, 1), "w must have shape"),
+        ((1, 9, 0, 2), "the output would be empty"),
+    ],
+)
+def test_run_time_errors_name_the_argument(arguments, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        compiled_refused(X, W, *arguments)
+
+
+compiled_refused = njit(refused)
