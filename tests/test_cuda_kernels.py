@@ -306,7 +306,8 @@ def test_half_precision(there, allocated, algorithm):
     send, fetch = there
     g = {"padding": 1, "boundary": "reflect"}
     x, w, bias = (values(s, np.float16, seed) for seed, s in enumerate(((1, 2, 6, 5), (2, 2, 3, 3), (2,))))
-    w, fine = w * np.float16(33 / 32), np.float16(2**-9)  # sums that float16 cannot hold must not be rounded twice
+    # sums that float16 cannot hold must not be rounded twice
+    x, w, fine = x * np.float16(17 / 16), w * np.float16(33 / 32), np.float16(2**-9)
     plan = numconv.plan_conv(x.shape, w.shape, dtype=np.float16, algorithm=algorithm, device="cuda", **g)
     y = fetch(plan.forward(send(x), send(w), send(bias + fine)))
     assert y.dtype == np.float16
