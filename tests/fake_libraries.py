@@ -27,9 +27,10 @@ class CupyArray:
     """CuPy's ``ndarray``."""
 
     __module__ = "cupy"
-    on_device = 0
+    current = 0  # CuPy's current device
 
     def __init__(self, shape, dtype=float, memptr=None, strides=None):
+        self.on_device = CupyArray.current
         if memptr is None:
             self.numbers = np.full(shape, 7, dtype)
         else:
@@ -134,11 +135,11 @@ def install(monkeypatch, calls):
 
     @contextmanager
     def device(index):
-        before, CupyArray.on_device = CupyArray.on_device, index
+        before, CupyArray.current = CupyArray.current, index
         try:
             yield
         finally:
-            CupyArray.on_device = before
+            CupyArray.current = before
 
     def multiply(a, b, out):
         calls.append(("matmul", type(out).__module__))

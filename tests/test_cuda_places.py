@@ -86,9 +86,11 @@ def test_a_second_gpu_computes_what_lies_there(calls, launched, monkeypatch):
     assert {device for device, _ in launched} == {1}
     with pytest.raises(TypeError, match=r"x: torch on cuda:1, w: torch on cuda:0"):
         numconv.conv(Tensor(X, 1), Tensor(W, 0))
-    monkeypatch.setattr(CupyArray, "on_device", 3)
+    with monkeypatch.context() as now:
+        now.setattr(CupyArray, "current", 3)
+        far = cupy_array(X), cupy_array(W)
     launched.clear()
-    numconv.conv(cupy_array(X), cupy_array(W))
+    assert numconv.conv(*far).on_device == 3
     assert {device for device, _ in launched} == {3}
 
 
