@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from math import prod
 from types import ModuleType
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from . import _memory, arrays, dispatch, matrices, select
-from .arguments import mode_padding, one_of, per_axis
+from . import _memory, arrays, dispatch, matrices, select, stream
+from .arguments import as_int, mode_padding, one_of, per_axis
 from .geometry import SCALARS, ConvGeometry, conv_geometry, frozen
 from .select import Choice
 
@@ -40,6 +40,7 @@ class ConvPlan:
     device: str
     choice: Choice
     asked: str = "auto"
+    max_bytes: int | None = None
 
     def __repr__(self) -> str:
         g = self.geometry
@@ -70,7 +71,7 @@ class ConvPlan:
 
     # the three products ---------------------------------------------------------------------------------------------
 
-    def forward(self, x: Any, w: Any, bias: Any = None, out: Any = None) -> Any:
+    def forward(self, x: Any, w: Any, bias: Any = None, out: Any = None, *, resume: Any = None) -> Any:
         """``Y = W_flat @ X_conv``, reshaped, plus one ``bias`` for each output channel.
 
         Parameters
@@ -78,27 +79,37 @@ class ConvPlan:
         x, w : array of ``input_shape`` and of ``kernel_shape``
         bias : array (K,), optional
         out : array of ``output_shape``, optional
+        resume : path, optional
+            For plans with ``max_bytes``: a file that lists which tiles of ``out``, which is a file too, are done. Where
+            it is there already the finished tiles are not computed again; it is refused if it is that of another
+            geometry, kernel, bias or input.
 
         Returns
         -------
         array of ``output_shape``
             Of the plan's dtype, or ``out``.
         """
+        if self._tiled(resume):
+            return stream.forward(self, x, w, bias, out, resume)
         (x, w, bias, out), give = dispatch.read(x=x, w=w, bias=bias, out=out)
         return give(self.forward_of(x, w, bias, out))
 
-    def grad_input(self, dy: Any, w: Any, out: Any = None) -> Any:
+    def grad_input(self, dy: Any, w: Any, out: Any = None, *, resume: Any = None) -> Any:
         """``dX = W_conv^H @ dY_flat``, reshaped: the adjoint of ``forward`` in ``x``.
 
         Parameters
         ----------
         dy, w : array of ``output_shape`` and of ``kernel_shape``
         out : array of ``input_shape``, optional
+        resume : path, optional
+            As for ``forward``.
 
         Returns
         -------
         array of ``input_shape``
         """
+        if self._tiled(resume):
+            return stream.grad_input(self, dy, w, out, resume)
         (dy, w, out), give = dispatch.read(dy=dy, w=w, out=out)
         g = self.geometry
         inputs = (("dy", dy, g.output_shape), ("w", w, g.kernel_shape))
@@ -116,6 +127,8 @@ class ConvPlan:
         -------
         array of ``kernel_shape``
         """
+        if self._tiled(None):
+            return stream.grad_weight(self, x, dy, out)
         (x, dy, out), give = dispatch.read(x=x, dy=dy, out=out)
         g = self.geometry
         inputs = (("x", x, g.input_shape), ("dy", dy, g.output_shape))
@@ -134,6 +147,8 @@ class ConvPlan:
         -------
         array of ``input_shape``
         """
+        if self._tiled(None):
+            return stream.transpose(self, x, w, bias, out)
         (x, w, bias, out), give = dispatch.read(x=x, w=w, bias=bias, out=out)
         g = self.geometry
         inputs = (("x", x, g.output_shape), ("w", w, g.kernel_shape), ("bias", bias, (g.C,)))
@@ -184,6 +199,8 @@ class ConvPlan:
             return matrices.matrix_nbytes(self.geometry, self.dtype)
         if what == "im2col":
             return prod(self.geometry.cols_shape) * self.dtype.itemsize
+        if self.max_bytes is not None:
+            return stream.nbytes(self, "forward", stream.lengths(self, "forward"))
         return select.workspace(self.algorithm, self.geometry, self.dtype, self.device)
 
     def explain_choice(self) -> str:
@@ -229,7 +246,7 @@ class ConvPlan:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # without what is found once below
-        return ConvPlan, (self.geometry, self.dtype, self.device, self.choice, self.asked)
+        return ConvPlan, (self.geometry, self.dtype, self.device, self.choice, self.asked, self.max_bytes)
 
     def _room(self, name: str) -> ModuleType:
         return dispatch.backend(self.device, name)
@@ -249,6 +266,12 @@ class ConvPlan:
     @cached_property
     def _workspace(self) -> int:
         return self.nbytes("workspace")
+
+    def _tiled(self, resume: Any) -> bool:
+        """Whether this plan works tile by tile."""
+        if self.max_bytes is None and resume is not None:
+            raise ValueError("resume is for plans with max_bytes, which work tile by tile; this plan has none")
+        return self.max_bytes is not None
 
     def forward_of(
         self, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, out: np.ndarray | None
@@ -408,7 +431,7 @@ def _plan_for(
 def plan_conv(
     input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], *, dtype: Any = np.float32, device: Any = "auto",
     algorithm: str = "auto", stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
-    boundary: str = "constant", fill_value: complex = 0, flip: bool = False,
+    boundary: str = "constant", fill_value: complex = 0, flip: bool = False, max_bytes: int | None = None,
 ) -> ConvPlan:
     """Plan a channelled convolution, ``conv``.
 
@@ -425,6 +448,9 @@ def plan_conv(
     algorithm : {"auto", "im2col", "kernel2row", "implicit", "direct", "winograd", "fft"}
     stride, padding, dilation, groups, boundary, fill_value, flip
         The geometry, as for ``conv``.
+    max_bytes : int, optional
+        Compute tile by tile, so that ``forward`` and the gradients take at most so many bytes beside arguments and
+        result; see the notes.
 
     Returns
     -------
@@ -435,6 +461,14 @@ def plan_conv(
     ValueError, TypeError
         For shapes and values that do not fit, and for an algorithm that cannot serve them.
 
+    Notes
+    -----
+    With ``max_bytes`` the arrays may be larger than memory: ``numpy.memmap``, or what h5py, zarr and others open, whose
+    blocks are read by slices. Every tile is computed by the algorithm chosen for the whole, so its sums are the same
+    and so are the bits, for integers by every algorithm and for real numbers by ``"direct"``; ``"implicit"`` and the
+    others group their sums by the size of a tile and may differ in the last bit, as the weight gradient does, which
+    is a sum over tiles.
+
     Examples
     --------
     >>> import numconv
@@ -443,18 +477,24 @@ def plan_conv(
     (8, 16, 16, 16)
     >>> plan.nbytes("im2col")
     221184
+
+    A terabyte, a hundred megabytes at a time:
+
+    >>> plan = numconv.plan_conv((1, 6400, 6400, 6400), (1, 1, 5, 5, 5), padding="same", max_bytes=100_000_000)
+    >>> plan.nbytes("workspace") <= 100_000_000
+    True
     """
     geometry = conv_geometry(
         input_shape, kernel_shape, stride=stride, padding=padding, dilation=dilation, groups=groups,
         boundary=boundary, fill_value=fill_value, flip=flip, names=("input_shape", "kernel_shape"),
     )
-    return make_plan(geometry, arrays.plan_dtype(dtype), dispatch.choose_device(device), algorithm)
+    return _limited(make_plan(geometry, arrays.plan_dtype(dtype), dispatch.choose_device(device), algorithm), max_bytes)
 
 
 def plan_convolve(
     input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], mode: str = "valid", *, dtype: Any = np.float32,
     device: Any = "auto", algorithm: str = "auto", stride: Any = 1, dilation: Any = 1, boundary: str = "constant",
-    fill_value: complex = 0, flip: bool = True,
+    fill_value: complex = 0, flip: bool = True, max_bytes: int | None = None,
 ) -> ConvPlan:
     """Plan a convolution of plain arrays, the seed's case.
 
@@ -468,6 +508,8 @@ def plan_convolve(
         As for ``plan_conv``.
     flip : bool, default True
         Turn the kernel: true convolution.
+    max_bytes : int, optional
+        Compute tile by tile, as for ``plan_conv``.
 
     Returns
     -------
@@ -494,7 +536,11 @@ def plan_convolve(
         input_shape, kernel_shape, mode, stride=stride, dilation=dilation, boundary=boundary, fill_value=fill_value,
         flip=flip, names=("input_shape", "kernel_shape"),
     )
-    return make_plan(geometry, arrays.plan_dtype(dtype), dispatch.choose_device(device), algorithm)
+    return _limited(make_plan(geometry, arrays.plan_dtype(dtype), dispatch.choose_device(device), algorithm), max_bytes)
+
+
+def _limited(plan: ConvPlan, max_bytes: Any) -> ConvPlan:
+    return plan if max_bytes is None else replace(plan, max_bytes=as_int("max_bytes", max_bytes, 1))
 
 
 def plain_geometry(

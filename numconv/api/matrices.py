@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import scipy.sparse
 
 
+@dispatch.or_dask
 def im2col(
     x: Any, kernel_size: Ints, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
     boundary: Boundary = "constant", fill_value: Any = 0, flip: bool = True, out: Any = None,
