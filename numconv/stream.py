@@ -86,8 +86,8 @@ def lengths(plan: ConvPlan, what: str, beside: int = 0) -> tuple[int, ...]:
     found = tiles.cut((g.N, outer, *pixels), cost, max(group, 1), lambda tile: need(tile) <= limit)
     if need(found) > limit:
         raise ValueError(
-            f"max_bytes must be at least {need(found):,} for {what} by {plan.algorithm!r}, one value of the result after "
-            f"the other, got {limit:,}"
+            f"max_bytes must be at least {need(found):,} for {what} by {plan.algorithm!r}, one value of the result "
+            f"after the other, got {limit:,}"
         )
     return found
 

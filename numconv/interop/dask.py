@@ -84,9 +84,10 @@ def _slide(
     if mode == "valid" and plain._inside(size, w.shape, dilation):
         raise ValueError(f"x must be the larger one if it is a Dask array, got shapes {x.shape} and {w.shape}")
     g = plain_geometry(size, w.shape, mode, dilation=frozen(dilation), flip=flip, **_frozen(geometry))
-    last = range(-len(chosen), 0)
-    y = _forward(da.moveaxis(x, chosen, last), w, None, g, arrays.product_dtype(x=x, w=w), algorithm)
-    return da.moveaxis(y, last, chosen)
+    dtype, last = arrays.product_dtype(x=x, w=w), tuple(range(x.ndim - len(chosen), x.ndim))
+    if chosen == last:
+        return _forward(x, w, None, g, dtype, algorithm)
+    return da.moveaxis(_forward(da.moveaxis(x, chosen, last), w, None, g, dtype, algorithm), last, chosen)
 
 
 def conv_grad_input(
