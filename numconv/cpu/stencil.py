@@ -27,7 +27,19 @@ from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..geometry import ConvGeometry
 from ._jit import Kernel, flat, helper, row_source, source, tasks_of
 from .rows import shared_lines
-from .simd import ABREAST, STACKED, WINDOW, address, copy_item, copy_rows, lanes, spread_rows, weight_sums, window_sum
+from .simd import (
+    ABREAST,
+    STACKED,
+    WINDOW,
+    address,
+    copy_item,
+    copy_rows,
+    keep,
+    lanes,
+    spread_rows,
+    weight_sums,
+    window_sum,
+)
 
 #: Output columns of a block in vectors, and its rows in tiles.
 ACROSS, DOWN = 16, 4
@@ -273,6 +285,7 @@ def _forward(team, x, w, bias, axes, boundary, fill, entries, sizes, G, steps, y
                     )
                 if step > 1:
                     spread_rows(block_at, 0, columns, high, wide, result, y0, row_step, step, fill)
+    keep(patch, block, blank, starts)
 
 
 def forward(
@@ -371,6 +384,7 @@ def _grad_weight(team, x, dY, axes, boundary, fill, entries, sizes, G, together_
                 add_lanes(sums, vector, partial[part], k0, k1)
                 added = 0
         add_lanes(sums, vector, partial[part], k0, k1)
+    keep(patch, blank, starts, sums)
 
 
 @helper
