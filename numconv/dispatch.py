@@ -139,11 +139,16 @@ def or_dask(function: F) -> F:
 
     @wraps(function)
     def either(*arguments: Any, **options: Any) -> Any:
-        if True in map(_is_dask, map(type, (*arguments, *options.values()))):
+        known = _NO_DASK.issuperset(map(type, arguments)) and _NO_DASK.issuperset(map(type, options.values()))
+        if not known and True in map(_is_dask, map(type, (*arguments, *options.values()))):
             return getattr(import_module("numconv.interop.dask"), function.__name__)(*arguments, **options)
         return function(*arguments, **options)
 
     return cast(F, either)
+
+
+#: Types of most arguments, told in one look.
+_NO_DASK = frozenset({np.ndarray, type(None), int, float, bool, str, tuple, list})
 
 
 @cache
