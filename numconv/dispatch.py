@@ -12,13 +12,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, partial, wraps
 from importlib import import_module
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
 
+F = TypeVar("F", bound=Callable[..., Any])
 Device = Literal["auto", "cpu", "cuda"]
 DEVICES: tuple[str, ...] = get_args(Device)
 
@@ -150,6 +151,28 @@ def backend(device: str, room: str) -> ModuleType:
     return import_module(f"numconv.{device}.{room}")
 
 
+def or_dask(function: F) -> F:
+    """A public function that leaves Dask arrays to the one of its name in ``interop.dask``."""
+
+    @wraps(function)
+    def either(*arguments: Any, **options: Any) -> Any:
+        known = _NO_DASK.issuperset(map(type, arguments)) and _NO_DASK.issuperset(map(type, options.values()))
+        if not known and True in map(_is_dask, map(type, (*arguments, *options.values()))):
+            return getattr(import_module("numconv.interop.dask"), function.__name__)(*arguments, **options)
+        return function(*arguments, **options)
+
+    return cast(F, either)
+
+
+#: Types of most arguments, told in one look.
+_NO_DASK = frozenset({np.ndarray, type(None), int, float, bool, str, tuple, list})
+
+
+@cache
+def _is_dask(kind: type) -> bool:
+    return kind.__module__.startswith("dask.")
+
+
 _OPTIONAL = ("bias", "out")
 
 
@@ -194,6 +217,8 @@ def kind_of(name: str, value: Any) -> str:
             )
         return "numpy"
     library = type(value).__module__.partition(".")[0]
+    if library == "dask":
+        raise TypeError(f"{name} is a Dask array, not taken here; {name}.compute() is one in memory")
     if library == "numconv" and hasattr(value, "place"):
         return str(value.place.kind)
     if library == "torch" and hasattr(value, "detach"):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from . import _memory, arrays, dispatch, matrices, select
+from . import _memory, arrays, dispatch, matrices, select, stream
 from .arguments import one_of
 from .geometry import SCALARS, ConvGeometry, frozen
 from .select import Choice
@@ -73,6 +73,7 @@ class ConvPlan:
     device: str
     choice: Choice
     asked: str = "auto"
+    max_bytes: int | None = None
 
     def __repr__(self) -> str:
         g = self.geometry
@@ -103,7 +104,7 @@ class ConvPlan:
 
     # the three products ---------------------------------------------------------------------------------------------
 
-    def forward(self, x: Any, w: Any, bias: Any = None, out: Any = None) -> Any:
+    def forward(self, x: Any, w: Any, bias: Any = None, out: Any = None, *, resume: Any = None) -> Any:
         """``Y = W_flat @ X_conv``, reshaped, plus one ``bias`` for each output channel.
 
         Parameters
@@ -111,27 +112,37 @@ class ConvPlan:
         x, w : array of ``input_shape`` and of ``kernel_shape``
         bias : array (K,), optional
         out : array of ``output_shape``, optional
+        resume : path, optional
+            For plans with ``max_bytes``: a file that lists which tiles of ``out``, which is a file too, are done. Where
+            it is there already the finished tiles are not computed again; it is refused if it is that of another
+            geometry, kernel, bias or input.
 
         Returns
         -------
         array of ``output_shape``
             Of the plan's dtype, or ``out``.
         """
+        if self._tiled(resume):
+            return stream.forward(self, x, w, bias, out, resume)
         (x, w, bias, out), give = dispatch.read(x=x, w=w, bias=bias, out=out)
         return give(self.forward_of(x, w, bias, out))
 
-    def grad_input(self, dy: Any, w: Any, out: Any = None) -> Any:
+    def grad_input(self, dy: Any, w: Any, out: Any = None, *, resume: Any = None) -> Any:
         """``dX = W_conv^H @ dY_flat``, reshaped: the adjoint of ``forward`` in ``x``.
 
         Parameters
         ----------
         dy, w : array of ``output_shape`` and of ``kernel_shape``
         out : array of ``input_shape``, optional
+        resume : path, optional
+            As for ``forward``.
 
         Returns
         -------
         array of ``input_shape``
         """
+        if self._tiled(resume):
+            return stream.grad_input(self, dy, w, out, resume)
         (dy, w, out), give = dispatch.read(dy=dy, w=w, out=out)
         g = self.geometry
         inputs = (("dy", dy, g.output_shape), ("w", w, g.kernel_shape))
@@ -149,6 +160,8 @@ class ConvPlan:
         -------
         array of ``kernel_shape``
         """
+        if self._tiled(None):
+            return stream.grad_weight(self, x, dy, out)
         (x, dy, out), give = dispatch.read(x=x, dy=dy, out=out)
         g = self.geometry
         inputs = (("x", x, g.input_shape), ("dy", dy, g.output_shape))
@@ -167,6 +180,8 @@ class ConvPlan:
         -------
         array of ``input_shape``
         """
+        if self._tiled(None):
+            return stream.transpose(self, x, w, bias, out)
         (x, w, bias, out), give = dispatch.read(x=x, w=w, bias=bias, out=out)
         g = self.geometry
         inputs = (("x", x, g.output_shape), ("w", w, g.kernel_shape), ("bias", bias, (g.C,)))
@@ -328,6 +343,8 @@ class ConvPlan:
             return matrices.matrix_nbytes(self.geometry, self.dtype)
         if what == "im2col":
             return prod(self.geometry.cols_shape) * self.dtype.itemsize
+        if self.max_bytes is not None:
+            return stream.nbytes(self, "forward", stream.lengths(self, "forward"))
         return select.workspace(self.algorithm, self.geometry, self.dtype, self.device)
 
     def explain_choice(self) -> str:
@@ -396,7 +413,7 @@ class ConvPlan:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # without what is found once below
-        return ConvPlan, (self.geometry, self.dtype, self.device, self.choice, self.asked)
+        return ConvPlan, (self.geometry, self.dtype, self.device, self.choice, self.asked, self.max_bytes)
 
     def _room(self, name: str) -> ModuleType:
         return dispatch.backend(self.device, name)
@@ -424,6 +441,12 @@ class ConvPlan:
     @cached_property
     def _workspace(self) -> int:
         return self.nbytes("workspace")
+
+    def _tiled(self, resume: Any) -> bool:
+        """Whether this plan works tile by tile."""
+        if self.max_bytes is None and resume is not None:
+            raise ValueError("resume is for plans with max_bytes, which work tile by tile; this plan has none")
+        return self.max_bytes is not None
 
     def forward_of(
         self, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, out: np.ndarray | None

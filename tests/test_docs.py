@@ -25,7 +25,7 @@ NO_RESULT, NEVER_RAISES = ("use_device",), ("devices",)
 @pytest.mark.parametrize("name", ROOMS)
 def test_examples_of_room_run(name):
     if name.startswith("numconv.interop."):
-        pytest.importorskip(name.rpartition(".")[2])
+        pytest.importorskip(name.rpartition(".")[2])  # a room for another library has its name
     failed, _ = doctest.testmod(import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert failed == 0
 

@@ -7,12 +7,14 @@ A layer belongs to a process and its faults end it, so this file is also the scr
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -73,6 +75,9 @@ def make_calls() -> dict[str, Callable[[], Any]]:
         calls[f"forward-{algorithm}"] = lambda a=algorithm: plan(algorithm=a).forward(x, w, bias)
         calls[f"grad_input-{algorithm}"] = lambda a=algorithm: plan(algorithm=a).grad_input(dy, w)
         calls[f"grad_weight-{algorithm}"] = lambda a=algorithm: plan(algorithm=a).grad_weight(x, dy)
+    tiled = plan(algorithm="direct", max_bytes=400_000)
+    calls["tiles"] = lambda: tiled.forward(x, w, bias)
+    calls["tiles-grad_weight"] = lambda: tiled.grad_weight(x, dy)
     for boundary in ("constant", "edge", "reflect", "symmetric", "wrap"):
         calls[f"image-{boundary}"] = lambda b=boundary: nc.convolve(image, kernel, "same", boundary=b)
     return calls
@@ -203,8 +208,25 @@ def shuffled(names: list[str], seed: int) -> list[str]:
     return [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
 
 
-def main() -> None:
-    """What the process of one layer does, a line of JSON for every step."""
+def soak(expected: dict[str, str], seconds: float, count: int = 8) -> dict[str, Any]:
+    """How many calls ``count`` threads made for so long, each of its own mixture, and which of them went wrong."""
+    until = time.monotonic() + seconds
+
+    def mix(i: int) -> tuple[int, list[str]]:
+        calls, found, names = 0, [], itertools.cycle(shuffled(list(expected), i))
+        while time.monotonic() < until:
+            found += different(expected, [next(names)])
+            calls += 1
+        return calls, found
+
+    results = in_threads(mix, count)
+    broken = [result for result in results if isinstance(result, str)]
+    whole = [result for result in results if not isinstance(result, str)]
+    return {"calls": sum(calls for calls, _ in whole), "different": [name for _, f in whole for name in f] + broken}
+
+
+def main(seconds: float) -> None:
+    """What the process of one layer does, a line of JSON for every step; the soak takes so many seconds."""
     import numba
 
     numba.set_num_threads(1)
@@ -228,6 +250,7 @@ def main() -> None:
     names = list(expected)
     found = in_threads(lambda i: different(expected, shuffled(names, i)), 4)
     report(step="at-once", different=found)
+    report(step="soak", **soak(expected, seconds))
 
     if hasattr(os, "fork"):
         report(step="fork", **in_child(lambda: different(expected)))
@@ -290,6 +313,12 @@ def test_one_and_three_threads_give_the_same_bits_under_every_layer(steps):
 
 def test_several_python_threads_call_everything_at_once(steps):
     assert step(steps, "at-once")["different"] == [[]] * 4
+
+
+def test_eight_python_threads_mix_all_functions_for_seconds(steps):
+    soaked = step(steps, "soak")
+    assert soaked["different"] == []
+    assert soaked["calls"] >= 8
 
 
 def test_a_users_own_parallel_loops_run_in_between(steps):
@@ -379,4 +408,4 @@ if __name__ == "__main__":
 
 
 if __name__ == "__main__":
-    main()
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else 5)

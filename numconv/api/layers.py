@@ -19,6 +19,7 @@ _geometry_of_grad_input = partial(conv_geometry, names=("input_shape", "w"))
 _geometry_of_grad_weight = partial(conv_geometry, names=("x", "kernel_shape"))
 
 
+@dispatch.or_dask
 def conv(
     x: Any, w: Any, bias: Any = None, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1, groups: int = 1,
     boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False, algorithm: Algorithm = "auto",
@@ -188,6 +189,7 @@ def conv3d(
     return conv(x, w, bias, stride=stride, padding=padding, dilation=dilation, groups=groups, **options)
 
 
+@dispatch.or_dask
 def conv_transpose(
     x: Any, w: Any, bias: Any = None, *, stride: Ints = 1, padding: Padding = 0, output_padding: Ints = 0,
     groups: int = 1, dilation: Ints = 1, boundary: Boundary = "constant", flip: bool = False,
@@ -344,6 +346,7 @@ def conv_transpose3d(
     )
 
 
+@dispatch.or_dask
 def conv_grad_input(
     input_shape: Sequence[int], w: Any, dy: Any, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
     groups: int = 1, boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False,
@@ -386,6 +389,7 @@ def conv_grad_input(
     return give(plan.grad_input(dy, w, out))
 
 
+@dispatch.or_dask
 def conv_grad_weight(
     x: Any, kernel_shape: Sequence[int], dy: Any, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
     groups: int = 1, boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False,

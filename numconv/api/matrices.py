@@ -11,6 +11,7 @@ from ..arguments import Boundary, Ints, Padding, as_int, one_of, spatial_size
 from ..geometry import conv_geometry, window_geometry
 
 
+@dispatch.or_dask
 def im2col(
     x: Any, kernel_size: Ints, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
     boundary: Boundary = "constant", fill_value: Any = 0, flip: bool = True, out: Any = None,

@@ -15,6 +15,7 @@ from ..plan import make_plan, plan_for
 from ..select import Algorithm
 
 
+@dispatch.or_dask
 def convolve(
     x: Any, w: Any, mode: Mode = "full", *, boundary: Boundary = "constant", fill_value: complex = 0, stride: Ints = 1,
     dilation: Ints = 1, axes: Ints | None = None, algorithm: Algorithm = "auto", out: Any = None,
@@ -75,6 +76,7 @@ def convolve(
     return _slide(x, w, mode, True, boundary, fill_value, stride, dilation, axes, algorithm, out)
 
 
+@dispatch.or_dask
 def correlate(
     x: Any, w: Any, mode: Mode = "full", *, boundary: Boundary = "constant", fill_value: complex = 0, stride: Ints = 1,
     dilation: Ints = 1, axes: Ints | None = None, algorithm: Algorithm = "auto", out: Any = None,

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from .. import arrays, dispatch
-from ..geometry import conv_geometry, plain_geometry
+from ..arguments import as_int
+from ..geometry import ConvGeometry, conv_geometry, plain_geometry
 from ..plan import ConvPlan, make_plan
 
 
 def plan_conv(
     input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], *, dtype: Any = np.float32, device: Any = "auto",
     algorithm: str = "auto", stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
-    boundary: str = "constant", fill_value: complex = 0, flip: bool = False,
+    boundary: str = "constant", fill_value: complex = 0, flip: bool = False, max_bytes: int | None = None,
 ) -> ConvPlan:
     """Plan a channelled convolution, ``conv``.
 
@@ -31,6 +33,9 @@ def plan_conv(
     algorithm : {"auto", "im2col", "kernel2row", "implicit", "direct", "winograd", "fft"}
     stride, padding, dilation, groups, boundary, fill_value, flip
         The geometry, as for ``conv``.
+    max_bytes : int, optional
+        Compute tile by tile, so that ``forward`` and the gradients take at most so many bytes beside arguments and
+        result; see the notes.
 
     Returns
     -------
@@ -41,6 +46,14 @@ def plan_conv(
     ValueError, TypeError
         For shapes and values that do not fit, and for an algorithm that cannot serve them.
 
+    Notes
+    -----
+    With ``max_bytes`` the arrays may be larger than memory: ``numpy.memmap``, or what h5py, zarr and others open, whose
+    blocks are read by slices. Every tile is computed by the algorithm chosen for the whole, so its sums are the same
+    and so are the bits, for integers by every algorithm and for real numbers by ``"direct"``; ``"implicit"`` and the
+    others group their sums by the size of a tile and may differ in the last bit, as the weight gradient does, which
+    is a sum over tiles.
+
     Examples
     --------
     >>> import numconv
@@ -49,18 +62,24 @@ def plan_conv(
     (8, 16, 16, 16)
     >>> plan.nbytes("im2col")
     221184
+
+    A terabyte, a hundred megabytes at a time:
+
+    >>> plan = numconv.plan_conv((1, 6400, 6400, 6400), (1, 1, 5, 5, 5), padding="same", max_bytes=100_000_000)
+    >>> plan.nbytes("workspace") <= 100_000_000
+    True
     """
     geometry = conv_geometry(
         input_shape, kernel_shape, stride=stride, padding=padding, dilation=dilation, groups=groups,
         boundary=boundary, fill_value=fill_value, flip=flip, names=("input_shape", "kernel_shape"),
     )
-    return make_plan(geometry, arrays.plan_dtype(dtype), dispatch.choose_device(device), algorithm)
+    return _plan(geometry, dtype, device, algorithm, max_bytes)
 
 
 def plan_convolve(
     input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], mode: str = "valid", *, dtype: Any = np.float32,
     device: Any = "auto", algorithm: str = "auto", stride: Any = 1, dilation: Any = 1, boundary: str = "constant",
-    fill_value: complex = 0, flip: bool = True,
+    fill_value: complex = 0, flip: bool = True, max_bytes: int | None = None,
 ) -> ConvPlan:
     """Plan a convolution of plain arrays, the seed's case.
 
@@ -74,6 +93,8 @@ def plan_convolve(
         As for ``plan_conv``.
     flip : bool, default True
         Turn the kernel: true convolution.
+    max_bytes : int, optional
+        Compute tile by tile, as for ``plan_conv``.
 
     Returns
     -------
@@ -105,4 +126,9 @@ def plan_convolve(
         input_shape, kernel_shape, mode, stride=stride, dilation=dilation, boundary=boundary, fill_value=fill_value,
         flip=flip, names=("input_shape", "kernel_shape"),
     )
-    return make_plan(geometry, arrays.plan_dtype(dtype), dispatch.choose_device(device), algorithm)
+    return _plan(geometry, dtype, device, algorithm, max_bytes)
+
+
+def _plan(geometry: ConvGeometry, dtype: Any, device: Any, algorithm: str, max_bytes: Any) -> ConvPlan:
+    plan = make_plan(geometry, arrays.plan_dtype(dtype), dispatch.choose_device(device), algorithm)
+    return plan if max_bytes is None else replace(plan, max_bytes=as_int("max_bytes", max_bytes, 1))

@@ -7,10 +7,12 @@ disk. How many share the work, its first argument says at each call.
 from __future__ import annotations
 
 import os
+import pickle
 import threading
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import contextmanager, suppress
+from functools import lru_cache, partial
 from typing import Any
 
 import numba
@@ -18,6 +20,7 @@ import numpy as np
 from llvmlite import ir
 from numba import prange, types
 from numba.core import cgutils
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic, overload, register_jitable
 from numba.np.ufunc import parallel as numba_threads
 
@@ -39,6 +42,64 @@ UNWRAPPED: dict[str, Any] = {"no_cfunc_wrapper": True}
 helper = register_jitable(**OPTIONS, **UNWRAPPED)
 
 
+# the cache on disk --------------------------------------------------------------------------------------------------
+
+#: What unpickling raises where a file was cut off or overwritten, and LLVM for what it cannot read.
+DAMAGED = (
+    pickle.UnpicklingError, EOFError, ValueError, AttributeError, ImportError, LookupError, TypeError, RuntimeError,
+)
+
+
+class Cache(FunctionCache):
+    """numba's cache, whose files other processes write and disks damage: what cannot be used counts as not there.
+
+    Two processes that store a function for different types at the same moment may write to one file, and the index
+    names it for the types of either: what is loaded has to be for the types that are asked for.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            found = super().load_overload(sig, target_context)
+        except DAMAGED as error:
+            _warn(f"the compiled code in {self.cache_path} is damaged ({error}) and is compiled anew")
+            self.flush()
+            return None
+        return found if found is None or tuple(found.signature.args) == tuple(sig) else None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        self._try(super().save_overload, sig, data)
+
+    def flush(self) -> None:
+        self._try(super().flush)
+
+    def _try(self, write: Callable[..., None], *arguments: Any) -> None:
+        try:
+            write(*arguments)
+        except DAMAGED:  # the index, which it reads first
+            super().flush()
+            write(*arguments)
+        except OSError as error:
+            _warn(f"compiled code cannot be kept in {self.cache_path} ({error}); every process compiles it again")
+
+
+def cached(loop: Callable[..., None], **options: Any) -> Any:
+    """The loop compiled on demand and kept on disk; in memory only, where there is no folder to write to."""
+    try:
+        code = numba.njit(cache=True, **options)(loop)
+    except RuntimeError as error:
+        if "no locator" not in str(error):
+            raise
+        _warn("there is no folder for compiled code, and every process compiles again: NUMBA_CACHE_DIR may name one")
+        return numba.njit(**options)(loop)
+    if hasattr(code, "enable_caching"):  # not so where numba is told to compile nothing
+        code._cache = Cache(loop)
+    return code
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
 _index = _indexing.compiled_by(helper)
 position, source, first_output = _index["position"], _index["source"], _index["first_output"]
 row_source, row_output = _index["row_source"], _index["row_output"]
@@ -54,7 +115,7 @@ class Kernel:
 
     def __init__(self, loop: Callable[..., None]) -> None:
         self.__doc__, self.__name__, self.__module__ = loop.__doc__, loop.__name__, loop.__module__
-        self.code = numba.njit(cache=True, **OPTIONS, **UNWRAPPED)(loop)
+        self.code = cached(loop, **OPTIONS, **UNWRAPPED)
 
     def __call__(self, *arguments: Any, work: int) -> None:
         if (work < SERIAL_BELOW and not _threads.wanted) or _threads.lost_in_fork:
@@ -173,12 +234,14 @@ def _thread_count(typing_context):
     return types.intp(), codegen
 
 
-@numba.njit(parallel=True, cache=True, **OPTIONS)
 def _on_threads(worker, block, n):
     members, failed = min(n, _thread_count()), 0  # type: ignore[call-arg]  # likewise
     for me in prange(members):
         failed += _call(worker, block, -(me * 65536 + members))
     return failed
+
+
+_on_threads = cached(_on_threads, parallel=True, **OPTIONS)
 
 
 def _launch(worker, block, n):
@@ -189,7 +252,13 @@ def _launch(worker, block, n):
 def _launcher() -> int | None:
     """The address of ``_launch`` compiled: the only parallel code that there is."""
     numba.get_num_threads()  # starts the threads, whose scheduler code from the disk cache asks for as it is loaded
-    return numba.cfunc(types.intp(types.intp, types.intp, types.intp), cache=True)(_launch).address
+    compiled = partial(numba.cfunc, types.intp(types.intp, types.intp, types.intp))
+    try:
+        return compiled(cache=True)(_launch).address
+    except (OSError, *DAMAGED):  # nowhere to keep it; or damaged, which the next process shall find mended
+        with suppress(OSError, RuntimeError):
+            FunctionCache(_launch).flush()
+        return compiled()(_launch).address
 
 
 # threads ------------------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ from .patch import (
     survey,
     view,
 )
-from .simd import ABREAST, ENTRY, MASKED, WINDOW, address, borrowed, lanes, spread_rows, weight_sums, window_sum
+from .simd import ABREAST, ENTRY, MASKED, WINDOW, address, borrowed, keep, lanes, spread_rows, weight_sums, window_sum
 
 #: Vectors that are added up in the dtype itself before the sum goes on in a wider one.
 LONG = 1 << 10
@@ -128,6 +128,7 @@ def _forward(team, x, w, bias, axes, boundary, fill, entries, sizes, G, steps, y
                         )
                     if step > 1:
                         spread_rows(block_at, 0, columns, high, wide, result, y0, row_step, step, fill)
+    keep(patch, block, blank, starts, image)
 
 
 def forward(
@@ -230,6 +231,7 @@ def _grad_weight(team, x, dY, axes, boundary, fill, entries, sizes, G, together_
                 add_lanes(sums, vector, partial[part], k0, k1)
                 added = 0
         add_lanes(sums, vector, partial[part], k0, k1)
+    keep(patch, blank, starts, image, sums)
 
 
 @helper

@@ -1,4 +1,4 @@
-"""numconv inside other libraries, one room for each: ``numconv.interop.torch``, ``autograd``, ``pylops``.
+"""numconv inside other libraries, one room for each: ``numconv.interop.torch``, ``autograd``, ``pylops``, ``dask``.
 
 A room imports its library when it is first used, and nothing here does so before.
 """
