@@ -66,7 +66,7 @@ def without_gpu(monkeypatch):
         (tensor("cpu"), "torch on cpu"),
         (tensor("cuda", 1), "torch on cuda:1"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )  # fmt: skip
 def test_whose_array_this_is(array, kind):
     assert dispatch.kind_of("x", array) == kind

@@ -6,19 +6,19 @@ What a caller's own function compiles is only the way in and out; these are comp
 
 from __future__ import annotations
 
+from functools import partial
 from math import gcd
 
-import numba
 import numpy as np
 
 from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE, VALID
 from . import csr, im2col, implicit, kernel2row
-from ._jit import OPTIONS, UNWRAPPED, extent, first_tap, helper, output_size, padding_of, source
+from ._jit import OPTIONS, UNWRAPPED, cached, extent, first_tap, helper, output_size, padding_of, source
 from .blocks import blocks_for_weights
 from .callers import as_input, as_table, team_for, threads_of
 from .lines import merged, table, times
 
-launcher = numba.njit(cache=True, **OPTIONS, **UNWRAPPED)
+launcher = partial(cached, **OPTIONS, **UNWRAPPED)
 
 _forward, _grad_weight = implicit._forward.code, implicit._grad_weight.code
 _im2col, _col2im = im2col._im2col.code, im2col._col2im.code
