@@ -284,8 +284,23 @@ class ConvPlan:
         Exact where the convolution is circular: boundary ``"wrap"``, stride 1, as many outputs as inputs. Otherwise by
         Lanczos' method, which stops where its residual is below ``tol`` times the square of the norm, after some
         hundred products. What it has then is a lower bound, as a rule much nearer than ``tol``; where singular values
-        crowd at the top it is as near as they are to each other. It always starts from the same vector. NaN if a
-        weight is not finite, a ``ValueError`` for a ``fill_value`` other than 0.
+        crowd at the top it is as near as they are to each other. It always starts from the same vector.
+
+        Parameters
+        ----------
+        w : array of ``kernel_shape``
+        tol : float, default 1e-5
+            Where Lanczos' method stops.
+
+        Returns
+        -------
+        float
+            NaN if a weight is not finite.
+
+        Raises
+        ------
+        ValueError
+            With a ``fill_value`` other than 0, which makes the map affine.
 
         Examples
         --------
@@ -299,10 +314,22 @@ class ConvPlan:
         return operators.norm(self, w, tol)
 
     def gram_diagonal(self, w: Any) -> np.ndarray:
-        """The diagonal of ``W_conv^H @ W_conv``, shape ``(C, *in)`` or ``(*in)``: the scaling of Jacobi's method.
+        """The diagonal of ``W_conv^H @ W_conv``: the scaling of Jacobi's method.
 
-        For each pixel the squared 2-norm of what it adds to the output, without the matrix. A ``ValueError`` for a
-        ``fill_value`` other than 0.
+        For each pixel the squared 2-norm of what it adds to the output, without the matrix.
+
+        Parameters
+        ----------
+        w : array of ``kernel_shape``
+
+        Returns
+        -------
+        array (C, *in) or (*in)
+
+        Raises
+        ------
+        ValueError
+            With a ``fill_value`` other than 0, which makes the map affine.
 
         Examples
         --------
@@ -315,7 +342,11 @@ class ConvPlan:
         return operators.gram_diagonal(self, w)
 
     def coverage(self) -> np.ndarray:
-        """How often windows read each pixel, ``(*in)``: ``col2im`` of ones, the same for every channel.
+        """How often windows read each pixel: ``col2im`` of ones, the same for every channel.
+
+        Returns
+        -------
+        array of int (*in)
 
         Examples
         --------
@@ -418,7 +449,7 @@ class ConvPlan:
     def _room(self, name: str) -> ModuleType:
         return dispatch.backend(self.device, name)
 
-    def on_gpu(self) -> ConvPlan:
+    def _on_gpu(self) -> ConvPlan:
         """The same for arrays on a GPU."""
         return make_plan(self.geometry, self.dtype, "cuda", self.asked)
 
@@ -477,7 +508,7 @@ class ConvPlan:
         """
         first: Any = inputs[0][1]
         if dispatch.device_of(first) != "cpu" and self.device == "cpu":
-            there = self.on_gpu()
+            there = self._on_gpu()
             return there._run(getattr(there, compute.__name__), inputs, shape, out)
         computed = self._stored
         nbytes = prod(shape) * computed.itemsize if out is None else 0

@@ -51,6 +51,19 @@ CALLS = {
     "col2im": Call({"cols": (2, 24, 36)}, lambda cols, **o: nc.col2im(cols, X, (3, 2), **GEOMETRY, **o)),
     "im2col": Call({"x": X}, lambda x, **o: nc.im2col(x, (3, 2), **GEOMETRY, **o)),
     "im2col-plain": Call({"x": (9, 8)}, lambda x, **o: nc.im2col(x, (3, 2), boundary="wrap", **GEOMETRY, **o)),
+    "conv_local": Call(
+        {"x": (1, 2, 5, 6), "w": (3, 5, 3, 2, 3, 2), "bias": (3,)},
+        lambda x, w, bias, **o: nc.conv_local(x, w, bias, **o),
+    ),
+    "conv_local_grad_input": Call(
+        {"w": (3, 5, 3, 2, 3, 2), "dy": (1, 3, 3, 5)},
+        lambda w, dy, **o: nc.conv_local_grad_input((1, 2, 5, 6), w, dy, **o),
+    ),
+    "conv_local_grad_weight": Call(
+        {"x": (1, 2, 5, 6), "dy": (1, 3, 3, 5)},
+        lambda x, dy, **o: nc.conv_local_grad_weight(x, (3, 5, 3, 2, 3, 2), dy, **o),
+    ),
+    "normalized_convolve": Call({"x": (9, 8), "w": (3, 2)}, lambda x, w, **o: nc.normalized_convolve(x, w + 5, **o)),
     "plan.forward": Call(
         {"x": X, "w": W, "bias": BIAS}, lambda x, w, bias, **o: plan(x.dtype).forward(x, w, bias, **o)
     ),

@@ -14,7 +14,7 @@ import numconv as nc
 class Tiles:
     """A volume of 64 MiB between files, with as many bytes in memory as a tile takes; ``None``: at once."""
 
-    params = ([None, 16_000_000, 4_000_000],)
+    params = ((None, 16_000_000, 4_000_000),)
     param_names = ("max_bytes",)
 
     def setup(self, max_bytes):

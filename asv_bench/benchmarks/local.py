@@ -5,27 +5,31 @@ import numpy as np
 import numconv as nc
 
 
+#: Input and kernels of a varying blur, and of a locally connected layer.
+SHAPES = {"blur": ((512, 512), (512, 512, 7, 7)), "layer": ((1, 8, 34, 34), (32, 32, 16, 8, 3, 3))}
+
+
 class Local:
     """A varying blur of an image, and a locally connected layer."""
 
-    params = (((512, 512), (512, 512, 7, 7)), ((1, 8, 34, 34), (32, 32, 16, 8, 3, 3)))
-    param_names = ("shapes",)
+    params = (tuple(SHAPES),)
+    param_names = ("work",)
 
-    def setup(self, shapes):
+    def setup(self, work):
         rng = np.random.default_rng(0)
-        self.geometry = {"padding": "same" if len(shapes[0]) == 2 else 0}
-        self.x, self.w = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+        self.geometry = {"padding": "same" if work == "blur" else 0}
+        self.x, self.w = (rng.standard_normal(shape).astype(np.float32) for shape in SHAPES[work])
         self.y = nc.conv_local(self.x, self.w, **self.geometry)
-        self.time_grad_input(shapes)
-        self.time_grad_weight(shapes)
+        self.time_grad_input(work)
+        self.time_grad_weight(work)
 
-    def time_forward(self, shapes):
+    def time_forward(self, work):
         nc.conv_local(self.x, self.w, **self.geometry)
 
-    def time_grad_input(self, shapes):
+    def time_grad_input(self, work):
         nc.conv_local_grad_input(self.x.shape, self.w, self.y, **self.geometry)
 
-    def time_grad_weight(self, shapes):
+    def time_grad_weight(self, work):
         nc.conv_local_grad_weight(self.x, self.w.shape, self.y, **self.geometry)
 
 

@@ -26,23 +26,22 @@ class Conv:
     """A layer, small and large: compiled, from Python, and image by image in a parallel loop."""
 
     params = ((8, 16), (64, 112))
-    param_names = ("channels_and_size",)
+    param_names = ("channels", "size")
     timeout = 300
 
-    def setup(self, channels_and_size):
-        C, n = channels_and_size
+    def setup(self, C, n):
         rng = np.random.default_rng(0)
         self.x = rng.standard_normal((4, C, n, n)).astype(np.float32)
         self.w = rng.standard_normal((C, C, 3, 3)).astype(np.float32)
-        self.time_compiled(channels_and_size)
-        self.time_python(channels_and_size)
-        self.time_prange(channels_and_size)
+        self.time_compiled(C, n)
+        self.time_python(C, n)
+        self.time_prange(C, n)
 
-    def time_compiled(self, channels_and_size):
+    def time_compiled(self, C, n):
         once(self.x, self.w)
 
-    def time_python(self, channels_and_size):
+    def time_python(self, C, n):
         nc.conv(self.x, self.w, padding=1, algorithm="implicit")
 
-    def time_prange(self, channels_and_size):
+    def time_prange(self, C, n):
         each(self.x, self.w)

@@ -82,9 +82,11 @@ def _forward(team, x, w, bias, axes, boundary, fill, entries, sizes, G, steps, y
     tile = WINDOW * vector if between == 0 else ABREAST * vector
     together = min(sizes[UNITS], U)
     patch = np.zeros(together * sizes[LINES] * sizes[PATCH_ROWS] * sizes[LINE] + tile, y.dtype)  # garbage may be slow
-    block, blank = np.zeros(rows * columns if step > 1 else 0, y.dtype), np.full(reach + 2 * vector, fill, y.dtype)
     starts, image = np.zeros(together, np.int64), np.zeros(5, np.int64)
     once = MASKED and axes[a, STRIDE] <= 2 and boundary == CONSTANT and between > 0 and K // G * taps <= FEW
+    once = once and reach < columns  # far taps have no row of blanks
+    block = np.zeros(rows * columns if step > 1 else 0, y.dtype)
+    blank = np.full(reach + 2 * vector if once else 1, fill, y.dtype)
     pixels, weights, result, start = address(x, fill), address(w, fill), address(y, fill), address(bias, fill)
     patch_at, starts_at, blank_at = address(patch, fill), address(starts, fill), address(blank, fill)
     image_at, block_at = address(image, fill), address(block, fill)
@@ -187,8 +189,10 @@ def _grad_weight(team, x, dY, axes, boundary, fill, entries, sizes, G, together_
     slices = (K // G + together_k - 1) // together_k
     tasks = parts * G * slices
     patch = np.zeros(together * sizes[LINES] * sizes[PATCH_ROWS] * sizes[LINE] + WINDOW * vector, x.dtype)
-    blank, starts, image = np.full(reach + vector, fill, x.dtype), np.zeros(together, np.int64), np.zeros(5, np.int64)
+    starts, image = np.zeros(together, np.int64), np.zeros(5, np.int64)
     once = MASKED and axes[a, STRIDE] == 1 and boundary == CONSTANT and between > 0 and together_k * taps <= FEW
+    once = once and reach < columns
+    blank = np.full(reach + vector if once else 1, fill, x.dtype)
     sums = np.zeros(together_k * weights * vector, x.dtype)
     pixels, gradient, sums_at = address(x, fill), address(dY, fill), address(sums, fill)
     patch_at, starts_at, blank_at = address(patch, fill), address(starts, fill), address(blank, fill)
