@@ -4,7 +4,6 @@ import numpy as np
 
 import numconv as nc
 
-
 #: Input and kernels of a varying blur, and of a locally connected layer.
 SHAPES = {"blur": ((512, 512), (512, 512, 7, 7)), "layer": ((1, 8, 34, 34), (32, 32, 16, 8, 3, 3))}
 

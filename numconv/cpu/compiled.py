@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 from math import gcd
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from .blocks import blocks_for_weights
 from .callers import as_input, as_table, team_for, threads_of
 from .lines import merged, table, times
 
-launcher = partial(cached, **OPTIONS, **UNWRAPPED)
+launcher: Any = partial(cached, **OPTIONS, **UNWRAPPED)
 
 _forward, _grad_weight = implicit._forward.code, implicit._grad_weight.code
 _im2col, _col2im = im2col._im2col.code, im2col._col2im.code
