@@ -273,11 +273,16 @@ def _gathered(s: Sizes) -> tuple[float, ...]:
 
 def _implicit(s: Sizes) -> tuple[float, ...]:
     Q, P = s.C // s.G * prod(s.kernel), _pixels(s)
+    gathered, singly, begun = _gathered(s)
+    many = s.K // s.G >= 40
+    apart = many and 1 < s.kernel[-1] <= 8 and s.out[-1] % s.lanes == 0 and s.lanes > 1  # a line for each tap
     return (
         1,
         s.share * s.K * Q * P,  # multiply-adds of whole tiles
-        *_gathered(s),
-        s.share * s.G * Q * P * (s.K // s.G >= 40),  # values copied into panels
+        gathered * (s.kernel[-1] if apart else 1),
+        singly,
+        begun,
+        s.share * s.G * Q * P * (many and not apart),  # values copied into panels
         s.share * s.K * P * (1 + Q // 576),  # values added to the output
         s.share * s.K * P / s.out[-1],  # rows of tiles begun
         s.share * s.K * Q,  # weights put in order
