@@ -1,6 +1,7 @@
 """Measure random convolutions, fit the cost model of ``numconv/select.py``, and see how well ``auto`` chooses.
 
     python asv_bench/sweep.py --measure            # adds to asv_bench/results/sweep-fit.jsonl until it is complete
+    python asv_bench/sweep.py --measure --kind first  # adds geometries of one kind
     python asv_bench/sweep.py --fit                # writes numconv/costs.py from it, and says how well it does
     python asv_bench/sweep.py --measure --check    # other geometries, into asv_bench/results/sweep-check.jsonl
     python asv_bench/sweep.py --check              # how near auto's choice is to the best one on them
@@ -36,7 +37,7 @@ RESULTS = Path(__file__).parent / "results"
 COSTS = Path(nc.__file__).parent / "costs.py"
 PRODUCTS = ("forward", "grad_input", "grad_weight")
 CANDIDATES = ("im2col", "implicit", "direct", "winograd", "fft")
-KINDS = {"layer": 0.2, "network": 0.2, "grouped": 0.15, "image": 0.17, "signal": 0.14, "volume": 0.14}
+KINDS = {"layer": 0.2, "network": 0.2, "grouped": 0.15, "image": 0.17, "signal": 0.14, "volume": 0.14, "first": 0.0}
 DTYPES = {"float32": 0.45, "float64": 0.3, "int64": 0.12, "complex64": 0.13}
 
 #: Multiply-adds of a geometry, bytes of its arrays, seconds spent on a product, and when an algorithm is hopeless.
@@ -49,9 +50,9 @@ PEAK, TILED = 0.01, ("implicit", "direct", "winograd")
 # random geometries --------------------------------------------------------------------------------------------------
 
 
-def random_case(rng: np.random.Generator) -> tuple[ConvGeometry, str]:
-    """A geometry of one of the kinds that people compute, and a dtype."""
-    kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
+def random_case(rng: np.random.Generator, only: str = "") -> tuple[ConvGeometry, str]:
+    """A geometry of one of the kinds that people compute, or only of one, and a dtype."""
+    kind = only or str(rng.choice(list(KINDS), p=list(KINDS.values())))
     dtype = str(rng.choice(list(DTYPES), p=list(DTYPES.values())))
     while True:
         geometry = random_geometry(kind, rng)
@@ -79,6 +80,9 @@ def random_geometry(kind: str, rng: np.random.Generator) -> ConvGeometry | None:
     elif kind == "network":  # many channels, few pixels, and the sizes that people give them
         N, C, K = log(1, 4), 2 ** int(rng.integers(5, 11)), 2 ** int(rng.integers(5, 11))
         size, kernel = [int(rng.choice([7, 14, 28, 56]))] * 2, [int(rng.choice([1, 3], p=[0.3, 0.7]))] * 2
+    elif kind == "first":  # of a network: few channels in, many out, a large picture; drawn where asked for
+        N, C, K, size = 1, log(1, 4), log(12, 128), [log(24, 256)] * 2
+        kernel = [int(rng.choice([3, 5, 7], p=[0.6, 0.15, 0.25]))] * 2
     elif kind == "grouped":
         N, groups = log(1, 4), log(2, 256)
         many = 1 if rng.random() < 0.6 else log(1, 16)
@@ -105,10 +109,10 @@ def random_geometry(kind: str, rng: np.random.Generator) -> ConvGeometry | None:
         return None
 
 
-def cases(seed: int, count: int) -> list[tuple[ConvGeometry, str]]:
+def cases(seed: int, count: int, only: str = "") -> list[tuple[ConvGeometry, str]]:
     """The same for the same seed."""
     rng = np.random.default_rng(seed)
-    return [random_case(rng) for _ in range(count)]
+    return [random_case(rng, only) for _ in range(count)]
 
 
 # measuring ----------------------------------------------------------------------------------------------------------
@@ -173,17 +177,17 @@ def fixed_loop() -> int:
     return total
 
 
-def measure_all(path: Path, seed: int, count: int, seconds: float) -> None:
+def measure_all(path: Path, seed: int, count: int, seconds: float, only: str = "") -> None:
     """Add what is missing to a file of JSON lines, one for each geometry and product, until the time is over."""
     from tqdm import tqdm
 
     path.parent.mkdir(exist_ok=True)
-    done = {(line["index"], line["product"]) for line in read(path)}
+    done = {(line["index"], line["product"]) for line in read(path) if line.get("kind", "") == only}
     nc.warmup(list(DTYPES), CANDIDATES)
     begin = time.perf_counter()
     machine = {"machine": processor(), "threads": numba.get_num_threads(), "seed": seed}
     with path.open("a") as file:
-        for index, (geometry, dtype) in enumerate(tqdm(cases(seed, count), disable=None, desc=path.name)):
+        for index, (geometry, dtype) in enumerate(tqdm(cases(seed, count, only), disable=None, desc=path.name)):
             for product in PRODUCTS:
                 if product != "forward" and index % 2:
                     continue  # the gradients at every second geometry
@@ -191,6 +195,7 @@ def measure_all(path: Path, seed: int, count: int, seconds: float) -> None:
                     continue
                 found = measure(geometry, dtype, product)
                 line = {"index": index, "product": product, "dtype": dtype, "geometry": as_json(geometry), **machine}
+                line |= {"kind": only} if only else {}
                 file.write(json.dumps({**line, "seconds": found}) + "\n")
                 file.flush()
 
@@ -340,12 +345,13 @@ def main() -> None:
     parser.add_argument("--fit", action="store_true", help="fit the costs and write numconv/costs.py")
     parser.add_argument("--check", action="store_true", help="with the geometries that no fit has seen")
     parser.add_argument("--count", type=int, help="geometries: 500 to fit, 300 to check")
+    parser.add_argument("--kind", choices=list(KINDS), default="", help="measure geometries of this kind only")
     parser.add_argument("--seconds", type=float, default=480, help="stop measuring after so many")
     arguments = parser.parse_args()
     path = RESULTS / ("sweep-check.jsonl" if arguments.check else "sweep-fit.jsonl")
     if arguments.measure:
         seed, count = (2, 300) if arguments.check else (1, 500)
-        measure_all(path, seed, arguments.count or count, arguments.seconds)
+        measure_all(path, seed, arguments.count or count, arguments.seconds, arguments.kind)
     lines = lines_of(path)
     if arguments.fit:
         alike = sorted(lines, key=lambda line: (line.product, line.dtype.name))

@@ -264,8 +264,9 @@ def test_a_case_survives_its_file(sweep, tmp_path, monkeypatch):
         assert conv_geometry(**sweep.as_json(geometry)) == geometry
         assert dtype in sweep.DTYPES
     assert sweep.cases(7, 20) == sweep.cases(7, 30)[:20]
+    assert all(geometry.C <= 4 < geometry.K for geometry, _ in sweep.cases(7, 5, "first"))
     case = conv_geometry((1, 2, 9, 9), (2, 2, 3, 3)), "float64"
-    monkeypatch.setattr(sweep, "cases", lambda seed, count: [case] * count)
+    monkeypatch.setattr(sweep, "cases", lambda seed, count, only: [case] * count)
     monkeypatch.setattr(sweep.nc, "warmup", lambda *arguments: 0.0)
     monkeypatch.setattr(sweep, "SECONDS", 0.01)
     path = tmp_path / "results" / "few.jsonl"
