@@ -37,7 +37,10 @@ RESULTS = Path(__file__).parent / "results"
 COSTS = Path(nc.__file__).parent / "costs.py"
 PRODUCTS = ("forward", "grad_input", "grad_weight")
 CANDIDATES = ("im2col", "implicit", "direct", "winograd", "fft")
-KINDS = {"layer": 0.2, "network": 0.2, "grouped": 0.15, "image": 0.17, "signal": 0.14, "volume": 0.14, "first": 0.0}
+KINDS = {
+    "layer": 0.2, "network": 0.2, "grouped": 0.15, "image": 0.17, "signal": 0.14, "volume": 0.14, "first": 0.0,
+    "large": 0.0,
+}
 DTYPES = {"float32": 0.45, "float64": 0.3, "int64": 0.12, "complex64": 0.13}
 
 #: Multiply-adds of a geometry, bytes of its arrays, seconds spent on a product, and when an algorithm is hopeless.
@@ -54,6 +57,7 @@ def random_case(rng: np.random.Generator, only: str = "") -> tuple[ConvGeometry,
     """A geometry of one of the kinds that people compute, or only of one, and a dtype."""
     kind = only or str(rng.choice(list(KINDS), p=list(KINDS.values())))
     dtype = str(rng.choice(list(DTYPES), p=list(DTYPES.values())))
+    dtype = "float32" if kind == "large" else dtype  # others would take minutes
     while True:
         geometry = random_geometry(kind, rng)
         if geometry is None:
@@ -61,8 +65,9 @@ def random_case(rng: np.random.Generator, only: str = "") -> tuple[ConvGeometry,
         macs = np.prod(geometry.output_shape, dtype=float) * np.prod(geometry.kernel_shape[1:], dtype=float)
         shapes = geometry.input_shape, geometry.kernel_shape, geometry.output_shape
         sizes = sum(np.prod(shape, dtype=float) for shape in shapes)
-        most = MOST * (4 if kind in ("image", "signal") else 1) / (1 if dtype == "float32" else 2)
-        if LEAST <= macs <= most and sizes * np.dtype(dtype).itemsize <= LARGEST:
+        most = MOST * {"image": 4, "signal": 4, "large": 16}.get(kind, 1) / (1 if dtype == "float32" else 2)
+        least = MOST if kind == "large" else LEAST
+        if least <= macs <= most and sizes * np.dtype(dtype).itemsize <= LARGEST:
             return geometry, dtype
 
 
@@ -83,6 +88,9 @@ def random_geometry(kind: str, rng: np.random.Generator) -> ConvGeometry | None:
     elif kind == "first":  # of a network: few channels in, many out, a large picture; drawn where asked for
         N, C, K, size = 1, log(1, 4), log(12, 128), [log(24, 256)] * 2
         kernel = [int(rng.choice([3, 5, 7], p=[0.6, 0.15, 0.25]))] * 2
+    elif kind == "large":  # what a second is spent on: seldom drawn, but dear to choose wrongly; where asked for
+        C, K, d = log(8, 64), log(8, 64), int(rng.integers(2, 4))
+        size, kernel = [log(24, 64) if d == 3 else log(64, 256)] * d, [int(rng.integers(3, 6 if d == 3 else 16))] * d
     elif kind == "grouped":
         N, groups = log(1, 4), log(2, 256)
         many = 1 if rng.random() < 0.6 else log(1, 16)
@@ -189,8 +197,8 @@ def measure_all(path: Path, seed: int, count: int, seconds: float, only: str = "
     with path.open("a") as file:
         for index, (geometry, dtype) in enumerate(tqdm(cases(seed, count, only), disable=None, desc=path.name)):
             for product in PRODUCTS:
-                if product != "forward" and index % 2:
-                    continue  # the gradients at every second geometry
+                if product != "forward" and (index % 2 or only):
+                    continue  # the gradients at every second geometry, and not where one kind is asked for
                 if (index, product) in done or time.perf_counter() - begin > seconds:
                     continue
                 found = measure(geometry, dtype, product)
