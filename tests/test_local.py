@@ -124,6 +124,8 @@ def test_gradients_name_their_arguments():
         nc.conv_local(x, w, np.ones(2))
     with pytest.raises(ValueError, match="groups must be 1"):
         nc.conv_local(np.ones(4), np.ones((3, 2)), groups=2)
+    with pytest.raises(TypeError, match="groups must be an int, got 'a'"):
+        nc.kernel2row_local(np.ones((3, 2, 1, 2)), 4, groups="a")
 
 
 def test_too_large_is_said_before_anything_is_taken():

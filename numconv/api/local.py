@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import arrays, dispatch
-from ..arguments import Boundary, Ints, Padding, as_shape, spatial_size
+from ..arguments import Boundary, Ints, Padding, as_int, as_shape, spatial_size
 from ..geometry import ConvGeometry, conv_geometry
 
 
@@ -229,7 +229,7 @@ def kernel2row_local(
             f"w must be (*out, *k) with {2 * d} axes or (*out, K, C/groups, *k) with {2 * d + 2} for input_size "
             f"{size}, got shape {w.shape}"
         )
-    channels = () if w.ndim == 2 * d else (1, w.shape[d + 1] * groups)
+    channels = () if w.ndim == 2 * d else (1, w.shape[d + 1] * as_int("groups", groups, 1))
     g = _geometry(
         (*channels, *size), w.shape, ("input_size", "w"), stride=stride, padding=padding, dilation=dilation,
         groups=groups, boundary=boundary, flip=flip,
