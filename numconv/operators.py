@@ -32,7 +32,7 @@ def linear_operator(plan: ConvPlan, w: Any) -> Any:
     w = _weights(plan, w, "a linear operator")
     if dispatch.device_of(w) == "cpu":
         return ConvOperator(plan, w)
-    return cupy_operator(plan if plan.device == "cuda" else plan._on_gpu(), w)
+    return cupy_operator(plan if plan.device == "cuda" else plan._on_gpu, w)
 
 
 class ConvOperator(LinearOperator):

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from math import prod
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from . import _memory, arrays, dispatch, matrices, select, stream
+from . import arrays, dispatch, matrices, select, stream
 from .arguments import one_of
 from .geometry import SCALARS, ConvGeometry, frozen
-from .select import Choice
+from .products import Products
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -23,12 +22,8 @@ if TYPE_CHECKING:
     from .explain import Explanation
 
 
-#: Algorithms whose forward product NumPy has no part in, so that it has nothing to warn of.
-COMPILED = frozenset({"direct", "implicit"})
-
-
 @dataclass(frozen=True, repr=False)
-class ConvPlan:
+class ConvPlan(Products):
     """A convolution decided in advance: immutable, cheap, and safe to share between threads and processes.
 
     Made by ``plan_conv`` and ``plan_convolve``. It owns everything that follows from shapes alone; arrays come in
@@ -68,24 +63,12 @@ class ConvPlan:
     ((4, 9), (4, 4))
     """
 
-    geometry: ConvGeometry
-    dtype: np.dtype
-    device: str
-    choice: Choice
-    asked: str = "auto"
-    max_bytes: int | None = None
-
     def __repr__(self) -> str:
         g = self.geometry
         return (
             f"ConvPlan({g.input_shape} * {g.kernel_shape} -> {g.output_shape}, {self.dtype}, "
             f"algorithm={self.algorithm!r}, device={self.device!r})"
         )
-
-    @property
-    def algorithm(self) -> str:
-        """The algorithm of ``forward``."""
-        return self.choice.forward
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -374,9 +357,7 @@ class ConvPlan:
             return matrices.matrix_nbytes(self.geometry, self.dtype)
         if what == "im2col":
             return prod(self.geometry.cols_shape) * self.dtype.itemsize
-        if self.max_bytes is not None:
-            return stream.nbytes(self, "forward", stream.lengths(self, "forward"))
-        return select.workspace(self.algorithm, self.geometry, self.dtype, self.device)
+        return self._workspace
 
     def explain_choice(self) -> str:
         """Say what was chosen and why: for every algorithm the time expected, its workspace, and why not.
@@ -439,175 +420,6 @@ class ConvPlan:
         from .explain import explain
 
         return explain(self.geometry)
-
-    # inside: canonical arrays x (N, C, *in), w (K, C/G, *k), y (N, K, *out) of one dtype ------------------------------
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # without what is found once below
-        return ConvPlan, (self.geometry, self.dtype, self.device, self.choice, self.asked, self.max_bytes)
-
-    def _room(self, name: str) -> ModuleType:
-        return dispatch.backend(self.device, name)
-
-    def _on_gpu(self) -> ConvPlan:
-        """The same for arrays on a GPU."""
-        return make_plan(self.geometry, self.dtype, "cuda", self.asked)
-
-    @cached_property
-    def _computed(self) -> np.dtype:
-        return arrays.computed_in(self.dtype)
-
-    @cached_property
-    def _stored(self) -> np.dtype:
-        return arrays.stored_in(self.dtype, self.device)
-
-    @cached_property
-    def _fill(self) -> Any:
-        return arrays.as_fill(self.geometry.fill_value, self._computed)
-
-    @cached_property
-    def _forward_room(self) -> ModuleType:
-        return self._room(self.algorithm)
-
-    @cached_property
-    def _workspace(self) -> int:
-        return self.nbytes("workspace")
-
-    def _tiled(self, resume: Any) -> bool:
-        """Whether this plan works tile by tile."""
-        if self.max_bytes is None and resume is not None:
-            raise ValueError("resume is for plans with max_bytes, which work tile by tile; this plan has none")
-        return self.max_bytes is not None
-
-    def forward_of(
-        self, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, out: np.ndarray | None
-    ) -> np.ndarray:
-        """``forward`` of arrays that are NumPy's already, or numconv's on a GPU: what ``forward`` calls.
-
-        Parameters
-        ----------
-        x, w, bias, out
-            As for ``forward``.
-
-        Returns
-        -------
-        array of ``output_shape``
-        """
-        g = self.geometry
-        inputs = (("x", x, g.input_shape), ("w", w, g.kernel_shape), ("bias", bias, (g.K,)))
-        return self._run(self._forward, inputs, g.output_shape, out)
-
-    def _run(
-        self, compute: Callable[..., None], inputs: Sequence[tuple[str, np.ndarray | None, tuple[int, ...]]],
-        shape: tuple[int, ...], out: np.ndarray | None,
-    ) -> np.ndarray:
-        """Look at everything, ask for all memory, and only then copy, allocate and compute.
-
-        ``inputs`` are names, arrays and the shapes they must have; ``None`` stands for zeros. Arrays on a GPU are
-        computed there, whatever the plan says of NumPy's.
-        """
-        first: Any = inputs[0][1]
-        if dispatch.device_of(first) != "cpu" and self.device == "cpu":
-            there = self._on_gpu()
-            return there._run(getattr(there, compute.__name__), inputs, shape, out)
-        computed = self._stored
-        nbytes = prod(shape) * computed.itemsize if out is None else 0
-        exact = computed == self.dtype
-        usual = exact and out is None and type(first) is np.ndarray
-        for name, array, need in inputs:
-            if array is None or (exact and array.shape == need and arrays.fits(array, computed)):
-                continue
-            usual = False
-            self._check(name, array, need)
-            nbytes += 0 if arrays.fits(array, computed) else array.size * computed.itemsize
-        if out is not None:
-            arrays.check_out(out, shape, self.dtype)
-        self._require(nbytes + self._workspace, shape, first)
-        compute = dispatch.placed(self.device, first, compute)
-        if usual:  # the same as below, which takes longer than a small convolution
-            target = np.empty(shape, computed)
-            compute(*(np.zeros(need, computed) if array is None else array for _, array, need in inputs), target)
-            return target
-        ready = [
-            arrays.zeros_beside(first, need, computed) if array is None else arrays.ready(array, computed)
-            for _, array, need in inputs
-        ]
-        with np.errstate(all="ignore"):  # the caller's own array may not hold what was computed
-            return arrays.deliver(
-                lambda target: compute(*ready, target), shape, self.dtype, out, *ready, computed=computed
-            )
-
-    def _check(self, name: str, array: np.ndarray, need: tuple[int, ...]) -> None:
-        arrays.check_shape(name, array, need)
-        if array.dtype != self.dtype:
-            arrays.product_dtype(**{name: array})
-            if not np.can_cast(array.dtype, self.dtype, "safe"):
-                raise TypeError(f"{name} must cast to the plan's dtype {self.dtype} without loss, got {array.dtype}")
-
-    def _require(self, nbytes: int, shape: tuple[int, ...], array: np.ndarray) -> None:
-        if nbytes < _memory.ALWAYS_THERE:
-            return
-        way_out = "use smaller pieces: fewer images, channels or rows at a time"
-        if self.algorithm not in ("implicit", "direct"):
-            way_out = f"use algorithm='implicit', which stores no matrix; or {way_out}"
-        what = f"this convolution by {self.algorithm!r}, with a result of shape {shape},"
-        _memory.require(nbytes, what, way_out, dispatch.free_memory(array, self.device))
-
-    def _weights_for_a_matrix(self, w: np.ndarray) -> np.ndarray:
-        self._check("w", w, self.kernel_shape)
-        return arrays.ready(w, self.dtype)
-
-    def _canonical(self, array: np.ndarray, channels: int, spatial: tuple[int, ...]) -> np.ndarray:
-        if array.ndim == 2 + len(spatial):
-            return array
-        return array.reshape(-1 if array.size else self.geometry.N, channels, *spatial)
-
-    def _weights(self, w: np.ndarray) -> np.ndarray:
-        g = self.geometry
-        return w.reshape(g.K, g.C // g.groups, *g.kernel) if g.plain else w
-
-    def _forward(self, x: np.ndarray, w: np.ndarray, bias: np.ndarray, y: np.ndarray) -> None:
-        g = self.geometry
-        x, y = self._canonical(x, g.C, g.size), self._canonical(y, g.K, g.out)
-        if not (y.size and w.size):  # a sum over no channels
-            y[...] = bias.reshape(g.K, *(1,) * g.d)
-            return
-        forward = self._forward_room.forward
-        if self.algorithm in COMPILED:
-            forward(x, self._weights(w), bias, g.axes, g.boundary_code, self._fill, y)
-            return
-        with np.errstate(all="ignore"):  # infinity gives NaN as the formula says, whichever library multiplies
-            forward(x, self._weights(w), bias, g.axes, g.boundary_code, self._fill, y)
-
-    def _grad_input(self, dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
-        with np.errstate(all="ignore"):
-            self._transposed(dy, w.conj(), dx)
-
-    def _transpose(self, x: np.ndarray, w: np.ndarray, bias: np.ndarray, y: np.ndarray) -> None:
-        with np.errstate(all="ignore"):
-            sums = y if y.dtype == self._computed else np.empty(y.shape, self._computed, like=y)
-            self._transposed(x, w, sums)
-            sums += bias.reshape(self.geometry.C, *(1,) * self.geometry.d)
-            if sums is not y:
-                y[...] = sums
-
-    def _transposed(self, dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
-        g = self.geometry
-        dy, dx = self._canonical(dy, g.K, g.out), self._canonical(dx, g.C, g.size)
-        if not (dy.size and w.size):
-            dx[...] = 0
-            return
-        self._room("adjoint").grad_input(self._room(self.choice.grad_input), dy, self._weights(w), g, dx)
-
-    def _grad_weight(self, x: np.ndarray, dy: np.ndarray, dw: np.ndarray) -> None:
-        g = self.geometry
-        if not (dy.size and dw.size):
-            dw[...] = 0
-            return
-        x, dy = self._canonical(x, g.C, g.size), self._canonical(dy, g.K, g.out)
-        room = self._room(self.choice.grad_weight)
-        with np.errstate(all="ignore"):
-            room.grad_weight(x, dy, g.axes, g.boundary_code, self._fill, self._weights(dw))
 
 
 @lru_cache(maxsize=1024)

@@ -26,7 +26,7 @@ from .record import record
 from .tiles import AdjointTile, Run, Tile
 
 if TYPE_CHECKING:
-    from .plan import ConvPlan
+    from .products import Products
 
 #: What a page of a file holds: shorter pieces of the last axis make the system read more than is asked for.
 PAGE = 4096
@@ -69,7 +69,7 @@ def whole(part: slice) -> tuple[Run]:
 
 
 @lru_cache(maxsize=256)
-def lengths(plan: ConvPlan, what: str, beside: int = 0) -> tuple[int, ...]:
+def lengths(plan: Products, what: str, beside: int = 0) -> tuple[int, ...]:
     """The lengths of a tile of this product: images, channels of the result, and its pixels.
 
     ``beside`` are bytes taken for each value that is read or written, for arrays that are files.
@@ -92,7 +92,7 @@ def lengths(plan: ConvPlan, what: str, beside: int = 0) -> tuple[int, ...]:
     return found
 
 
-def nbytes(plan: ConvPlan, what: str, tile: tuple[int, ...], beside: int = 0) -> int:
+def nbytes(plan: Products, what: str, tile: tuple[int, ...], beside: int = 0) -> int:
     """Bytes that a tile of these lengths takes: its blocks of the arrays, and what the algorithm takes."""
     g, computed = plan.geometry, arrays.computed_in(plan.dtype)
     n, channels, *pixels = tile
@@ -148,7 +148,7 @@ def _largest_back(g: ConvGeometry, n: int, c: int, size: Sequence[int]) -> ConvG
 
 
 @lru_cache(maxsize=256)
-def part_of(plan: ConvPlan, geometry: ConvGeometry) -> ConvPlan:
+def part_of(plan: Products, geometry: ConvGeometry) -> Products:
     """The plan of a tile: the algorithm is what the whole convolution's plan says."""
     return replace(plan, geometry=geometry, max_bytes=None)
 
@@ -166,7 +166,7 @@ def windows_of(g: ConvGeometry, tile: Tile) -> tuple[Sequence[Run], ...]:
 # the products ---------------------------------------------------------------------------------------------------------
 
 
-def forward(plan: ConvPlan, x: Any, w: Any, bias: Any, out: Any, resume: Any) -> Any:
+def forward(plan: Products, x: Any, w: Any, bias: Any, out: Any, resume: Any) -> Any:
     """``plan.forward`` tile by tile."""
     g = plan.geometry
     work = _Work(plan, "forward", {"x": (x, g.input_shape), "w": (w, g.kernel_shape), "bias": (bias, (g.K,))})
@@ -174,7 +174,7 @@ def forward(plan: ConvPlan, x: Any, w: Any, bias: Any, out: Any, resume: Any) ->
 
 
 def forward_tile(
-    plan: ConvPlan, x: Any, w: np.ndarray, bias: np.ndarray | None, tile: Tile, target: np.ndarray | None
+    plan: Products, x: Any, w: np.ndarray, bias: np.ndarray | None, tile: Tile, target: np.ndarray | None
 ) -> np.ndarray:
     """A block of the output."""
     g = plan.geometry
@@ -183,7 +183,7 @@ def forward_tile(
     return part_of(plan, tile.geometry).forward_of(block(x, windows_of(g, tile)), w, bias, target)
 
 
-def grad_input(plan: ConvPlan, dy: Any, w: Any, out: Any, resume: Any) -> Any:
+def grad_input(plan: Products, dy: Any, w: Any, out: Any, resume: Any) -> Any:
     """``plan.grad_input`` tile by tile."""
     g = plan.geometry
     work = _Work(plan, "grad_input", {"dy": (dy, g.output_shape), "w": (w, g.kernel_shape)})
@@ -191,7 +191,7 @@ def grad_input(plan: ConvPlan, dy: Any, w: Any, out: Any, resume: Any) -> Any:
     return work.deliver(partial(grad_input_tile, plan, dy, w, None), g.input_shape, out, resume)
 
 
-def transpose(plan: ConvPlan, x: Any, w: Any, bias: Any, out: Any) -> Any:
+def transpose(plan: Products, x: Any, w: Any, bias: Any, out: Any) -> Any:
     """``plan.transpose`` tile by tile."""
     g = plan.geometry
     work = _Work(plan, "transpose", {"x": (x, g.output_shape), "w": (w, g.kernel_shape), "bias": (bias, (g.C,))})
@@ -201,7 +201,7 @@ def transpose(plan: ConvPlan, x: Any, w: Any, bias: Any, out: Any) -> Any:
 
 
 def grad_input_tile(
-    plan: ConvPlan, dy: Any, w: np.ndarray, bias: np.ndarray | None, tile: AdjointTile, target: np.ndarray | None
+    plan: Products, dy: Any, w: np.ndarray, bias: np.ndarray | None, tile: AdjointTile, target: np.ndarray | None
 ) -> np.ndarray:
     """A block of the input gradient; with a ``bias`` of the transposed convolution, which takes ``w`` as it is."""
     g, computed = plan.geometry, arrays.computed_in(plan.dtype)
@@ -234,7 +234,7 @@ def grad_input_tile(
     return target
 
 
-def _computed(part: ConvPlan, compute: Callable[..., None], shape: tuple[int, ...], *inputs: np.ndarray) -> np.ndarray:
+def _computed(part: Products, compute: Callable[..., None], shape: tuple[int, ...], *inputs: np.ndarray) -> np.ndarray:
     """A product of a tile in the dtype in which it is computed."""
     dtype = arrays.computed_in(part.dtype)
     ready, target = [arrays.ready(array, dtype) for array in inputs], np.empty(shape, dtype)
@@ -243,7 +243,7 @@ def _computed(part: ConvPlan, compute: Callable[..., None], shape: tuple[int, ..
     return target
 
 
-def grad_weight(plan: ConvPlan, x: Any, dy: Any, out: Any) -> Any:
+def grad_weight(plan: Products, x: Any, dy: Any, out: Any) -> Any:
     """``plan.grad_weight`` as a sum over tiles, in float64 where the dtype is float32."""
     g, computed = plan.geometry, arrays.computed_in(plan.dtype)
     work = _Work(plan, "grad_weight", {"x": (x, g.input_shape), "dy": (dy, g.output_shape)})
@@ -261,7 +261,7 @@ def grad_weight(plan: ConvPlan, x: Any, dy: Any, out: Any) -> Any:
     return work.give(arrays.deliver(compute, g.kernel_shape, plan.dtype, out, x, dy, computed=computed), out)
 
 
-def grad_weight_tile(plan: ConvPlan, x: Any, dy: Any, tile: Tile) -> np.ndarray:
+def grad_weight_tile(plan: Products, x: Any, dy: Any, tile: Tile) -> np.ndarray:
     """What a block of the output gives to the weight gradient."""
     g, part = plan.geometry, part_of(plan, tile.geometry)
     part_dy = block(dy, around(g, whole(tile.images), whole(tile.kernels), list(map(whole, tile.place))))
@@ -271,7 +271,7 @@ def grad_weight_tile(plan: ConvPlan, x: Any, dy: Any, tile: Tile) -> np.ndarray:
 class _Work:
     """One product of a plan with its arrays, looked at and ready to be read block by block."""
 
-    def __init__(self, plan: ConvPlan, what: str, inputs: dict[str, tuple[Any, tuple[int, ...]]]) -> None:
+    def __init__(self, plan: Products, what: str, inputs: dict[str, tuple[Any, tuple[int, ...]]]) -> None:
         self.plan, self.what, self.backwards = plan, what, what in ("grad_input", "transpose")
         self.given = {name: array for name, (array, _) in inputs.items()}
         files = {name: array for name, array in self.given.items() if is_file(array)}
