@@ -265,7 +265,7 @@ def grad_weight_tile(plan: Products, x: Any, dy: Any, tile: Tile) -> np.ndarray:
     """What a block of the output gives to the weight gradient."""
     g, part = plan.geometry, part_of(plan, tile.geometry)
     part_dy = block(dy, around(g, whole(tile.images), whole(tile.kernels), list(map(whole, tile.place))))
-    return _computed(part, part._grad_weight, part.kernel_shape, block(x, windows_of(g, tile)), part_dy)
+    return _computed(part, part._grad_weight, part.geometry.kernel_shape, block(x, windows_of(g, tile)), part_dy)
 
 
 class _Work:
