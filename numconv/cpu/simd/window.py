@@ -147,21 +147,17 @@ class _Windows(Vectors):
 
         return self.loop(units, 1, sums, unit)
 
-    def apart(self, distance: ir.Value, n: int) -> list[ir.Value]:
-        """``0, distance, …``, of which code takes what it needs."""
-        return [self.builder.mul(self.word(i), distance) for i in range(n)]
-
     def lines(self, x: ir.Value, pitch: ir.Value, above: ir.Value, left: ir.Value) -> Callable[..., Any]:
         """``of(tap)(s, j)`` is vector ``j`` of line ``s`` as a tile in this row and column sees it."""
-        b = self.builder
-        corner, down = b.gep(x, [b.add(b.mul(above, pitch), left)]), self.apart(pitch, WINDOW + STACKED - 1)
+        b, word = self.builder, self.word
+        corner = b.add(b.mul(above, pitch), left)
 
         def of(tap: Tap) -> Callable[..., ir.Value]:
-            first = b.gep(corner, [b.add(tap.item, tap.ahead)])
+            first = b.add(corner, tap.item)
 
             def load(s: int, j: int = 0) -> ir.Value:
-                line = b.gep(first, [down[s]])
-                return self.load(b.gep(line, [self.word(j * self.lanes)]) if j else line)
+                line = b.add(first, b.mul(word(s), pitch))
+                return self.load(b.gep(x, [b.add(b.add(line, tap.ahead), word(j * self.lanes))]))
 
             return load
 
@@ -173,24 +169,24 @@ class _Windows(Vectors):
         """The same, one vector of each line, every ``step``-th pixel; rows and columns outside the image are blank."""
         b, word = self.builder, self.word
         left = b.mul(left, word(step))
-        corner, down = b.gep(x, [b.add(b.mul(above, pitch), left)]), self.apart(pitch, WINDOW + STACKED - 1)
+        corner = b.add(b.mul(above, pitch), left)
         row, rows, column, columns, between = (self.number(image, word(i)) for i in range(5))
         blank = self.at(blank, word(0))
-        empty, below = self.load(blank), self.apart(between, WINDOW + STACKED - 1)
+        empty = self.load(blank)
         top, left = b.sub(b.mul(above, between), row), b.sub(left, column)
 
         def of(tap: Tap) -> Callable[..., ir.Value]:
             there = b.select(b.icmp_signed("==", tap.begin, word(NO_PIXELS)), word(0), rows)
-            first, nothing = b.gep(corner, [b.add(tap.item, tap.ahead)]), b.gep(blank, [tap.ahead])
-            begin, near = b.add(b.add(left, tap.column), tap.ahead), b.add(top, tap.row)
+            first, near = b.add(corner, tap.item), b.add(top, tap.row)
+            begin = b.add(b.add(left, tap.column), tap.ahead)
             inside = [self.between(b.add(begin, word(i * self.lanes)), columns) for i in range(step)]
+            ahead = [b.add(tap.ahead, word(i * self.lanes)) for i in range(step)]
 
             def load(s: int, j: int = 0) -> ir.Value:
-                is_there = b.icmp_unsigned("<", b.add(near, below[s]), there)
-                line = b.select(is_there, b.gep(first, [down[s]]), nothing)  # whichever the tap
-                parts = [
-                    self.load_some(b.gep(line, [word(i * self.lanes)]), mask, empty) for i, mask in enumerate(inside)
-                ]
+                line = b.gep(x, [b.add(first, b.mul(word(s), pitch))])
+                at = b.add(near, b.mul(word(s), between))
+                line = b.select(b.icmp_unsigned("<", at, there), line, blank)  # whichever the tap
+                parts = [self.load_some(b.gep(line, [a]), i, empty) for a, i in zip(ahead, inside, strict=True)]
                 return parts[0] if step == 1 else b.shuffle_vector(*parts, places(range(0, 2 * self.lanes, 2)))
 
             return load
@@ -215,17 +211,15 @@ def _window(v: _Windows, walk: Any, vectors: int, edge: int, *rest: Any) -> None
     pitch, image, blank, w, x, y, y_pitch, rows, tiles, step, columns, lost, first, start = rest
     word, build = v.word, v.builder
     pieces = [(i, j) for i in range(WINDOW) for j in range(vectors)]
-    downwards = v.apart(y_pitch, WINDOW)
 
     def tile(above: Any, left: Any) -> None:
-        y_corner = build.gep(y, [build.add(build.mul(above, y_pitch), left)])
+        y_corner = build.add(build.mul(above, y_pitch), left)
         high, wide = build.sub(rows, above), build.sub(columns, left)
         corner = x, pitch, above, left
         of = v.lines_at_edge(*corner, image, blank, edge) if edge else v.lines(*corner)
 
         def at(i: int, j: int) -> Any:
-            line = build.gep(y_corner, [downwards[i]])
-            return build.gep(line, [word(j * v.lanes)]) if j else line
+            return build.gep(y, [build.add(y_corner, build.add(build.mul(word(i), y_pitch), word(j * v.lanes)))])
 
         def there(i: int, j: int) -> Any:
             n = build.select(build.icmp_signed("<", word(i), high), wide, word(0))
@@ -235,8 +229,8 @@ def _window(v: _Windows, walk: Any, vectors: int, edge: int, *rest: Any) -> None
             return [v.load_some(at(*piece), there(*piece)) for piece in pieces]
 
         def add(tap: Tap, weight: Any, height: int, sums: list[Any]) -> list[Any]:
-            sums, line, weight = list(sums), of(tap), build.gep(w, [weight])
-            weights = [v.spread(build.gep(weight, [word(b)])) for b in range(height)]
+            sums, line = list(sums), of(tap)
+            weights = [v.spread(build.gep(w, [build.add(weight, word(b))])) for b in range(height)]
             for s in range(WINDOW + height - 1):
                 for j in range(vectors):
                     pixels = line(s, j)
@@ -303,19 +297,18 @@ def _weight(v: _Windows, walk: Any, tall: int, edge: bool, *rest: Any) -> None:
     """Tiles ``tall`` rows high and a vector wide."""
     pitch, image, blank, x, dy, dy_pitch, first, rows, tiles, step, columns, sums = rest
     word, build = v.word, v.builder
-    downwards = v.apart(dy_pitch, tall)
 
     def tile(above: Any, left: Any) -> None:
         above = build.add(first, above)
-        dy_corner = build.gep(dy, [build.add(build.mul(above, dy_pitch), left)])
+        dy_corner = build.add(build.mul(above, dy_pitch), left)
         corner = x, pitch, above, left
         of = v.lines_at_edge(*corner, image, blank, 1) if edge else v.lines(*corner)
         mask = v.first(build.sub(columns, left))
-        dys = [v.load_some(build.gep(dy_corner, [down]), mask) for down in downwards]
+        lines = [build.add(dy_corner, build.mul(word(i), dy_pitch)) for i in range(tall)]
+        dys = [v.load_some(build.gep(dy, [line]), mask) for line in lines]
 
         def add(tap: Tap, weight: Any, height: int, _: list[Any]) -> list[Any]:
-            begin = build.gep(sums, [build.mul(weight, word(v.lanes))])
-            kept = [build.gep(begin, [word(b * v.lanes)]) for b in range(height)]
+            kept = [build.gep(sums, [build.mul(build.add(weight, word(b)), word(v.lanes))]) for b in range(height)]
             totals, line = [v.load(place) for place in kept], of(tap)
             for s in range(tall + height - 1):
                 pixels = build.select(mask, line(s), v.zero)  # what is no pixel may be infinite
