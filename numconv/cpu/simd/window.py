@@ -33,8 +33,8 @@ NO_PIXELS = -(1 << 62)
 
 
 #: What an image says to the tiles of a block at its edge, in rows and columns of what the block sees: the first row
-#: that is in the image and how many are, the same for columns, and the rows from line to line.
-ROW, ROWS, COLUMN, COLUMNS, BETWEEN = range(5)
+#: that is in the image and how many are, the same for columns, and the rows from line to line; how many numbers it has.
+ROW, ROWS, COLUMN, COLUMNS, BETWEEN, IMAGE = range(6)
 
 
 def window_sum(
