@@ -237,7 +237,9 @@ _on_threads = cached(_on_threads, parallel=True, no_cpython_wrapper=True, **OPTI
 
 @lru_cache(maxsize=1)
 def _launcher() -> int:
-    """The address of ``_on_threads`` compiled: the only parallel code that there is."""
+    """The address of ``_on_threads`` compiled, the only parallel code that there is; ``ALONE`` where nothing is."""
+    if numba.config.DISABLE_JIT:
+        return ALONE
     numba.get_num_threads()  # starts the threads, whose scheduler code from the disk cache asks for as it is loaded
     given = (types.intp,) * 3
     _on_threads.compile(given)

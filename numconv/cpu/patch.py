@@ -45,7 +45,7 @@ SHIFT, APART, BETWEEN, LINES, PATCH_ROWS, LINE, ROWS, COLUMNS, UNITS, VECTOR, TA
 #: of rows and of columns: the first one that output 0 sees, how many there are in the input and in the output, and the
 #: stride; whether edges are read where they lie (1, or 2 for every second pixel); and of the axes before them: taps,
 #: outputs, and the items of a channel.
-TOP, LEFT, HEIGHT, WIDTH, OUT_ROWS, OUT_COLUMNS, DOWN, ACROSS, EDGE, LEAD_TAPS, LEAD_OUT, CHANNEL = range(13, 25)
+TOP, LEFT, HEIGHT, WIDTH, OUT_ROWS, OUT_COLUMNS, EVERY_ROW, EVERY, EDGE, LEAD_TAPS, LEAD_OUT, CHANNEL = range(13, 25)
 
 #: What ``view`` says behind what tiles read: first row and column of the input that a block sees, and
 #: how many; and how many words all that is.
@@ -148,7 +148,7 @@ def prepared(table: bytes, dtype: np.dtype) -> tuple[np.ndarray, Layout]:
 @helper
 def fill_patch(x, units, columns, boundary, sizes, image, starts, blank, patch, zero):
     """Copy the lines of pixels of units that begin at ``starts`` (negative: one is padding) to a patch."""
-    size, height, stride, lines, line = sizes[WIDTH], sizes[HEIGHT], sizes[ACROSS], sizes[LINES], sizes[LINE]
+    size, height, stride, lines, line = sizes[WIDTH], sizes[HEIGHT], sizes[EVERY], sizes[LINES], sizes[LINE]
     row, rows, step = image[VIEW_TOP], image[VIEW_ROWS], sizes[PATCH_ROWS] * line
     for at in range(0, units * lines * step, step):
         first, begin = at // step % lines, starts[at // step // lines]
@@ -184,9 +184,9 @@ def fill_patch(x, units, columns, boundary, sizes, image, starts, blank, patch, 
 @helper
 def view(O_row, high, o0, wide, sizes, image):
     """What a block sees: first row and column of the input, how many, and which of them are pixels."""
-    row, rows = sizes[TOP] + O_row * sizes[DOWN], sizes[PATCH_ROWS] - (sizes[ROWS] - high) * sizes[DOWN]
-    column = sizes[LEFT] + o0 * sizes[ACROSS]
-    columns = (wide - 1) * sizes[ACROSS] + (sizes[ALONG] - 1) * sizes[AHEAD] + 1
+    row, rows = sizes[TOP] + O_row * sizes[EVERY_ROW], sizes[PATCH_ROWS] - (sizes[ROWS] - high) * sizes[EVERY_ROW]
+    column = sizes[LEFT] + o0 * sizes[EVERY]
+    columns = (wide - 1) * sizes[EVERY] + (sizes[ALONG] - 1) * sizes[AHEAD] + 1
     image[VIEW_TOP], image[VIEW_LEFT], image[VIEW_ROWS], image[VIEW_COLUMNS] = row, column, rows, columns
     image[0] = max(0, -row)
     image[1] = max(0, min(rows, sizes[HEIGHT] - row) - image[0])
@@ -205,7 +205,7 @@ def survey(items, c0, u0, u1, O, wide, axes, boundary, sizes, once, starts, imag
     """
     lead_taps, width = sizes[LEAD_TAPS], sizes[WIDTH]
     plane, place = sizes[HEIGHT] * width, image[VIEW_TOP] * width + image[VIEW_LEFT]
-    inside = sizes[ACROSS] == 1 and image[1] == image[VIEW_ROWS] and image[3] == image[VIEW_COLUMNS]
+    inside = sizes[EVERY] == 1 and image[1] == image[VIEW_ROWS] and image[3] == image[VIEW_COLUMNS]
     last = place + (sizes[PATCH_ROWS] - 1) * width + sizes[COLUMNS] + image[VIEW_COLUMNS] - wide
     for u in range(u0, u1):
         lead = row_source(u % lead_taps, O, axes[:-1], boundary) if axes.shape[0] > 2 else 0

@@ -26,8 +26,8 @@ from .patch import (
     AT_EDGE,
     BETWEEN,
     COLUMNS,
-    DOWN,
     EDGE,
+    EVERY_ROW,
     IN_PATCH,
     LARGEST_PATCH,
     LEAD_OUT,
@@ -90,7 +90,7 @@ def _forward(team, x, w, bias, axes, boundary, fill, entries, sizes, G, steps, y
     # the next. A unit is a channel and a tap of the leading axes; a task is a block of rows and columns for all output
     # channels of some groups. Where columns are not neighbours a block is summed first, then spread.
     K, U, E = bias.size, w.size // bias.size // sizes[TAPS], entries.shape[1] // ENTRY
-    rows, columns, apart, between, stride = sizes[ROWS], sizes[COLUMNS], sizes[APART], sizes[BETWEEN], sizes[DOWN]
+    rows, columns, apart, between, stride = sizes[ROWS], sizes[COLUMNS], sizes[APART], sizes[BETWEEN], sizes[EVERY_ROW]
     taps, vector, lead_out, lead = sizes[TAPS], sizes[VECTOR], sizes[LEAD_OUT], axes.shape[0] - 2
     down, across = (sizes[OUT_ROWS] + rows - 1) // rows, (sizes[OUT_COLUMNS] + columns - 1) // columns
     row_step, step = steps[lead + 3], steps[lead + 4]
@@ -193,7 +193,7 @@ def _grad_weight(team, x, dY, axes, boundary, fill, entries, sizes, G, together_
     # x and dY flat, partial (parts, K, units times taps): the blocks are split into a fixed number of parts; a task
     # sums one part for some output channels of a group, which share what is gathered.
     parts, K, weights = partial.shape
-    taps, vector, lead_out, stride = sizes[TAPS], sizes[VECTOR], sizes[LEAD_OUT], sizes[DOWN]
+    taps, vector, lead_out, stride = sizes[TAPS], sizes[VECTOR], sizes[LEAD_OUT], sizes[EVERY_ROW]
     rows, columns, apart, between = sizes[ROWS], sizes[COLUMNS], sizes[APART], sizes[BETWEEN]
     R_out, L_out, U, E = sizes[OUT_ROWS], sizes[OUT_COLUMNS], weights // taps, entries.shape[1] // ENTRY
     down, across = (R_out + rows - 1) // rows, (L_out + columns - 1) // columns
