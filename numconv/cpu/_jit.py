@@ -47,6 +47,7 @@ helper = register_jitable(**OPTIONS, **UNWRAPPED)
 #: What unpickling raises where a file was cut off or overwritten, and LLVM for what it cannot read.
 DAMAGED = (
     pickle.UnpicklingError, EOFError, ValueError, AttributeError, ImportError, LookupError, TypeError, RuntimeError,
+    OverflowError, MemoryError,
 )
 
 
@@ -225,20 +226,20 @@ def _thread_count(typing_context):
     return types.intp(), codegen
 
 
-def _on_threads(worker, block, n):
+def _share_out(worker, block, n):
     members = min(n, _thread_count())  # type: ignore[call-arg]  # numba adds the context
     for me in prange(members):
         _call(worker, block, -(me * 65536 + members))
     return 0
 
 
-_on_threads = cached(_on_threads, parallel=True, no_cpython_wrapper=True, **OPTIONS)
+_on_threads: Any = cached(_share_out, parallel=True, no_cpython_wrapper=True, **OPTIONS)
 
 
 @lru_cache(maxsize=1)
 def _launcher() -> int:
     """The address of ``_on_threads`` compiled, the only parallel code that there is; ``ALONE`` where nothing is."""
-    if numba.config.DISABLE_JIT:
+    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]  # numba sets it as it reads the environment
         return ALONE
     numba.get_num_threads()  # starts the threads, whose scheduler code from the disk cache asks for as it is loaded
     given = (types.intp,) * 3
