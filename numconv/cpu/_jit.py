@@ -21,6 +21,7 @@ from llvmlite import ir
 from numba import prange, types
 from numba.core import cgutils
 from numba.core.caching import FunctionCache
+from numba.core.runtime import rtsys
 from numba.extending import intrinsic, lower_builtin, register_jitable, type_callable
 from numba.np.ufunc import parallel as numba_threads
 
@@ -56,11 +57,17 @@ class Cache(FunctionCache):
 
     Two processes that store a function for different types at the same moment may write to one file, and the index
     names it for the types of either: what is loaded has to be for the types that are asked for.
+
+    numba's own imports all that it compiles with, and SciPy's linear algebra, before it looks; code that is loaded
+    needs none of that, but numba's counted memory.
     """
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        found = None
         try:
-            found = super().load_overload(sig, target_context)
+            rtsys.initialize(target_context)
+            with self._guard_against_spurious_io_errors():
+                found = self._load_overload(sig, target_context)
         except DAMAGED as error:
             _warn(f"the compiled code in {self.cache_path} is damaged ({error}) and is compiled anew")
             self.flush()
