@@ -61,9 +61,9 @@ def refusal(algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: str
         return f"fill_value={geometry.fill_value!r} makes the map affine, and a matrix is linear"
     if algorithm == "winograd":
         ones = (1,) * geometry.d
-        if geometry.kernel != (3, 3) or (geometry.stride, geometry.dilation) != (ones, ones):
+        if geometry.kernel != (3, 3) or geometry.stride not in (ones, (2, 2)) or geometry.dilation != ones:
             return (
-                f"it needs a 3x3 kernel with stride 1 and dilation 1, got kernel {geometry.kernel}, "
+                f"it needs a 3x3 kernel with stride 1 or 2 and dilation 1, got kernel {geometry.kernel}, "
                 f"stride {geometry.stride}, dilation {geometry.dilation}"
             )
     if algorithm in ("winograd", "fft") and dtype.kind not in "fc":

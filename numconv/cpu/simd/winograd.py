@@ -10,7 +10,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import overload
 
-from .vectors import REGISTERS, Vectors, lanes, vector_code
+from .vectors import REGISTERS, Vectors, lanes, places, vector_code
 
 #: Rows and vectors of the largest register tile of ``panel_sum``, and of the smaller ones that it takes for the rest.
 ROWS, VECTORS = ((6, 4, 2), (4, 2, 1)) if REGISTERS == 32 else ((6, 4, 2), (2, 1))
@@ -63,8 +63,9 @@ def sandwich(matrix: Any, with_sum: bool = False) -> Any:
                         total = zero
                         for p in range(inner):
                             for q in range(inner):
-                                value = source[s0 + p * s_row + q * s_column + j * s_next + lane]
-                                total += value * (m[i][p] * m[k][q])
+                                if m[i][p] * m[k][q] != 0:
+                                    value = source[s0 + p * s_row + q * s_column + j * s_next + lane]
+                                    total += value * (m[i][p] * m[k][q])
                         target[t0 + i * t_row + k * t_column + j * t_next + lane] = total
                         everything += total
                 if with_sum:
@@ -111,33 +112,44 @@ def sandwich(matrix: Any, with_sum: bool = False) -> Any:
     return product
 
 
-def sandwich_of_rows(matrix: Any) -> Any:
-    """``sandwich`` for tiles that begin four pixels apart in six lines of pixels, ``step`` apart.
+def sandwich_of_rows(matrix: Any, apart: int) -> Any:
+    """``sandwich`` for tiles that begin ``apart`` pixels apart, 4 or 8, in lines of pixels, ``step`` from line to line.
 
     Entry number ``e`` of tile ``t`` goes to ``target[t0 + e * t_step + t]``. Whole vectors of pixels are read and of
     tiles written.
     """
     m = tuple(tuple(float(value) for value in row) for row in matrix)
-    window = len(m)
+    side, window = len(m), len(m[0])
 
     def product(lines, l0, step, tiles, target, t0, t_step, zero):
         for t in range(tiles):
-            for i in range(window):
-                for k in range(window):
+            for i in range(side):
+                for k in range(side):
                     total = zero
                     for p in range(window):
                         for q in range(window):
-                            total += lines[l0 + p * step + 4 * t + q] * (m[i][p] * m[k][q])
-                    target[t0 + (i * window + k) * t_step + t] = total
+                            if m[i][p] * m[k][q] != 0:
+                                total += lines[l0 + p * step + apart * t + q] * (m[i][p] * m[k][q])
+                    target[t0 + (i * side + k) * t_step + t] = total
 
     def generate(v, lines, step, tiles, target, t_step):
         word, build = ir.IntType(64), v.builder
-        reach = 5  # vectors of pixels that a vector of tiles covers, and one more for the last tile
-        mixed = cgutils.alloca_once(build, ir.ArrayType(v.vector, window * reach))
+        reach = apart + 1  # vectors of pixels that a vector of tiles covers, and one more for the last tile
+        mixed = cgutils.alloca_once(build, ir.ArrayType(v.vector, side * reach))
         mixed = build.ptrtoint(mixed, word)
 
+        def columns(pixels):
+            if apart == 4:
+                return v.windows(pixels)[:window]
+            halves = []  # even pixels, and odd ones
+            for odd in (0, 1):
+                order = places(range(odd, 2 * v.lanes, 2))
+                pairs = zip(pixels[0:8:2], pixels[1:8:2], strict=True)
+                halves.append(v.windows([*(build.shuffle_vector(*pair, order) for pair in pairs), pixels[8]]))
+            return [halves[q % 2][q // 2] for q in range(window)]
+
         def body(t, _):
-            begin = build.mul(t, word(4))
+            begin = build.mul(t, word(apart))
 
             def down(u, _):
                 at = build.add(begin, build.mul(u, word(v.lanes)))
@@ -149,17 +161,17 @@ def sandwich_of_rows(matrix: Any) -> Any:
             def across(i, _):
                 at = build.mul(i, word(reach * v.lanes))
                 pixels = [v.load(v.at(mixed, build.add(at, word(u * v.lanes)))) for u in range(reach)]
-                row = build.add(t, build.mul(build.mul(i, word(window)), t_step))
-                for k, value in enumerate(v.combine(m, v.windows(pixels))):
+                row = build.add(t, build.mul(build.mul(i, word(side)), t_step))
+                for k, value in enumerate(v.combine(m, columns(pixels))):
                     v.store(value, v.at(target, build.add(row, build.mul(word(k), t_step))))
                 return []
 
-            # the last tile ends two pixels behind its four; lanes beyond the tiles are of no use
-            ends = build.add(build.mul(build.sub(tiles, t), word(4)), word(2 + v.lanes - 1))
-            ends = build.sdiv(ends, word(v.lanes))
+            # the last tile ends a pixel or two behind the next one's begin; lanes beyond the tiles are of no use
+            ends = build.mul(build.sub(tiles, t), word(apart))
+            ends = build.sdiv(build.add(ends, word(window - apart + v.lanes - 1)), word(v.lanes))
             ends = build.select(build.icmp_signed("<", ends, word(reach)), ends, word(reach))
             v.loop(ends, 1, [], down)
-            v.loop(word(window), 1, [], across)
+            v.loop(word(side), 1, [], across)
             return []
 
         v.loop(tiles, v.lanes, [], body)
@@ -178,6 +190,20 @@ def sandwich_of_rows(matrix: Any) -> Any:
         return vectors
 
     return product
+
+
+def by_kind(functions: dict[type, Any]) -> Any:
+    """The one of some functions that belongs to the type of the first argument; the others are not compiled."""
+
+    def choose(kind, *arguments):
+        return functions[type(kind)](*arguments)
+
+    @overload(choose)
+    def _choose(kind, *arguments):
+        function = functions[kind.instance_class]
+        return lambda kind, *arguments: function(*arguments)
+
+    return choose
 
 
 def _panel(
