@@ -191,65 +191,73 @@ def reach(outputs, b):
 
 
 @helper
+def room_of(b):
+    """How many tiles have a place in the lines."""
+    return (b.tiles + b.slack - 1) // b.slack * b.slack
+
+
+@helper
 def runs_of(t0, t1, axes, boundary, fill, image_size, b, runs, edges, lines):
     """Where tiles ``t0 .. t1`` meet the image, whichever the channel; returns how many runs there are.
 
     A run is tiles side by side: its first (counted from ``t0``), how many, the image, the row and column of the first
-    among the tiles; where its lines of pixels begin and how long they are; where its edges end, places in the lines
-    that are other pixels of the image; and where its lines lie in the image, or -1. What is no pixel is put into
-    ``lines`` here.
+    among the tiles; where the last one's edges end, places in the lines that are filled pixel by pixel; and where its
+    lines lie in the image, or -1. What is no pixel is put into ``lines`` here.
     """
-    H, L = axes[0, SIZE], axes[1, SIZE]
+    H, L, room = axes[0, SIZE], axes[1, SIZE], room_of(b)
     across, down = (axes[1, OUT] + b.tile - 1) // b.tile, (axes[0, OUT] + b.tile - 1) // b.tile
     rows, columns = reach(axes[0, OUT], b), reach(axes[1, OUT], b)
     top, left = first_pixel(axes[0]), first_pixel(axes[1])
-    count, met, begin, t = 0, 0, 0, t0
+    ends = lines[(b.window + b.side) * b.window * room :]
+    ends[:room] = 0
+    count, met, t = 0, 0, t0
     while t < t1:
-        image, O, o = t // (across * down), t // across % down * b.apart, t % across * b.apart
-        tiles = min(across - t % across, t1 - t)
-        length = (tiles - 1) * b.apart + b.window
-        line = (length + b.slack - 1) // b.slack * b.slack
+        image, O, o = t // (across * down), t // across % down, t % across
+        first, tiles = t - t0, min(across - o, t1 - t)
         run = runs[count]
-        run[0], run[1], run[2], run[3], run[4], run[5], run[6] = (
-            t - t0, tiles, image, O // b.apart, o // b.apart, begin, line
-        )  # fmt: skip
+        run[0], run[1], run[2], run[3], run[4] = first, tiles, image, O, o
+        ends[first + tiles - 1] = 1
         for i in range(b.window):
-            row = source(top + O + i, H, boundary) if O + i < rows else -2
-            run[8 + i] = image * image_size + row * L if row >= 0 else -1
-            for j in range(length):
-                at = left + o + j
-                if row < 0 or at < 0 or at >= L:
-                    column = row if row < 0 else -2
-                    if row >= 0 and o + j < columns:
-                        column = source(at, L, boundary)
+            row = source(top + O * b.apart + i, H, boundary) if O * b.apart + i < rows else -2
+            run[6 + i] = image * image_size + row * L if row >= 0 else -1
+            for j in range((tiles - 1) * b.apart + b.window):
+                at, beyond = left + o * b.apart + j, j - tiles * b.apart
+                if row < 0 or at < 0 or at >= L or beyond >= 0:
+                    column = min(row, -1)
+                    if row >= 0:
+                        column = source(at, L, boundary) if o * b.apart + j < columns else -2
+                    place = (b.window - b.apart) * room + first * b.apart + j
+                    if beyond >= 0:
+                        place = beyond * room + first + tiles - 1
+                    place += i * b.window * room
                     if column >= 0:
-                        edges[0, met], edges[1, met] = begin + i * line + j, image * image_size + row * L + column
+                        edges[0, met], edges[1, met] = place, image * image_size + row * L + column
                         met += 1
                     else:
-                        lines[begin + i * line + j] = fill if column == -1 else 0
-        run[7] = met
-        t, count, begin = t + tiles, count + 1, begin + b.window * line
+                        lines[place] = fill if column == -1 else 0
+        run[5] = met
+        t, count = t + tiles, count + 1
     return count
 
 
 @helper
-def transform_pixels(x, channel, left, L, fill, count, runs, edges, b, lines, V, v0):
-    """V of one channel: the lines of each run, then their tiles."""
-    zero, e = x.dtype.type(0), 0
-    begin = address(x, zero)
+def transform_pixels(x, channel, left, L, count, runs, edges, b, lines, V, v0):
+    """V of one channel: the lines of all runs, then their tiles."""
+    zero, room = x.dtype.type(0), room_of(b)
+    begin, there = address(x, zero), address(lines, zero)
     for u in range(count):
         run = runs[u]
-        first, length = left + run[4] * b.apart, (run[1] - 1) * b.apart + b.window
+        first, length = left + run[4] * b.apart, run[1] * b.apart
         start = min(max(0, -first), length)
         inside = max(0, min(L - first, length) - start)
+        target = (b.window - b.apart) * room + run[0] * b.apart + start
         for i in range(b.window):
-            if run[8 + i] >= 0:
-                pixel = channel + run[8 + i] + first + start
-                copy_run(begin, pixel, inside, address(lines, zero), run[5] + i * run[6] + start, zero)
-        for other in range(e, run[7]):
-            lines[edges[0, other]] = x[channel + edges[1, other]]
-        e = run[7]
-        of_pixels(b, address(lines, zero), run[5], run[6], run[1], V, v0 + run[0], b.V_step, zero)
+            if run[6 + i] >= 0:
+                copy_run(begin, channel + run[6 + i] + first + start, inside, there, target + i * b.window * room, zero)
+    last = runs[count - 1]
+    for other in range(last[5]):
+        lines[edges[0, other]] = x[channel + edges[1, other]]
+    of_pixels(b, there, 0, room, last[0] + last[1], V, v0, b.V_step, zero)
 
 
 @helper
@@ -325,7 +333,7 @@ def block(x, w, taps, bias, axes, boundary, fill, b, U, mine, task, runs, edges,
     """A block of tiles and a share of the output channels, from pixels and kernels to outputs."""
     N, C, H, L = x.shape
     down, across = (axes[0, OUT] + b.tile - 1) // b.tile, (axes[1, OUT] + b.tile - 1) // b.tile
-    top, left = axes[0, OUT] - y.shape[2], axes[1, OUT] - y.shape[3]
+    above, before, left = axes[0, OUT] - y.shape[2], axes[1, OUT] - y.shape[3], first_pixel(axes[1])
     Cg, Kg = C // b.groups, y.shape[1] // b.groups
     share, part, g = task % b.shares, task // b.shares % b.blocks, task // b.shares // b.blocks
     T = N * down * across
@@ -337,7 +345,7 @@ def block(x, w, taps, bias, axes, boundary, fill, b, U, mine, task, runs, edges,
     count = runs_of(t0, t1, axes, boundary, fill, C * H * L, b, runs, edges, lines)
     for c in range(Cg):
         channel = (g * Cg + c) * H * L
-        transform_pixels(pixels, channel, first_pixel(axes[1]), L, fill, count, runs, edges, b, lines, here, c * b.tiles)
+        transform_pixels(pixels, channel, left, L, count, runs, edges, b, lines, here, c * b.tiles)
     for column in range(b.columns * share // b.shares, b.columns * (share + 1) // b.shares):
         k0, whole = column * b.width, Cg if not b.own else b.channels
         for part0 in range(0, Cg, max(whole, 1)):
@@ -357,7 +365,7 @@ def block(x, w, taps, bias, axes, boundary, fill, b, U, mine, task, runs, edges,
         for k in range(k0, min(k0 + b.width, Kg), b.slack):
             for u in range(count):
                 M0, run, kernels = b.M + k - k0, runs[u], min(b.slack, Kg - k)
-                if not unload(here, M0, b, run, bias, g * Kg + k, kernels, top, left, outputs, y, result):
+                if not unload(here, M0, b, run, bias, g * Kg + k, kernels, above, before, outputs, y, result):
                     repair(result, x, w, taps, bias, axes, boundary, fill, b, run, g, k, Cg, y)
 
 
@@ -369,7 +377,7 @@ def _forward(team, x, w, taps, bias, axes, boundary, fill, b, U, own, y):
     )  # fmt: skip
     workers, tasks = own.shape[0], b.groups * b.blocks * b.shares
     for worker in tasks_of(team, workers):
-        runs, edges = np.empty((b.tiles, 8 + b.window), np.int64), np.empty((2, b.window**2 * b.tiles), np.int64)
+        runs, edges = np.empty((b.tiles, 6 + b.window), np.int64), np.empty((2, b.window**2 * b.tiles), np.int64)
         mine = own[worker]
         mine[b.lines :] = 0  # what lies beyond lines and kernels is transformed too; as garbage it may be slow
         for task in range(tasks * worker // workers, tasks * (worker + 1) // workers):
@@ -405,7 +413,7 @@ def _run(
 ) -> None:
     (N, C), K, dtype, workers = x.shape[:2], y.shape[1], y.dtype, numba.get_num_threads()
     groups = (K if turned else C) // w.shape[1]
-    b = kind(*cut(*SCHEMES[kind], N, C // groups, K // groups, groups, tuple(axes[:, OUT]), turned, dtype, workers))
+    b = kind(*cut(*SCHEMES[kind], N, C // groups, K // groups, groups, tuple(map(int, axes[:, OUT])), turned, dtype, workers))
     steps = TAPS * int(axes[0, STEP]), int(axes[1, STEP])
     taps = sum(-2 * step for step in steps if step < 0), *steps  # the first, from row to row, from column to column
     x, w = flat(x, *x.shape), flat(w, w.size)
@@ -437,7 +445,7 @@ def cut(
     V_step, M_step = Cg * tiles + pad, tiles * width + pad
     sizes = (
         side**2 * V_step, side**2 * M_step, ROWS_OF_G**2 * U_step if own else 0,
-        window * tiles * (window + slack - 1), (tile * tile + 1) * tiles * slack + slack * slack,
+        ((window + side) * window + 1) * -(-tiles // slack) * slack, (tile * tile + 1) * tiles * slack + slack * slack,
         (TAPS * TAPS * slack + 2 * slack + 8) * slack,
     )  # fmt: skip
     M, U, lines, result, squares, each = (int(at) for at in np.cumsum([-(-size // slack) * slack for size in sizes]))
