@@ -6,6 +6,11 @@ for each tile of 4 x 4 outputs (Lavin and Gray, "Fast algorithms for convolution
 the 36 products is a matrix product, ``M[xi] = V[xi]^T @ U[xi]`` with a row for each tile and a column for each output
 channel. Tiles lie side by side in the vectors that transform pixels, output channels in those of kernels and outputs.
 
+With stride 2 an output meets two even pixels and an odd one, ``y[o] = w[0] e[o] + w[2] e[o + 1] + w[1] d[o]``: four
+outputs are F(4, 2), 5 multiplications, and 4 more, in two dimensions 81 where the sum needs 144. In the input gradient
+even pixels are F(4, 2) of the output's gradient, and odd ones a product each. Both are the formula above with other
+matrices. The last four rows of G are alike, so a transformed kernel has 36 places for either stride.
+
 A tile whose outputs are not all finite is summed again as it is written: the transforms mix all pixels of a tile, and
 may overflow where the sum does not. A pixel or weight that is not finite always shows, for nothing makes NaN finite.
 """
@@ -23,7 +28,6 @@ from .._memory import workspace as memory
 from ..geometry import ConvGeometry, axes_table
 from ._jit import Kernel, flat, helper, source, tasks_of
 from .simd import (
-    ROWS,
     address,
     borrowed,
     by_kind,
@@ -38,22 +42,22 @@ from .simd import (
     turn,
 )
 
-TAPS = 3
+TILE, TAPS = 4, 3
+WINDOW = TILE + TAPS - 1
+PLACES = WINDOW * WINDOW  #: of a transformed kernel
 
-#: Rows of G that differ: as many squared are the places of a transformed kernel, whatever the stride.
-ROWS_OF_G = 6
-
-#: Where the polynomials are interpolated, besides infinity: pairs of signs halve the work, and between a half and two
-#: the powers stay near one, which keeps the rounding near that of the plain sum. All of A and B is exact in binary.
+#: Where the polynomials are interpolated, besides infinity, for three and for two taps: pairs of signs halve the work,
+#: and near one powers stay near one, which keeps the rounding near that of the plain sum. All of A and B is exact in
+#: binary.
 POINTS = {3: (0, 5 / 8, -5 / 8, 3 / 2, -3 / 2), 2: (3 / 8, -3 / 8, 5 / 4, -5 / 4)}
 
 
 def transforms(taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``A^T``, ``G`` and ``B^T`` of F(4, taps): Lagrange's interpolation, infinity as the last point."""
-    points, window = POINTS[taps], 3 + taps
+    points, window = POINTS[taps], TILE + taps - 1
     powers = np.vander(points, window, increasing=True)
     scale = np.array([np.prod([p - q for q in points if q != p]) for p in points])
-    A = np.vstack([powers[:, :4], np.eye(4)[-1]])
+    A = np.vstack([powers[:, :TILE], np.eye(TILE)[-1]])
     G = np.vstack([powers[:, :taps] / scale[:, None], np.eye(taps)[-1]])
     B = np.zeros((window, window))
     for row, p in enumerate(points):
@@ -62,32 +66,27 @@ def transforms(taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return A.T, G, B
 
 
-def transforms_of_stride_2() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``A^T (4, 9)``, ``G (6, 3)``, ``B^T (9, 9)``: F(4, 2) of the even pixels, and a product for each of four odd ones.
+def with_odd() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """For stride 2 ``A^T (4, 9)``, ``G (6, 3)``, ``B^T (9, 9)``, and back ``A^T (8, 9)``, ``B^T (9, 5)``.
 
-    The last four rows of G would be alike, and the last stands for them.
+    Rows and columns are F(4, 2)'s and then those of the odd pixels; of the equal rows of G there is one.
     """
     A, G, B = transforms(2)
-    G_both, B_both = np.zeros((6, 3)), np.zeros((9, 9))
-    G_both[:5, ::2], G_both[5, 1] = G, 1
-    B_both[:5, ::2], B_both[5:, 1::2] = B, np.eye(4)
-    return np.hstack([A, np.eye(4)]), G_both, B_both
+    G_odd, B_odd, A_back = np.zeros((WINDOW, TAPS)), np.zeros((9, 9)), np.zeros((8, 9))
+    G_odd[:5, ::2], G_odd[5, 1] = G, 1
+    B_odd[:5, ::2], B_odd[5:, 1::2] = B, np.eye(4)
+    A_back[::2, :5], A_back[1::2, 5:] = A, np.eye(4)
+    return np.hstack([A, np.eye(4)]), G_odd, B_odd, A_back, np.vstack([B, np.eye(5)[1:]])
 
 
-def transforms_back() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``A^T (8, 9)``, ``G (6, 3)``, ``B^T (9, 5)`` of its input gradient: F(4, 2) gives the even pixels of 8."""
-    A, G, B = transforms(2)
-    A_both = np.zeros((8, 9))
-    A_both[::2, :5], A_both[1::2, 5:] = A, np.eye(4)
-    return A_both, transforms_of_stride_2()[1], np.vstack([B, np.eye(5)[1:]])
-
+AT, G, BT = transforms(TAPS)
 
 #: Channels added up at a time: sums of sums round less, and a panel of so many stays in the L1 cache for all tiles.
 #: Fewer where each worker transforms its kernels itself, which then wait for their product in the L2 cache.
 CHANNELS, FEWER = 64, 32
 
 #: Tiles of a block at the most, up to how many tiles in all kernels are transformed by each worker for itself, and
-#: vectors between the 36 places of U, V and M, so that they do not meet in one set of the cache.
+#: vectors between the places of U, V and M, so that they do not meet in one set of the cache.
 TILES, FEW, PAD = 48, 24, 5
 
 
@@ -101,7 +100,8 @@ class Blocks(NamedTuple):
     groups: int
     turned: int  #: 1 if kernels are numbered (g, c, k), for the input gradient, and not (g, k, c)
     slack: int  #: numbers in a vector
-    tiles: int  #: tiles of the largest block
+    tiles: int  #: tiles of the largest block, and filled up to whole vectors
+    room: int
     blocks: int  #: blocks of tiles, shares of the output channels in each
     shares: int
     width: int  #: output channels at a time, how often in a group, and how many summed channels
@@ -128,15 +128,19 @@ class Spread(Blocks):
     """The same for the input gradient of stride 2."""
 
 
-#: Outputs of a tile, pixels to the next, pixels read, numbers that they become.
-SCHEMES: dict[type[Blocks], tuple[int, int, int, int]] = {
-    Blocks: (4, 4, 6, 6), Strided: (4, 8, 9, 9), Spread: (8, 4, 5, 9),
-}
-MATRICES = {Blocks: transforms(3), Strided: transforms_of_stride_2(), Spread: transforms_back()}
+#: The first numbers of ``Blocks``, by its type, for which code is compiled when it is first used.
+SCHEMES = {Blocks: (TILE, TILE, WINDOW, WINDOW), Strided: (4, 8, 9, 9), Spread: (8, 4, 5, 9)}
 
-of_weights = by_kind({kind: sandwich(G) for kind, (_, G, _) in MATRICES.items()})
-of_pixels = by_kind({kind: sandwich_of_rows(BT, SCHEMES[kind][1]) for kind, (_, _, BT) in MATRICES.items()})
-of_outputs = by_kind({kind: sandwich(AT, with_sum=True) for kind, (AT, _, _) in MATRICES.items()})
+AT_2, G_2, BT_2, AT_BACK, BT_BACK = with_odd()
+_of_pairs = sandwich(G_2)
+of_weights = by_kind({Blocks: sandwich(G), Strided: _of_pairs, Spread: _of_pairs})
+of_pixels = by_kind({
+    kind: sandwich_of_rows(matrix, SCHEMES[kind][1])
+    for kind, matrix in ((Blocks, BT), (Strided, BT_2), (Spread, BT_BACK))
+})  # fmt: skip
+of_outputs = by_kind({
+    kind: sandwich(matrix, with_sum=True) for kind, matrix in ((Blocks, AT), (Strided, AT_2), (Spread, AT_BACK))
+})  # fmt: skip
 
 
 @helper
@@ -158,7 +162,7 @@ def transform_kernels(w, g, k0, c0, channels, Kg, Cg, taps, b, mine, U, U0, zero
                 transpose(address(w, zero), at, Cg * across, kernels, n * across, mine, b.squares, b.slack, zero)
             of_weights(
                 b, mine, b.squares + taps[0] * b.slack, taps[1] * b.slack, taps[2] * b.slack, across * b.slack,
-                U, U0 + q * b.width + k - k0, ROWS_OF_G * b.U_step, b.U_step, b.width, 0, n, b.slack, zero,
+                U, U0 + q * b.width + k - k0, WINDOW * b.U_step, b.U_step, b.width, 0, n, b.slack, zero,
             )  # fmt: skip
 
 
@@ -174,7 +178,7 @@ def _weights(team, w, Kg, Cg, taps, b, U, own):
             c0, column = task % parts * CHANNELS, task // parts
             transform_kernels(
                 w, column // b.columns, column % b.columns * b.width, c0, min(CHANNELS, Cg - c0), Kg, Cg, taps, b,
-                address(mine, zero), address(U, zero), column * ROWS_OF_G**2 * b.U_step + c0 * b.width, zero,
+                address(mine, zero), address(U, zero), column * PLACES * b.U_step + c0 * b.width, zero,
             )  # fmt: skip
 
 
@@ -191,12 +195,6 @@ def reach(outputs, b):
 
 
 @helper
-def room_of(b):
-    """How many tiles have a place in the lines."""
-    return (b.tiles + b.slack - 1) // b.slack * b.slack
-
-
-@helper
 def runs_of(t0, t1, axes, boundary, fill, image_size, b, runs, edges, lines):
     """Where tiles ``t0 .. t1`` meet the image, whichever the channel; returns how many runs there are.
 
@@ -204,7 +202,7 @@ def runs_of(t0, t1, axes, boundary, fill, image_size, b, runs, edges, lines):
     among the tiles; where the last one's edges end, places in the lines that are filled pixel by pixel; and where its
     lines lie in the image, or -1. What is no pixel is put into ``lines`` here.
     """
-    H, L, room = axes[0, SIZE], axes[1, SIZE], room_of(b)
+    H, L, room = axes[0, SIZE], axes[1, SIZE], b.room
     across, down = (axes[1, OUT] + b.tile - 1) // b.tile, (axes[0, OUT] + b.tile - 1) // b.tile
     rows, columns = reach(axes[0, OUT], b), reach(axes[1, OUT], b)
     top, left = first_pixel(axes[0]), first_pixel(axes[1])
@@ -243,7 +241,7 @@ def runs_of(t0, t1, axes, boundary, fill, image_size, b, runs, edges, lines):
 @helper
 def transform_pixels(x, channel, left, L, count, runs, edges, b, lines, V, v0):
     """V of one channel: the lines of all runs, then their tiles."""
-    zero, room = x.dtype.type(0), room_of(b)
+    zero, room = x.dtype.type(0), b.room
     begin, there = address(x, zero), address(lines, zero)
     for u in range(count):
         run = runs[u]
@@ -337,28 +335,28 @@ def block(x, w, taps, bias, axes, boundary, fill, b, U, mine, task, runs, edges,
     Cg, Kg = C // b.groups, y.shape[1] // b.groups
     share, part, g = task % b.shares, task // b.shares % b.blocks, task // b.shares // b.blocks
     T = N * down * across
-    units = (T + ROWS[0] - 1) // ROWS[0]
-    t0, t1 = units * part // b.blocks * ROWS[0], min(units * (part + 1) // b.blocks * ROWS[0], T)
+    pairs = (T + 1) // 2
+    t0, t1 = pairs * part // b.blocks * 2, min(pairs * (part + 1) // b.blocks * 2, T)
     pixels, outputs, lines, result = x.reshape(x.size), y.reshape(y.size), mine[b.lines : b.result], mine[b.result :]
     zero = mine.dtype.type(0)
     here, weights = address(mine, zero), address(mine if b.own else U, zero)
     count = runs_of(t0, t1, axes, boundary, fill, C * H * L, b, runs, edges, lines)
     for c in range(Cg):
         channel = (g * Cg + c) * H * L
-        transform_pixels(pixels, channel, left, L, count, runs, edges, b, lines, here, c * b.tiles)
+        transform_pixels(pixels, channel, left, L, count, runs, edges, b, lines, here, c * b.room)
     for column in range(b.columns * share // b.shares, b.columns * (share + 1) // b.shares):
         k0, whole = column * b.width, Cg if not b.own else b.channels
         for part0 in range(0, Cg, max(whole, 1)):
-            U0 = b.U if b.own else (g * b.columns + column) * ROWS_OF_G**2 * b.U_step
+            U0 = b.U if b.own else (g * b.columns + column) * PLACES * b.U_step
             if b.own:
                 transform_kernels(
                     w, g, k0, part0, min(b.channels, Cg - part0), Kg, Cg, taps, b, here, here, b.U, zero
                 )
             for xi in range(b.side * b.side):
-                place = min(xi // b.side, ROWS_OF_G - 1) * ROWS_OF_G + min(xi % b.side, ROWS_OF_G - 1)
+                place = min(xi // b.side, WINDOW - 1) * WINDOW + min(xi % b.side, WINDOW - 1)
                 for c0 in range(part0, min(part0 + whole, Cg), b.channels):
                     panel_sum(
-                        here, xi * b.V_step + c0 * b.tiles, b.tiles,
+                        here, xi * b.V_step + c0 * b.room, b.room,
                         weights, U0 + place * b.U_step + (c0 - part0) * b.width, b.width, min(b.channels, Cg - c0),
                         here, b.M + xi * b.M_step, b.width, (t1 - t0 + 1) // 2 * 2, b.width, c0, zero,
                     )  # fmt: skip
@@ -401,19 +399,23 @@ def grad_input(dY: np.ndarray, w: np.ndarray, geometry: ConvGeometry, dX: np.nda
 
 
 def _back(row: tuple[int, ...]) -> tuple[int, ...]:
-    """An axis of the input gradient: from the first pixel that tap 0 can meet, which may be the one before the image."""
+    """An axis of the input gradient, whose tiles begin with a pixel that two taps meet if the stride is 2.
+
+    That may be the pixel before the image; then there is an output more than ``dX`` has.
+    """
     size, kernel, out, start, stride, step = row
     before, beyond = start % stride, max(0, (kernel - 1) * step)
     return out, kernel, size + before, (-before - start - beyond) // stride + beyond, 1, -step
 
 
 def _run(
-    kind: type[Blocks], x: np.ndarray, w: np.ndarray, turned: bool, bias: np.ndarray, axes: np.ndarray, boundary: int, 
+    kind: type[Blocks], x: np.ndarray, w: np.ndarray, turned: bool, bias: np.ndarray, axes: np.ndarray, boundary: int,
     fill: np.generic, y: np.ndarray,
 ) -> None:
     (N, C), K, dtype, workers = x.shape[:2], y.shape[1], y.dtype, numba.get_num_threads()
     groups = (K if turned else C) // w.shape[1]
-    b = kind(*cut(*SCHEMES[kind], N, C // groups, K // groups, groups, tuple(map(int, axes[:, OUT])), turned, dtype, workers))
+    out = tuple(axes[:, OUT].tolist())
+    b = kind(*cut(*SCHEMES[kind], N, C // groups, K // groups, groups, out, turned, dtype, workers))
     steps = TAPS * int(axes[0, STEP]), int(axes[1, STEP])
     taps = sum(-2 * step for step in steps if step < 0), *steps  # the first, from row to row, from column to column
     x, w = flat(x, *x.shape), flat(w, w.size)
@@ -432,27 +434,27 @@ def cut(
     turned: bool, dtype: np.dtype, workers: int,
 ) -> Blocks:
     """Blocks of tiles for each worker; where there are too few of them, shares of the output channels."""
-    slack, T, most = lanes(dtype), N * -(-out[0] // tile) * -(-out[1] // tile), TILES * 36 // side**2
-    units, width = max(1, -(-T // ROWS[0])), min(panel_width(dtype), max(1, -(-Kg // slack)) * slack)
-    columns, own = max(1, -(-Kg // width)), T <= FEW
-    blocks = -(-units * ROWS[0] // most)
+    slack, T = lanes(dtype), N * -(-out[0] // tile) * -(-out[1] // tile)
+    pairs, width = max(1, -(-T // 2)), min(panel_width(dtype), max(1, -(-Kg // slack)) * slack)
+    columns, most = max(1, -(-Kg // width)), max(1, TILES * PLACES // side**2 // slack) * slack
+    blocks, own = -(-pairs * 2 // most), min(FEW, most) >= T
     if not own:
-        blocks = min(units, max(blocks, -(-blocks * groups // workers) * workers // max(groups, 1)))
+        blocks = min(pairs, max(blocks, -(-blocks * groups // workers) * workers // max(groups, 1)))
     shares = min(columns, max(1, workers // max(groups * blocks, 1)))
-    tiles, pad = -(-units // blocks) * ROWS[0], PAD * slack
-    channels = FEWER if own else CHANNELS
+    tiles, pad, channels = -(-pairs // blocks) * 2, PAD * slack, FEWER if own else CHANNELS
+    room = -(-tiles // slack) * slack
     U_step = (channels if own else Cg) * width + pad
-    V_step, M_step = Cg * tiles + pad, tiles * width + pad
+    V_step, M_step = Cg * room + pad, tiles * width + pad
     sizes = (
-        side**2 * V_step, side**2 * M_step, ROWS_OF_G**2 * U_step if own else 0,
-        ((window + side) * window + 1) * -(-tiles // slack) * slack, (tile * tile + 1) * tiles * slack + slack * slack,
+        side**2 * V_step, side**2 * M_step, PLACES * U_step if own else 0,
+        ((window + side) * window + 1) * room, (tile * tile + 1) * tiles * slack + slack * slack,
         (TAPS * TAPS * slack + 2 * slack + 8) * slack,
     )  # fmt: skip
     M, U, lines, result, squares, each = (int(at) for at in np.cumsum([-(-size // slack) * slack for size in sizes]))
     return Blocks(
-        tile, apart, window, side, groups, int(turned), slack, tiles, blocks, shares, width, columns, channels,
+        tile, apart, window, side, groups, int(turned), slack, tiles, room, blocks, shares, width, columns, channels,
         int(own), U_step, V_step, M_step, M, U, lines, result, squares, each,
-        0 if own else groups * columns * ROWS_OF_G**2 * U_step,
+        0 if own else groups * columns * PLACES * U_step,
     )
 
 

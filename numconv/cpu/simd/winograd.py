@@ -167,7 +167,8 @@ def sandwich_of_rows(matrix: Any, apart: int) -> Any:
             def across(i, _):
                 line = build.mul(i, step)
                 begin = build.add(build.add(line, other), build.mul(t, word(apart)))
-                columns = own([v.load(build.gep(mixed, [build.add(begin, word(u * v.lanes))])) for u in range(apart + 1)])
+                places_of = [build.add(begin, word(u * v.lanes)) for u in range(apart + 1)]
+                columns = own([v.load(build.gep(mixed, [place])) for place in places_of])
                 for c in range(others):
                     there = build.add(build.add(line, build.mul(room, word(c))), t)
                     columns[apart + c] = build.select(end, v.load(build.gep(mixed, [there])), columns[apart + c])
