@@ -65,7 +65,7 @@ def test_float32_errs_at_most_8_times_as_much_as_torch(C, size, seed, stride):
     want = exact(x, w, stride=stride)
     formats = torch.contiguous_format, torch.channels_last
     tensors = [[torch.from_numpy(a).contiguous(memory_format=layout) for a in (x, w)] for layout in formats]
-    theirs = min(error(torch.nn.functional.conv2d(*pair, stride, 1).numpy(), want) for pair in tensors)
+    theirs = min(error(torch.nn.functional.conv2d(*pair, stride=stride, padding=1).numpy(), want) for pair in tensors)
     assert error(nc.conv(x, w, stride=stride, padding=1, algorithm="winograd"), want) <= 8 * theirs
 
 
