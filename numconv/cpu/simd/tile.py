@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import overload
 
-from .vectors import REGISTERS, VECTOR_BYTES, Vectors, lanes, vector_code
+from .vectors import REGISTERS, VECTOR_BYTES, Vectors, lanes, places, vector_code
 
 #: ``outer_sum`` takes tiles of up to ``WIDEST`` vectors of columns and ``tallest(vectors)`` rows: as many sums as
 #: registers hold beside what is being multiplied.
@@ -23,6 +23,9 @@ ALIGNED = VECTOR_BYTES // 4
 
 #: The tile asks for rows of ``b`` so many steps before it multiplies them.
 AHEAD = 8
+
+#: A transposition asks for the vectors that so many steps later become columns.
+SOON = 4
 
 #: What stands for a vector where there is no vector code: a long row, so that the compiler vectorises what it can.
 PLAIN_LANES = 16
@@ -330,36 +333,46 @@ def _copy(v: Vectors, source: Any, n: Any, target: Any) -> None:
 
 def _copy_every_second(v: Vectors, source: Any, n: Any, target: Any) -> None:
     build, word = v.builder, ir.IntType(64)
-    even = ir.Constant(ir.VectorType(ir.IntType(32), v.lanes), [2 * j for j in range(v.lanes)])
+    whole = build.and_(n, word(-v.lanes))
+    half = v.lanes // 2
+    even = places([2 * j if j < half else 2 * j + 1 for j in range(v.lanes)])  # the second vector begins an item early
 
     def body(p: Any, _: list[Any]) -> list[Any]:
         pair = v.at(source, build.mul(p, word(2)))
-        low = v.load_some(pair, v.first(build.mul(build.sub(n, p), word(2))))
-        high = v.load_some(
-            build.gep(pair, [word(v.lanes)]), v.first(build.sub(build.mul(build.sub(n, p), word(2)), word(v.lanes + 1)))
-        )
-        v.store_some(build.shuffle_vector(low, high, even), v.at(target, p), v.first(build.sub(n, p)))
+        low, high = v.load(pair), v.load(build.gep(pair, [word(v.lanes - 1)]))
+        v.store(build.shuffle_vector(low, high, even), v.at(target, p))
         return []
 
-    v.loop(n, v.lanes, [], body)
+    v.loop(whole, v.lanes, [], body)
+    rest = build.sub(n, whole)
+    with build.if_then(build.icmp_signed(">", rest, word(0))):
+        pair, items = v.at(source, build.mul(whole, word(2))), build.mul(rest, word(2))
+        low = v.load_some(pair, v.first(build.sub(items, word(1))))
+        high = v.load_some(build.gep(pair, [word(v.lanes - 1)]), v.first(build.sub(items, word(v.lanes))))
+        v.store_some(build.shuffle_vector(low, high, even), v.at(target, whole), v.first(rest))
 
 
 def _transpose(v: Vectors, source: Any, s_step: Any, target: Any, t_step: Any) -> None:
-    """A square of ``lanes`` by ``lanes``, in registers: at each stage pairs of rows trade halves, quarters, …"""
+    """A square of ``lanes`` by ``lanes``, in registers."""
     word, build = ir.IntType(64), v.builder
-    rows = [v.load(v.at(source, build.mul(word(i), s_step))) for i in range(v.lanes)]
-    half = v.lanes // 2
-    while half:
-        low = [j % (2 * half) % half + j // (2 * half) * 2 * half + (v.lanes if j // half % 2 else 0)
-               for j in range(v.lanes)]  # fmt: skip
-        masks = [ir.Constant(ir.VectorType(ir.IntType(32), v.lanes), [j + add for j in low]) for add in (0, half)]
-        for i in range(v.lanes):
-            if i // half % 2 == 0:
-                pair = rows[i], rows[i + half]
-                rows[i], rows[i + half] = (build.shuffle_vector(*pair, mask) for mask in masks)
-        half //= 2
-    for j, row in enumerate(rows):
+    lines = [v.at(source, build.mul(word(i), s_step)) for i in range(v.lanes)]
+    for line in lines:
+        v.prefetch(build.gep(line, [word(SOON * v.lanes)]))
+    for j, row in enumerate(v.transposed([v.load(line) for line in lines])):
         v.store(row, v.at(target, build.mul(word(j), t_step)))
+
+
+def _transpose_some(v: Vectors, source: Any, s_step: Any, n: Any, m: Any, target: Any, t_step: Any) -> None:
+    """The same of ``n`` rows of ``m`` numbers, at most ``lanes`` each."""
+    word, build = ir.IntType(64), v.builder
+    nothing, rows = ir.Constant(v.mask, [0] * v.lanes), []
+    across, down = v.first(m), v.first(n)
+    for i in range(v.lanes):
+        there = build.select(build.icmp_signed("<", word(i), n), across, nothing)
+        rows.append(v.load_some(v.at(source, build.mul(word(i), s_step)), there))
+    for j, row in enumerate(v.transposed(rows)):
+        there = build.select(build.icmp_signed("<", word(j), m), down, nothing)
+        v.store_some(row, v.at(target, build.mul(word(j), t_step)), there)
 
 
 _SUM_CODE = {types.float32: vector_code(32, 13, _outer_sum), types.float64: vector_code(64, 13, _outer_sum)}
@@ -373,6 +386,9 @@ _SECOND_CODE = {
     types.float32: vector_code(32, 3, _copy_every_second), types.float64: vector_code(64, 3, _copy_every_second)
 }
 _TURN_CODE = {types.float32: vector_code(32, 4, _transpose), types.float64: vector_code(64, 4, _transpose)}
+_TURN_SOME_CODE = {
+    types.float32: vector_code(32, 6, _transpose_some), types.float64: vector_code(64, 6, _transpose_some)
+}
 
 
 @overload(copy_run)
@@ -495,17 +511,16 @@ def _put_apart_tile(sums, s0, s_step, n, height, target, t0, step, apart, bias, 
 def _transpose_block(source, s0, s_step, n, m, target, t0, t_step, zero):
     if zero not in _TURN_CODE:
         return transpose
-    code, one, size = _TURN_CODE[zero], _COPY_CODE[zero], zero.bitwidth // 8
+    code, some, size = _TURN_CODE[zero], _TURN_SOME_CODE[zero], zero.bitwidth // 8
     square = VECTOR_BYTES // size
 
     def vectors(source, s0, s_step, n, m, target, t0, t_step, zero):
-        rows, columns = n // square * square, m // square * square
-        for i in range(0, rows, square):
-            for j in range(0, columns, square):
-                begin, end = s0 + i * s_step + j, t0 + j * t_step + i
-                code((source + begin * size, s_step, target + end * size, t_step))
-        for i in range(n):
-            for j in range(columns if i < rows else 0, m):
-                one((source + (s0 + i * s_step + j) * size, 1, target + (t0 + j * t_step + i) * size))
+        for i in range(0, n, square):
+            for j in range(0, m, square):
+                begin, end = source + (s0 + i * s_step + j) * size, target + (t0 + j * t_step + i) * size
+                if i + square <= n and j + square <= m:
+                    code((begin, s_step, end, t_step))
+                else:
+                    some((begin, s_step, min(square, n - i), min(square, m - j), end, t_step))
 
     return vectors
