@@ -336,9 +336,7 @@ def _grad_weight(team, x, dY, axes, boundary, fill, block, terms, conjugate, par
         c, channels = piece * block[CHANNELS], min(block[CHANNELS], Cg - piece * block[CHANNELS])
         columns, rows = L_out if block[IN_PLACE] else plane(axes, block)[1], channels * T
         lines = np.empty(0 if block[IN_PLACE] else block_size(axes, block), x.dtype)
-        turned = np.empty((wide + width) * most + ALIGNED, x.dtype)
-        if wide > Kg:
-            turned[:] = 0  # the last columns belong to no output channel
+        turned = np.empty(width * most + ALIGNED, x.dtype)
         sums, nothing = np.empty(rows * wide + ALIGNED, x.dtype), np.zeros(HIGHEST, x.dtype)
         pixels = np.empty((most, 2), np.int64)  # each among the lines, and in its panel of turned rows
         turned0, sums0, l0 = aligned(turned), aligned(sums), 0
@@ -355,26 +353,27 @@ def _grad_weight(team, x, dY, axes, boundary, fill, block, terms, conjugate, par
                 lines_at, l0 = x_at, ((n * x.shape[1] + g * Cg + c) * lead_out + outer) * plane_size + O0 * L_out + o0
             else:
                 gather_lines(x, g * Cg + c, channels, n, outer, O0, o0, axes, boundary, fill, block, lines, 0)
-            stretch = high * run if run == L_out else run  # what lies together in dY
-            begin = (((n * K + g * Kg) * lead_out + outer) * R_out + O0) * L_out + o0
-            for k in range(0, Kg, width):  # a panel for each tile
-                for p in range(0, high * run, stretch):
-                    transpose(
-                        dY_at, begin + k * lead_out * R_out * L_out + p // run * L_out, lead_out * R_out * L_out,
-                        min(width, Kg - k), stretch, turned_at, turned0 + k * most + p * width, width, zero,
-                    )  # fmt: skip
             for row in range(high):
                 for o in range(run):
                     pixels[row * run + o, 0], pixels[row * run + o, 1] = row * columns + o, (row * run + o) * width
             if conjugate:
                 for i in range(lines.size):
                     lines[i] = np.conj(lines[i])
-            for q in range(0, rows, MR):
-                for k in range(0, wide, width):
+            stretch = high * run if run == L_out else run  # what lies together in dY
+            begin = (((n * K + g * Kg) * lead_out + outer) * R_out + O0) * L_out + o0
+            for k in range(0, Kg, width):
+                if min(width, wide - k) > Kg - k:
+                    turned[:] = 0  # the last columns belong to no output channel
+                for p in range(0, high * run, stretch):
+                    transpose(
+                        dY_at, begin + k * lead_out * R_out * L_out + p // run * L_out, lead_out * R_out * L_out,
+                        min(width, Kg - k), stretch, turned_at, turned0 + p * width, width, zero,
+                    )  # fmt: skip
+                for q in range(0, rows, MR):
                     outer_sum(
-                        lines_at, l0, terms_at, q, turned_at, turned0 + k * most, pixels_at, high * run,
-                        min(MR, rows - q), min(width, wide - k), 1, 0, sums_at, sums0 + q * wide + k, wide, nothing_at,
-                        0, unit > first, zero,
+                        lines_at, l0, terms_at, q, turned_at, turned0, pixels_at, high * run, min(MR, rows - q),
+                        min(width, wide - k), 1, 0, sums_at, sums0 + q * wide + k, wide, nothing_at, 0, unit > first,
+                        zero,
                     )  # fmt: skip
         transpose(sums_at, sums0, wide, rows, Kg, partial_at, (part * K + g * Kg) * Q + c * T, Q, zero)
         keep(lines, turned, sums, nothing, pixels)

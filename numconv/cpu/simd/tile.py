@@ -24,9 +24,6 @@ ALIGNED = VECTOR_BYTES // 4
 #: The tile asks for rows of ``b`` so many steps before it multiplies them.
 AHEAD = 8
 
-#: A transposition asks for the vectors that so many steps later become columns.
-SOON = 4
-
 #: What stands for a vector where there is no vector code: a long row, so that the compiler vectorises what it can.
 PLAIN_LANES = 16
 
@@ -355,10 +352,8 @@ def _copy_every_second(v: Vectors, source: Any, n: Any, target: Any) -> None:
 def _transpose(v: Vectors, source: Any, s_step: Any, target: Any, t_step: Any) -> None:
     """A square of ``lanes`` by ``lanes``, in registers."""
     word, build = ir.IntType(64), v.builder
-    lines = [v.at(source, build.mul(word(i), s_step)) for i in range(v.lanes)]
-    for line in lines:
-        v.prefetch(build.gep(line, [word(SOON * v.lanes)]))
-    for j, row in enumerate(v.transposed([v.load(line) for line in lines])):
+    rows = [v.load(v.at(source, build.mul(word(i), s_step))) for i in range(v.lanes)]
+    for j, row in enumerate(v.transposed(rows)):
         v.store(row, v.at(target, build.mul(word(j), t_step)))
 
 
