@@ -53,7 +53,6 @@ from .simd import (
     keep,
     outer_sum,
     pack,
-    pack_sum,
     put,
     put_apart,
     transpose,
@@ -128,9 +127,8 @@ def _forward(team, x, w, bias, axes, boundary, fill, block, steps, places, table
             for part0 in range(0, tiles, together):  # tiles that are packed together, then multiplied strip by strip
                 part1 = min(part0 + together, tiles)
                 side_by_side = max(0, min(part1, length // width) - part0) if seamless else 0  # whole tiles
-                on_the_way = side_by_side if block[IN_PLACE] and k1 - k0 >= MR else 0
                 if packed:
-                    begin, end = (part0 + on_the_way) * width, min(part1 * width, length)
+                    begin, end = part0 * width, min(part1 * width, length)
                     run = length if columns == wide else wide
                     for q in range(0, terms, STREAMS):
                         some = min(STREAMS, terms - q)
@@ -152,13 +150,6 @@ def _forward(team, x, w, bias, axes, boundary, fill, block, steps, places, table
                     for k in range(first, last, MR):
                         height = min(MR, last - k)
                         part = part0
-                        if on_the_way and k == k0:
-                            pack_sum(
-                                a_at, a0, rows_at, 0, lines_at, l0 + part * width, terms_at, terms, width, on_the_way,
-                                panel_at, p0, depth, y_at, y0 + k * places[2] + part * width, places[2],
-                                bias_at, g * Kg + k, c > 0, zero,
-                            )  # fmt: skip
-                            part += on_the_way
                         while part < part1:
                             b_at, b0, b_terms_at, b_depth = lines_at, l0 + part * width, terms_at, width
                             if packed:

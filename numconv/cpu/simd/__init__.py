@@ -19,7 +19,6 @@ from .tile import copy_run as copy_run
 from .tile import multiply_add as multiply_add
 from .tile import outer_sum as outer_sum
 from .tile import pack as pack
-from .tile import pack_sum as pack_sum
 from .tile import put as put
 from .tile import put_apart as put_apart
 from .tile import sum_lanes as sum_lanes

@@ -21,9 +21,6 @@ WIDTHS = (SUMS // HIGHEST, WIDEST)
 #: Items that an array needs more so that it can begin with a line of the cache.
 ALIGNED = VECTOR_BYTES // 4
 
-#: The tile asks for rows of ``b`` so many steps before it multiplies them.
-AHEAD = 8
-
 #: What stands for a vector where there is no vector code: a long row, so that the compiler vectorises what it can.
 PLAIN_LANES = 16
 
@@ -49,17 +46,6 @@ def outer_sum(a, a0, rows, r0, b, b0, terms, n, height, columns, tiles, depth, o
                 total += a[a0 + rows[r0 + i] + terms[q, 0]] * b[b0 + j // columns * depth + terms[q, 1] + j % columns]
             before = out[o0 + i * step + j] if joins else start[s0 + i]
             out[o0 + i * step + j] = before + total
-
-
-def pack_sum(
-    a, a0, rows, r0, lines, l0, terms, n, columns, tiles, panel, p0, depth, out, o0, step, start, s0, joins, zero
-):
-    """``outer_sum`` of the highest tiles there are, side by side in ``lines``, and ``pack`` in the same go."""
-    height = min(HIGHEST, SUMS * PLAIN_LANES // columns)
-    outer_sum(
-        a, a0, rows, r0, lines, l0, terms, n, height, columns, tiles, columns, out, o0, step, start, s0, joins, zero
-    )
-    pack(lines, l0, terms, 0, n, tiles * columns, panel, p0, 0, columns, depth, zero)
 
 
 def multiply_add(n, out, zero):
@@ -122,9 +108,8 @@ def transpose(source, s0, s_step, n, m, target, t0, t_step, zero):
 
 def _row_of_tiles(
     v: Vectors, height: int, vectors: int, a: Any, rows: Any, b: Any, terms: Any, n: Any, tiles: Any,
-    depth: Any, panel: Any, out: Any, step: Any, start: Any, joins: Any,
+    depth: Any, out: Any, step: Any, start: Any, joins: Any,
 ) -> None:  # fmt: skip
-    """Tiles ``depth`` apart in ``b``; or, with a ``panel``, side by side there and copied to panels ``depth`` apart."""
     word, build = ir.IntType(64), v.builder
     rows, terms = (build.inttoptr(table, word.as_pointer()) for table in (rows, terms))
     joins = build.icmp_signed("!=", joins, word(0))
@@ -132,9 +117,7 @@ def _row_of_tiles(
     starts = [v.at(a, build.load(build.gep(rows, [word(i)]))) for i in range(height)]
 
     def tile(t: Any, _: list[Any]) -> list[Any]:
-        column, away = build.mul(t, word(width)), build.mul(t, depth)
-        corner = v.at(b, column if panel else away)
-        target = v.at(panel, away) if panel else None
+        column, corner = build.mul(t, word(width)), v.at(b, build.mul(t, depth))
         goals = [build.gep(v.at(out, column), [build.mul(word(i), step)]) for i in range(height)]
         places = [build.gep(goal, [word(j * v.lanes)]) for goal in goals for j in range(vectors)]
         for place in places:
@@ -145,12 +128,6 @@ def _row_of_tiles(
             pair = build.gep(terms, [build.mul(q, word(2))])
             term, line = build.load(pair), build.gep(corner, [build.load(build.gep(pair, [word(1)]))])
             pixels = [v.load(build.gep(line, [word(j * v.lanes)])) for j in range(vectors)]
-            for j, pixel in enumerate(pixels):
-                if panel:
-                    v.prefetch(build.gep(line, [word(width + j * v.lanes)]), level=2)  # the tile beside this one
-                    v.store(pixel, build.gep(target, [build.add(build.mul(q, word(width)), word(j * v.lanes))]))
-                else:
-                    v.prefetch(build.gep(line, [word(AHEAD * width + j * v.lanes)]))
             results = []
             for i in range(height):
                 weight = v.spread(build.gep(starts[i], [term]))
@@ -184,21 +161,9 @@ def _outer_sum(
             block = build.append_basic_block(f"tile{i}x{j}")
             choice.add_case(word(i * (WIDEST + 1) + j), block)
             build.position_at_end(block)
-            _row_of_tiles(v, i, j, a, rows, b, terms, n, tiles, depth, None, out, step, start, joins)
+            _row_of_tiles(v, i, j, a, rows, b, terms, n, tiles, depth, out, step, start, joins)
             build.branch(after)
     build.position_at_end(after)
-
-
-def _pack_sum(
-    v: Vectors, a: Any, rows: Any, b: Any, terms: Any, n: Any, vectors: Any, tiles: Any, depth: Any,
-    panel: Any, out: Any, step: Any, start: Any, joins: Any,
-) -> None:  # fmt: skip
-    word, build = ir.IntType(64), v.builder
-    tallest, widest = ((min(HIGHEST, SUMS // j), j) for j in WIDTHS)
-    with build.if_else(build.icmp_signed("==", vectors, word(WIDEST))) as (wide, narrow):
-        for branch, shape in ((wide, widest), (narrow, tallest)):
-            with branch:
-                _row_of_tiles(v, *shape, a, rows, b, terms, n, tiles, depth, panel, out, step, start, joins)
 
 
 def _multiply_add(v: Vectors, n: Any, out: Any) -> None:
@@ -371,7 +336,6 @@ def _transpose_some(v: Vectors, source: Any, s_step: Any, n: Any, m: Any, target
 
 
 _SUM_CODE = {types.float32: vector_code(32, 13, _outer_sum), types.float64: vector_code(64, 13, _outer_sum)}
-_PACK_SUM_CODE = {types.float32: vector_code(32, 13, _pack_sum), types.float64: vector_code(64, 13, _pack_sum)}
 _PEAK_CODE = {types.float32: vector_code(32, 2, _multiply_add), types.float64: vector_code(64, 2, _multiply_add)}
 _PUT_CODE = {types.float32: vector_code(32, 8, _put), types.float64: vector_code(64, 8, _put)}
 _APART_CODE = {types.float32: vector_code(32, 9, _put_apart), types.float64: vector_code(64, 9, _put_apart)}
@@ -425,26 +389,6 @@ def _sum_tile(
         code((
             a + a0 * size, rows + r0 * 8, b + b0 * size, terms, n, height, columns // lanes, tiles, depth,
             out + o0 * size, step, start + s0 * size, np.int64(joins),
-        ))  # fmt: skip
-
-    return row_of_tiles
-
-
-@overload(pack_sum)
-def _pack_sum_tile(
-    a, a0, rows, r0, lines, l0, terms, n, columns, tiles, panel, p0, depth, out, o0, step, start, s0, joins, zero
-):
-    if zero not in _SUM_CODE:
-        return pack_sum
-    code, size = _PACK_SUM_CODE[zero], zero.bitwidth // 8
-    lanes = VECTOR_BYTES // size
-
-    def row_of_tiles(
-        a, a0, rows, r0, lines, l0, terms, n, columns, tiles, panel, p0, depth, out, o0, step, start, s0, joins, zero
-    ):
-        code((
-            a + a0 * size, rows + r0 * 8, lines + l0 * size, terms, n, columns // lanes, tiles, depth,
-            panel + p0 * size, out + o0 * size, step, start + s0 * size, np.int64(joins),
         ))  # fmt: skip
 
     return row_of_tiles
