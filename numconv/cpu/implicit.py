@@ -43,20 +43,7 @@ from .lines import (
     table,
     times,
 )
-from .simd import (
-    ALIGNED,
-    HIGHEST,
-    SUMS,
-    address,
-    aligned,
-    copy_run,
-    keep,
-    outer_sum,
-    pack,
-    put,
-    put_apart,
-    transpose,
-)
+from .simd import ALIGNED, HIGHEST, SUMS, address, aligned, copy_run, keep, outer_sum, pack, put, put_apart, transpose
 
 #: Rows of X_conv that are packed side by side: as many streams through memory as the machine foresees.
 STREAMS = 16
