@@ -320,6 +320,15 @@ def grad_input(dY: np.ndarray, w: np.ndarray, geometry: ConvGeometry, dX: np.nda
         _run(dY, w, True, no_bias, axes_table(rows), CONSTANT, nothing, dX)
 
 
+def grad_weight(
+    x: np.ndarray, dY: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, dW: np.ndarray
+) -> None:
+    """``dW`` with the transforms of outputs and pixels, from a room that is loaded when it is asked for."""
+    from . import winograd_weights
+
+    winograd_weights.grad_weight(x, dY, axes, boundary, fill, dW)
+
+
 def _run(
     x: np.ndarray, w: np.ndarray, turned: bool, bias: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic,
     y: np.ndarray,

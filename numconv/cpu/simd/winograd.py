@@ -277,3 +277,61 @@ def _turn_vectors(source, s0, s_step, n, m, bias, k, target, t0, t_step, zero):
         code((source + s0 * size, s_step, n, m, bias + k * size, target + t0 * size, t_step))
 
     return vectors
+
+
+def to_lanes(source, s0, s_step, n, m, target, t0, width, zero):
+    """``target[t0 + j * width + i] = source[s0 + i * s_step + j]`` for ``j < m``, and 0 in the lanes ``n <= i < width``.
+
+    A lane for each row of the source, of which nothing else is read.
+    """
+    for j in range(m):
+        for i in range(width):
+            target[t0 + j * width + i] = source[s0 + i * s_step + j] if i < n else zero
+
+
+def _to_lanes(v: Vectors, source: Any, s_step: Any, n: Any, m: Any, target: Any) -> None:
+    word, build, none = ir.IntType(64), v.builder, ir.IntType(64)(0)
+
+    def square(j: Any, whole: bool) -> None:
+        places = [v.at(source, build.add(build.mul(word(i), s_step), j)) for i in range(v.lanes)]
+        left = build.sub(m, j)
+        if whole:
+            rows = [v.load(place) for place in places]
+        else:
+            there = [build.select(build.icmp_signed("<", word(i), n), left, none) for i in range(v.lanes)]
+            rows = [v.load_some(place, v.first(some)) for place, some in zip(places, there, strict=True)]
+        for k, row in enumerate(v.transposed(rows)):
+            place = v.at(target, build.mul(build.add(j, word(k)), word(v.lanes)))
+            if whole:
+                v.store(row, place)
+            else:
+                with build.if_then(build.icmp_signed("<", word(k), left)):
+                    v.store(row, place)
+
+    def body(j: Any, _: list[Any]) -> list[Any]:
+        enough = build.and_(
+            build.icmp_signed(">=", build.sub(m, j), word(v.lanes)), build.icmp_signed(">=", n, word(v.lanes))
+        )
+        with build.if_else(enough) as (whole, part):
+            with whole:
+                square(j, True)
+            with part:
+                square(j, False)
+        return []
+
+    v.loop(m, v.lanes, [], body)
+
+
+_LANES_CODE = {types.float32: vector_code(32, 5, _to_lanes), types.float64: vector_code(64, 5, _to_lanes)}
+
+
+@overload(to_lanes)
+def _to_lanes_vectors(source, s0, s_step, n, m, target, t0, width, zero):
+    if zero not in _LANES_CODE:
+        return to_lanes
+    code, size = _LANES_CODE[zero], zero.bitwidth // 8
+
+    def vectors(source, s0, s_step, n, m, target, t0, width, zero):
+        code((source + s0 * size, s_step, n, m, target + t0 * size))
+
+    return vectors
