@@ -376,10 +376,13 @@ def cut(
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
-    """Bytes that ``forward`` takes beside its arguments: transformed kernels, and a block's tiles for each thread."""
+    """Bytes that any product takes beside its arguments: transformed kernels, and a block's tiles for each thread."""
+    from . import winograd_weights
+
     g, workers = geometry, numba.get_num_threads()
     Cg, Kg = g.C // g.groups, g.K // g.groups
     forward = cut(g.N, Cg, Kg, g.groups, g.out, False, dtype, workers)
     backward = cut(g.N, Kg, Cg, g.groups, g.size, True, dtype, workers)
     tables = 128 << 10
-    return max((b.shared + workers * b.each) * dtype.itemsize for b in (forward, backward)) + workers * tables
+    products = max((b.shared + workers * b.each) * dtype.itemsize for b in (forward, backward)) + workers * tables
+    return max(products, winograd_weights.workspace(g, dtype))

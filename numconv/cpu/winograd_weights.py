@@ -18,8 +18,9 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from .._indexing import CONSTANT, OUT, SIZE, START, STEP
+from .._indexing import CONSTANT, START, STEP
 from .._memory import workspace as memory
+from ..geometry import ConvGeometry
 from . import implicit
 from ._jit import Kernel, flat, helper, source, tasks_of
 from .blocks import is_complex
@@ -31,8 +32,8 @@ of_outputs, of_pixels, of_sums = sandwich(AT.T), sandwich(BT), sandwich(G.T)
 #: Bytes of a block's channels, of either kind; tiles that are summed at a time, so that long sums round less.
 WIDE, TILES = 256, 48
 
-#: As many tasks, where each has tiles enough.
-TASKS, LEAST = 16, 32
+#: As many tasks where each has enough tiles, how many are enough, and as many tasks if blocks have to be smaller.
+TASKS, LEAST, FEW = 16, 32, 4
 
 
 class Blocks(NamedTuple):
@@ -62,15 +63,17 @@ class Blocks(NamedTuple):
 
 @helper
 def surround(square, size, top, left, rows, columns, met, boundary, fill, slack):
-    """What of a window is no pixel of the image: the constant, or nothing beyond the rows and columns that are met."""
+    """What of a window is no pixel of the image: the constant, or 0 beyond the rows and columns that outputs meet."""
     for i in range(rows):
         row = source(top + i, size[0], boundary) if i < met[0] else -2
         start, end = inside(row, left, columns, size[1])
-        for j in range(columns):
-            if j < start or j >= end:
-                value = fill if row > -2 and j < met[1] else 0
-                for c in range(slack):
-                    square[(i * columns + j) * slack + c] = value
+        constants = met[1] * slack if row > -2 else 0
+        line = square[i * columns * slack : (i + 1) * columns * slack]
+        before, behind = line[: start * slack], line[end * slack :]
+        for j in range(before.size):
+            before[j] = fill if j < constants else 0
+        for j in range(behind.size):
+            behind[j] = fill if j + end * slack < constants else 0
 
 
 @helper
@@ -102,7 +105,7 @@ def gather(x, first, n, size, top, left, rows, columns, met, boundary, slack, sq
 @helper
 def transform(x, dY, axes, boundary, fill, conjugate, b, g, k0, k1, c0, c1, t0, t1, mine):
     """Z and V of some tiles: of outputs ``k0 .. k1`` and of input channels ``c0 .. c1`` of group ``g``."""
-    N, C, H, L = x.shape
+    C, H, L = x.shape[1:]
     K, R_out, L_out = dY.shape[1:]
     zero, slack, Cg, Kg = mine.dtype.type(0), b.slack, C // b.groups, K // b.groups
     across, down = (L_out + TILE - 1) // TILE, (R_out + TILE - 1) // TILE
@@ -224,6 +227,9 @@ def cut(N: int, Cg: int, Kg: int, groups: int, out: tuple[int, ...], dtype: np.d
     unit, wide = max(slack, 2), WIDE // dtype.itemsize
     K_blocks, C_blocks = -(-Kg // wide), -(-Cg // wide)
     parts = max(1, min(TASKS // (groups * K_blocks * C_blocks), T // LEAST))
+    few = -(-FEW // (groups * parts))  # at the least so many blocks
+    K_blocks = max(K_blocks, min(-(-few // C_blocks), -(-Kg // unit)))
+    C_blocks = max(C_blocks, min(-(-few // K_blocks), -(-Cg // unit)))
     K, C = (-(-n // blocks // unit) * unit for n, blocks in ((Kg, K_blocks), (Cg, C_blocks)))
     tiles, pad = min(TILES, -(-T // parts)), PAD * slack
     Z_step, V_step, M_step = tiles * K + pad, tiles * C + pad, K * C + pad
@@ -233,3 +239,11 @@ def cut(N: int, Cg: int, Kg: int, groups: int, out: tuple[int, ...], dtype: np.d
     return Blocks(
         groups, slack, parts, tiles, K, K_blocks, C, C_blocks, Z_step, V_step, M_step, V, M, square, each
     )  # fmt: skip
+
+
+def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
+    """Bytes that ``grad_weight`` takes beside its arguments: a block of kernels for each thread, and the parts."""
+    g = geometry
+    b = cut(g.N, g.C // g.groups, g.K // g.groups, g.groups, g.out, dtype)
+    parts = b.parts * g.K * g.C // g.groups * TAPS * TAPS if b.parts > 1 else 0
+    return (min(b.tasks, numba.get_num_threads()) * b.each + parts) * dtype.itemsize

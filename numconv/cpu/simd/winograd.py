@@ -280,9 +280,9 @@ def _turn_vectors(source, s0, s_step, n, m, bias, k, target, t0, t_step, zero):
 
 
 def to_lanes(source, s0, s_step, n, m, target, t0, width, zero):
-    """``target[t0 + j * width + i] = source[s0 + i * s_step + j]`` for ``j < m``, and 0 in the lanes ``n <= i < width``.
+    """``target[t0 + j * width + i] = source[s0 + i * s_step + j]`` for ``i < n`` and ``j < m``, a lane for each row.
 
-    A lane for each row of the source, of which nothing else is read.
+    Lanes from ``n`` to ``width`` become 0. Nothing else of the source is read.
     """
     for j in range(m):
         for i in range(width):
