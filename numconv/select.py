@@ -413,7 +413,7 @@ def _winograd_grad_weight(s: Sizes) -> tuple[float, ...]:
         1,
         s.share * 36 * s.G * _up(Kg, 2) * _up(Cg, s.lanes) * tiles,  # multiply-adds
         s.share * 36 * s.G * tiles * (_up(Kg, s.lanes) * -(-Cg // wide) + _up(Cg, s.lanes) * -(-Kg // wide)),
-        s.share * 36 * s.K * _up(Cg, s.lanes) * min(16, max(1, tiles // 32)),  # sums
+        s.share * 36 * s.K * _up(Cg, s.lanes) * min(8, max(1, tiles // 32)),  # sums
     )
 
 

@@ -30,10 +30,10 @@ from .winograd import AT, BT, PAD, PLACES, TAPS, TILE, WINDOW, G
 of_outputs, of_pixels, of_sums = sandwich(AT.T), sandwich(BT), sandwich(G.T)
 
 #: Bytes of a block's channels, of either kind; tiles that are summed at a time, so that long sums round less.
-WIDE, TILES = 256, 48
+WIDE, TILES = 256, 49
 
 #: As many tasks where each has enough tiles, how many are enough, and as many tasks if blocks have to be smaller.
-TASKS, LEAST, FEW = 16, 32, 4
+TASKS, LEAST, FEW = 8, 32, 4
 
 
 class Blocks(NamedTuple):

@@ -10,7 +10,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import overload
 
-from .vectors import REGISTERS, Vectors, lanes, vector_code
+from .vectors import REGISTERS, Vectors, lanes, places, vector_code
 
 #: Rows and vectors of the largest register tile of ``panel_sum``, and of the smaller ones that it takes for the rest.
 ROWS, VECTORS = ((6, 4, 2), (4, 2, 1)) if REGISTERS == 32 else ((6, 4, 2), (2, 1))
@@ -289,18 +289,48 @@ def to_lanes(source, s0, s_step, n, m, target, t0, width, zero):
             target[t0 + j * width + i] = source[s0 + i * s_step + j] if i < n else zero
 
 
+def _columns(v: Vectors, rows: list[Any]) -> list[Any]:
+    """The columns of a square in memory: 16 bytes of a row at a time, which are loaded to where the column has them."""
+    build, some = v.builder, 16 // v.align
+    part, columns = ir.VectorType(v.item, some), []
+    for q in range(0, v.lanes, some):
+        wide = []
+        for i in range(some):
+            parts = []
+            for row in rows[i::some]:
+                place = build.bitcast(build.gep(row, [ir.IntType(64)(q)]), part.as_pointer())
+                parts.append(build.load(place, align=v.align))
+            while len(parts) > 1:
+                both = places(range(2 * parts[0].type.count))
+                parts = [build.shuffle_vector(*pair, both) for pair in zip(parts[::2], parts[1::2], strict=True)]
+            wide.append(parts[0])
+        half = some // 2
+        while half:  # within 16 bytes pairs trade halves, then quarters
+            for i in range(some):
+                if i // half % 2 == 0:
+                    pair, order = (wide[i], wide[i + half]), []
+                    for j in range(v.lanes):
+                        order.append(j // (2 * half) * 2 * half + j % half + (v.lanes if j // half % 2 else 0))
+                    wide[i], wide[i + half] = (
+                        build.shuffle_vector(*pair, places([j + more for j in order])) for more in (0, half)
+                    )
+            half //= 2
+        columns += wide
+    return columns
+
+
 def _to_lanes(v: Vectors, source: Any, s_step: Any, n: Any, m: Any, target: Any) -> None:
     word, build, none = ir.IntType(64), v.builder, ir.IntType(64)(0)
 
     def square(j: Any, whole: bool) -> None:
-        places = [v.at(source, build.add(build.mul(word(i), s_step), j)) for i in range(v.lanes)]
+        rows = [v.at(source, build.add(build.mul(word(i), s_step), j)) for i in range(v.lanes)]
         left = build.sub(m, j)
         if whole:
-            rows = [v.load(place) for place in places]
+            columns = _columns(v, rows)
         else:
             there = [build.select(build.icmp_signed("<", word(i), n), left, none) for i in range(v.lanes)]
-            rows = [v.load_some(place, v.first(some)) for place, some in zip(places, there, strict=True)]
-        for k, row in enumerate(v.transposed(rows)):
+            columns = v.transposed([v.load_some(row, v.first(some)) for row, some in zip(rows, there, strict=True)])
+        for k, row in enumerate(columns):
             place = v.at(target, build.mul(build.add(j, word(k)), word(v.lanes)))
             if whole:
                 v.store(row, place)
