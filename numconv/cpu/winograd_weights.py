@@ -159,28 +159,26 @@ def _sums(team, x, dY, taps, axes, boundary, fill, conjugate, b, nothing, own, p
     for worker in tasks_of(team, workers):
         mine = own[worker]
         here = address(mine, zero)
-        mine[b.square :] = 0  # lanes without a channel are transformed too
         for task in range(tasks * worker // workers, tasks * (worker + 1) // workers):
             part, block = task % b.parts, task // b.parts
             g, kb, cb = block // (b.K_blocks * b.C_blocks), block // b.C_blocks % b.K_blocks, block % b.C_blocks
             k0, c0 = kb * b.K, cb * b.C
             k1, c1 = min(k0 + b.K, Kg), min(c0 + b.C, Cg)
             first, last = x.shape[0] * image * part // b.parts, x.shape[0] * image * (part + 1) // b.parts
-            rounds = (last - first + b.tiles - 1) // b.tiles
+            rounds, wide = (last - first + b.tiles - 1) // b.tiles, (c1 - c0 + b.slack - 1) // b.slack
             for i in range(rounds):
                 t0, t1 = first + (last - first) * i // rounds, first + (last - first) * (i + 1) // rounds
                 transform(x, dY, axes, boundary, fill, conjugate, b, g, k0, k1, c0, c1, t0, t1, mine)
                 for xi in range(PLACES):
                     panel_sum(
                         here, xi * b.Z_step, b.K, here, b.V + xi * b.V_step, b.C, t1 - t0,
-                        here, b.M + xi * b.M_step, b.C, (k1 - k0 + 1) // 2 * 2, b.C, i, zero,
+                        here, b.M + xi * b.M_step, b.C, (k1 - k0 + 1) // 2 * 2, wide * b.slack, i, zero,
                     )  # fmt: skip
             rest = zero
             for k in range(k1 - k0):
                 of_sums(
                     here, b.M + k * b.C, WINDOW * b.M_step, b.M_step, b.slack,
-                    here, b.square + taps[0] * b.C, taps[1] * b.C, taps[2] * b.C, b.slack, 0, b.C // b.slack, b.slack,
-                    zero,
+                    here, b.square + taps[0] * b.C, taps[1] * b.C, taps[2] * b.C, b.slack, 0, wide, b.slack, zero,
                 )  # fmt: skip
                 begin = ((part * K + g * Kg + k0 + k) * Cg + c0) * T
                 for c in range(0, c1 - c0, b.slack):
@@ -231,6 +229,7 @@ def cut(N: int, Cg: int, Kg: int, groups: int, out: tuple[int, ...], dtype: np.d
     K_blocks = max(K_blocks, min(-(-few // C_blocks), -(-Kg // unit)))
     C_blocks = max(C_blocks, min(-(-few // K_blocks), -(-Cg // unit)))
     K, C = (-(-n // blocks // unit) * unit for n, blocks in ((Kg, K_blocks), (Cg, C_blocks)))
+    K_blocks, C_blocks = -(-Kg // K), -(-Cg // C)  # fewer if whole vectors made them larger
     tiles, pad = min(TILES, -(-T // parts)), PAD * slack
     Z_step, V_step, M_step = tiles * K + pad, tiles * C + pad, K * C + pad
     window = WINDOW * (tiles * TILE + TAPS - 1) * slack

@@ -280,7 +280,7 @@ def _turn_vectors(source, s0, s_step, n, m, bias, k, target, t0, t_step, zero):
 
 
 def to_lanes(source, s0, s_step, n, m, target, t0, width, zero):
-    """``target[t0 + j * width + i] = source[s0 + i * s_step + j]`` for ``i < n`` and ``j < m``, a lane for each row.
+    """``target[t0 + j * width + i] = source[s0 + i * s_step + j]`` for ``i < n``, ``j < m``: a lane for each row.
 
     Lanes from ``n`` to ``width`` become 0. Nothing else of the source is read.
     """
