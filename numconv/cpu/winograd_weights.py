@@ -13,6 +13,7 @@ all pixels of a tile, and may overflow where the sum does not.
 from __future__ import annotations
 
 from functools import lru_cache
+from math import prod
 from typing import NamedTuple
 
 import numba
@@ -243,6 +244,8 @@ def cut(N: int, Cg: int, Kg: int, groups: int, out: tuple[int, ...], dtype: np.d
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes that ``grad_weight`` takes beside its arguments: a block of kernels for each thread, and the parts."""
     g = geometry
+    if not (g.N and g.C and g.K and prod(g.out)):
+        return 0
     b = cut(g.N, g.C // g.groups, g.K // g.groups, g.groups, g.out, dtype)
     parts = b.parts * g.K * g.C // g.groups * TAPS * TAPS if b.parts > 1 else 0
     return (min(b.tasks, numba.get_num_threads()) * b.each + parts) * dtype.itemsize
