@@ -150,7 +150,7 @@ def measure(geometry: ConvGeometry, dtype: str, product: str) -> dict[str, float
 def call_of(geometry: ConvGeometry, dtype: str, product: str, name: str) -> Any:
     """A call of one product by one algorithm on fresh random data, or None where the algorithm does not serve."""
     if select.refusal(name, geometry, np.dtype(dtype)) or (
-        product == "grad_weight" and not select.has_grad_weight(name, "cpu")
+        product == "grad_weight" and not select.has_grad_weight(name, geometry, "cpu")
     ):
         return None
     plan = make_plan(geometry, np.dtype(dtype), "cpu", name)
@@ -280,7 +280,8 @@ def fit(lines: list[Line]) -> Costs:
             some = [line for line in lines if select.like(line.dtype) == like]
             for name in table:
                 # few layers are Winograd's, and its input gradient is the same work with the channels exchanged
-                alike = ("forward", "grad_input") if name == "winograd" else (product,)
+                alike = ("forward", "grad_input")
+                alike = alike if name == "winograd" and product in alike else (product,)
                 found = least_squares([line for line in some if line.product in alike], name, like)
                 if found is not None:
                     costs.setdefault(product, {}).setdefault(name, {})[like] = tuple(float(f"{c:.4g}") for c in found)

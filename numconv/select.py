@@ -85,11 +85,13 @@ def choose(algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: str)
     why_not = refusal(algorithm, geometry, dtype, device)
     if why_not:
         raise ValueError(f"algorithm {algorithm!r} cannot serve this convolution: {why_not}")
-    return Choice(algorithm, algorithm, algorithm if has_grad_weight(algorithm, device) else "implicit")
+    return Choice(algorithm, algorithm, algorithm if has_grad_weight(algorithm, geometry, device) else "implicit")
 
 
-def has_grad_weight(algorithm: str, device: str) -> bool:
-    """Whether an algorithm has a weight gradient of its own; the others' is the implicit one."""
+def has_grad_weight(algorithm: str, geometry: ConvGeometry, device: str) -> bool:
+    """Whether an algorithm has a weight gradient of its own for this convolution; the others' is the implicit one."""
+    if algorithm == "winograd" and max(*geometry.stride, *geometry.dilation) > 1:
+        return False  # its tiles are those of neighbours
     return hasattr(dispatch.backend(device, algorithm), "grad_weight")
 
 
@@ -120,6 +122,10 @@ def estimates(product: str, geometry: ConvGeometry, dtype: np.dtype, device: str
             why_not = "it multiplies by BLAS, whose threads stay awake and hold up the calls that follow"
         if algorithm == "winograd" and computed.name != "float32" and not why_not:
             why_not = "it rounds more, which matters where more than float32 is asked for"
+        if (product, algorithm) == ("grad_weight", "winograd") and not why_not and not has_grad_weight(
+            algorithm, geometry, device
+        ):
+            why_not = "its weight gradient is the implicit one"
         costs = COSTS[product].get(algorithm, {}).get(like(computed))
         if not why_not and not costs:
             why_not = "no measurement says what it costs"
@@ -403,6 +409,18 @@ def _direct_grad_weight(s: Sizes) -> tuple[float, ...]:
     )
 
 
+def _winograd_grad_weight(s: Sizes) -> tuple[float, ...]:
+    tiles, Cg, Kg = s.N * -(-s.out[0] // 4) * -(-s.out[-1] // 4), s.C // s.G, s.K // s.G
+    wide = 4 * s.lanes  # channels of a block of kernels, for which all tiles are transformed
+    return (
+        1,
+        s.share * 36 * s.G * _up(Kg, 2) * _up(Cg, s.lanes) * tiles,  # multiply-adds
+        s.share * 36 * s.G * tiles * (_up(Kg, s.lanes) * -(-Cg // wide) + _up(Cg, s.lanes) * -(-Kg // wide)),
+        s.share * 36 * s.K * _up(Cg, s.lanes) * min(8, max(1, tiles // 32)),  # sums
+    )
+
+
 GRAD_WEIGHT_AMOUNTS: dict[str, Callable[[Sizes], tuple[float, ...]]] = {
-    "im2col": _im2col, "implicit": _implicit_grad_weight, "direct": _direct_grad_weight, "fft": _fft,
+    "im2col": _im2col, "implicit": _implicit_grad_weight, "direct": _direct_grad_weight,
+    "winograd": _winograd_grad_weight, "fft": _fft,
 }

@@ -142,8 +142,9 @@ def test_each_product_has_its_own(monkeypatch):
 def test_a_name_serves_all_products_that_it_has():
     plan = nc.plan_conv((1, 4, 9, 9), (4, 4, 3, 3), algorithm="direct")
     assert plan.choice == ("direct",) * 3
-    assert nc.plan_conv((1, 4, 9, 9), (4, 4, 3, 3), algorithm="winograd").choice == (
-        "winograd", "winograd", "implicit",
+    assert nc.plan_conv((1, 4, 9, 9), (4, 4, 3, 3), algorithm="winograd").choice == ("winograd",) * 3
+    assert nc.plan_conv((1, 4, 9, 9), (4, 4, 3, 3), algorithm="kernel2row").choice == (
+        "kernel2row", "kernel2row", "implicit",
     )
 
 

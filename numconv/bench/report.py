@@ -44,7 +44,7 @@ class Report:
         case, flops = measured.case, measured.case.flops
         if not (measured.ours and measured.peak) or measured.algorithm == "fft":
             return None
-        if measured.algorithm == "winograd" and case.kind != "grad_weight":
+        if measured.algorithm == "winograd":
             flops = flops * WINOGRAD_NEEDS[case.stride] // 144
         needs = {
             "fma": flops / measured.peak, "memory": case.nbytes(self.settings.dtype) / max(self.memory.values()),

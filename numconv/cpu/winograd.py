@@ -408,6 +408,15 @@ def _back(row: tuple[int, ...]) -> tuple[int, ...]:
     return out, kernel, size + before, (-before - start - beyond) // stride + beyond, 1, -step
 
 
+def grad_weight(
+    x: np.ndarray, dY: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, dW: np.ndarray
+) -> None:
+    """``dW`` with the transforms of outputs and pixels, from a room that is loaded when it is asked for."""
+    from . import winograd_weights
+
+    winograd_weights.grad_weight(x, dY, axes, boundary, fill, dW)
+
+
 def _run(
     kind: type[Blocks], x: np.ndarray, w: np.ndarray, turned: bool, bias: np.ndarray, axes: np.ndarray, boundary: int,
     fill: np.generic, y: np.ndarray,
@@ -459,11 +468,14 @@ def cut(
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
-    """Bytes that ``forward`` takes beside its arguments: transformed kernels, and a block's tiles for each thread."""
+    """Bytes that any product takes beside its arguments: transformed kernels, and a block's tiles for each thread."""
+    from . import winograd_weights
+
     g, workers = geometry, numba.get_num_threads()
     Cg, Kg = g.C // g.groups, g.K // g.groups
     there, back = (Blocks, Blocks) if g.stride == (1, 1) else (Strided, Spread)
     forward = cut(*SCHEMES[there], g.N, Cg, Kg, g.groups, g.out, False, dtype, workers)
     backward = cut(*SCHEMES[back], g.N, Kg, Cg, g.groups, tuple(n + 1 for n in g.size), True, dtype, workers)
     tables = 128 << 10
-    return max((b.shared + workers * b.each) * dtype.itemsize for b in (forward, backward)) + workers * tables
+    products = max((b.shared + workers * b.each) * dtype.itemsize for b in (forward, backward)) + workers * tables
+    return max(products, winograd_weights.workspace(g, dtype) if there is Blocks else 0)

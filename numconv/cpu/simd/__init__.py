@@ -42,4 +42,5 @@ from .winograd import panel_sum as panel_sum
 from .winograd import panel_width as panel_width
 from .winograd import sandwich as sandwich
 from .winograd import sandwich_of_rows as sandwich_of_rows
+from .winograd import to_lanes as to_lanes
 from .winograd import turn as turn

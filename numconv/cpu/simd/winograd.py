@@ -310,3 +310,92 @@ def _turn_vectors(source, s0, s_step, n, m, bias, k, target, t0, t_step, zero):
         code((source + s0 * size, s_step, n, m, bias + k * size, target + t0 * size, t_step))
 
     return vectors
+
+
+def to_lanes(source, s0, s_step, n, m, target, t0, width, zero):
+    """``target[t0 + j * width + i] = source[s0 + i * s_step + j]`` for ``i < n``, ``j < m``: a lane for each row.
+
+    Lanes from ``n`` to ``width`` become 0. Nothing else of the source is read.
+    """
+    for j in range(m):
+        for i in range(width):
+            target[t0 + j * width + i] = source[s0 + i * s_step + j] if i < n else zero
+
+
+def _columns(v: Vectors, rows: list[Any]) -> list[Any]:
+    """The columns of a square in memory: 16 bytes of a row at a time, which are loaded to where the column has them."""
+    build, some = v.builder, 16 // v.align
+    part, columns = ir.VectorType(v.item, some), []
+    for q in range(0, v.lanes, some):
+        wide = []
+        for i in range(some):
+            parts = []
+            for row in rows[i::some]:
+                place = build.bitcast(build.gep(row, [ir.IntType(64)(q)]), part.as_pointer())
+                parts.append(build.load(place, align=v.align))
+            while len(parts) > 1:
+                both = places(range(2 * parts[0].type.count))
+                parts = [build.shuffle_vector(*pair, both) for pair in zip(parts[::2], parts[1::2], strict=True)]
+            wide.append(parts[0])
+        half = some // 2
+        while half:  # within 16 bytes pairs trade halves, then quarters
+            for i in range(some):
+                if i // half % 2 == 0:
+                    pair = wide[i], wide[i + half]
+                    order = [
+                        j // (2 * half) * 2 * half + j % half + (v.lanes if j // half % 2 else 0) for j in range(v.lanes)
+                    ]
+                    wide[i], wide[i + half] = (
+                        build.shuffle_vector(*pair, places([j + more for j in order])) for more in (0, half)
+                    )
+            half //= 2
+        columns += wide
+    return columns
+
+
+def _to_lanes(v: Vectors, source: Any, s_step: Any, n: Any, m: Any, target: Any) -> None:
+    word, build, none = ir.IntType(64), v.builder, ir.IntType(64)(0)
+
+    def square(j: Any, whole: bool) -> None:
+        rows = [v.at(source, build.add(build.mul(word(i), s_step), j)) for i in range(v.lanes)]
+        left = build.sub(m, j)
+        if whole:
+            columns = _columns(v, rows)
+        else:
+            there = [build.select(build.icmp_signed("<", word(i), n), left, none) for i in range(v.lanes)]
+            columns = v.transposed([v.load_some(row, v.first(some)) for row, some in zip(rows, there, strict=True)])
+        for k, row in enumerate(columns):
+            place = v.at(target, build.mul(build.add(j, word(k)), word(v.lanes)))
+            if whole:
+                v.store(row, place)
+            else:
+                with build.if_then(build.icmp_signed("<", word(k), left)):
+                    v.store(row, place)
+
+    def body(j: Any, _: list[Any]) -> list[Any]:
+        enough = build.and_(
+            build.icmp_signed(">=", build.sub(m, j), word(v.lanes)), build.icmp_signed(">=", n, word(v.lanes))
+        )
+        with build.if_else(enough) as (whole, part):
+            with whole:
+                square(j, True)
+            with part:
+                square(j, False)
+        return []
+
+    v.loop(m, v.lanes, [], body)
+
+
+_LANES_CODE = {types.float32: vector_code(32, 5, _to_lanes), types.float64: vector_code(64, 5, _to_lanes)}
+
+
+@overload(to_lanes)
+def _to_lanes_vectors(source, s0, s_step, n, m, target, t0, width, zero):
+    if zero not in _LANES_CODE:
+        return to_lanes
+    code, size = _LANES_CODE[zero], zero.bitwidth // 8
+
+    def vectors(source, s0, s_step, n, m, target, t0, width, zero):
+        code((source + s0 * size, s_step, n, m, target + t0 * size))
+
+    return vectors

@@ -1,0 +1,251 @@
+"""Winograd's weight gradient: the adjoint of ``winograd.py``, with as few multiplications.
+
+    dW = G^T [sum over tiles of (A dY A^T) * (B^T x B)] G
+
+for 4 x 4 outputs and 6 x 6 pixels at a time. Each of the 36 products is a matrix product again, ``M[xi] = Z[xi] @
+V[xi]^T``, now summed over tiles. Channels lie side by side in the vectors of all transforms.
+
+A task sums a part of the tiles for a block of kernels, whose 36 sums stay in the L2 cache; the parts, added up at the
+end, follow from the shapes alone. A gradient that is not finite is computed again as it is written: the transforms mix
+all pixels of a tile, and may overflow where the sum does not.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import prod
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from .._indexing import CONSTANT, START, STEP
+from .._memory import workspace as memory
+from ..geometry import ConvGeometry
+from . import implicit
+from ._jit import Kernel, flat, helper, source, tasks_of
+from .blocks import is_complex
+from .simd import address, borrowed, keep, lanes, panel_sum, sandwich, to_lanes, turn
+from .winograd import AT, BT, PAD, PLACES, TAPS, TILE, WINDOW, G
+
+of_outputs, of_pixels, of_sums = sandwich(AT.T), sandwich(BT), sandwich(G.T)
+
+#: Bytes of a block's channels, of either kind; tiles that are summed at a time, so that long sums round less.
+WIDE, TILES = 256, 49
+
+#: As many tasks where each has enough tiles, how many are enough, and as many tasks if blocks have to be smaller.
+TASKS, LEAST, FEW = 8, 32, 4
+
+
+class Blocks(NamedTuple):
+    """How the work is cut, and where things lie in memory, in numbers of the dtype."""
+
+    groups: int
+    slack: int  #: numbers in a vector
+    parts: int  #: of the tiles
+    tiles: int  #: at a time, at the most
+    K: int  #: output channels of a block, and how many blocks of them there are in a group
+    K_blocks: int
+    C: int  #: likewise input channels
+    C_blocks: int
+    Z_step: int  #: from one of the 36 places to the next
+    V_step: int
+    M_step: int
+    V: int  #: where things begin in what a worker has for itself, which begins with Z
+    M: int
+    square: int
+    each: int  #: all of that
+
+    @property
+    def tasks(self) -> int:
+        """Blocks of kernels times parts of the tiles."""
+        return self.groups * self.K_blocks * self.C_blocks * self.parts
+
+
+@helper
+def surround(square, size, top, left, rows, columns, met, boundary, fill, slack):
+    """What of a window is no pixel of the image: the constant, or 0 beyond the rows and columns that outputs meet."""
+    for i in range(rows):
+        row = source(top + i, size[0], boundary) if i < met[0] else -2
+        start, end = inside(row, left, columns, size[1])
+        constants = met[1] * slack if row > -2 else 0
+        line = square[i * columns * slack : (i + 1) * columns * slack]
+        before, behind = line[: start * slack], line[end * slack :]
+        for j in range(before.size):
+            before[j] = fill if j < constants else 0
+        for j in range(behind.size):
+            behind[j] = fill if j + end * slack < constants else 0
+
+
+@helper
+def inside(row, left, columns, L):
+    """Which columns of a row of a window are pixels."""
+    start = min(max(0, -left), columns) if row >= 0 else columns
+    return start, max(start, min(L - left, columns))
+
+
+@helper
+def gather(x, first, n, size, top, left, rows, columns, met, boundary, slack, square, here, s0, zero):
+    """The pixels of a window in ``n`` channels, side by side: ``square[i, j, c]``."""
+    for i in range(min(rows, met[0])):
+        row = source(top + i, size[0], boundary)
+        start, end = inside(row, left, columns, size[1])
+        if row >= 0:
+            at = first + row * size[1]
+            to_lanes(
+                address(x, zero), at + left + start, size[0] * size[1], n, end - start,
+                here, s0 + (i * columns + start) * slack, slack, zero,
+            )  # fmt: skip
+            for j in range(min(columns, met[1]) if boundary != CONSTANT else 0):
+                if j < start or j >= end:
+                    column = source(left + j, size[1], boundary)
+                    for c in range(n):
+                        square[(i * columns + j) * slack + c] = x[at + column + c * size[0] * size[1]]
+
+
+@helper
+def transform(x, dY, axes, boundary, fill, conjugate, b, g, k0, k1, c0, c1, t0, t1, mine):
+    """Z and V of some tiles: of outputs ``k0 .. k1`` and of input channels ``c0 .. c1`` of group ``g``."""
+    C, H, L = x.shape[1:]
+    K, R_out, L_out = dY.shape[1:]
+    zero, slack, Cg, Kg = mine.dtype.type(0), b.slack, C // b.groups, K // b.groups
+    across, down = (L_out + TILE - 1) // TILE, (R_out + TILE - 1) // TILE
+    pixels, outputs, square, here = x.reshape(x.size), dY.reshape(dY.size), mine[b.square :], address(mine, zero)
+    top, left = axes[0, START] + min(0, 2 * axes[0, STEP]), axes[1, START] + min(0, 2 * axes[1, STEP])
+    t = t0
+    while t < t1:  # tiles side by side
+        n, O, o = t // (across * down), t // across % down * TILE, t % across * TILE
+        tiles = min(across - t % across, t1 - t)
+        columns, met, size = tiles * TILE, (TILE, tiles * TILE), (R_out, L_out)
+        surround(square, size, O, o, TILE, columns, met, CONSTANT, zero, slack)
+        for k in range(k0, k1, slack):
+            gather(
+                outputs, (n * K + g * Kg + k) * R_out * L_out, min(slack, k1 - k), size, O, o, TILE, columns, met,
+                CONSTANT, slack, square, here, b.square, zero,
+            )  # fmt: skip
+            of_outputs(
+                here, b.square, columns * slack, slack, TILE * slack,
+                here, (t - t0) * b.K + k - k0, WINDOW * b.Z_step, b.Z_step, b.K, 0, tiles, slack, zero,
+            )  # fmt: skip
+        columns, size = tiles * TILE + TAPS - 1, (H, L)
+        met = (min(WINDOW, R_out + TAPS - 1 - O), min(columns, L_out + TAPS - 1 - o))
+        surround(square, size, top + O, left + o, WINDOW, columns, met, boundary, fill, slack)
+        for c in range(c0, c1, slack):
+            gather(
+                pixels, (n * C + g * Cg + c) * H * L, min(slack, c1 - c), size, top + O, left + o, WINDOW, columns, met,
+                boundary, slack, square, here, b.square, zero,
+            )  # fmt: skip
+            if conjugate:
+                for j in range(WINDOW * columns * slack):
+                    square[j] = np.conj(square[j])
+            of_pixels(
+                here, b.square, columns * slack, slack, TILE * slack,
+                here, b.V + (t - t0) * b.C + c - c0, WINDOW * b.V_step, b.V_step, b.C, 0, tiles, slack, zero,
+            )  # fmt: skip
+        t += tiles
+
+
+@Kernel
+def _sums(team, x, dY, taps, axes, boundary, fill, conjugate, b, nothing, own, partial, finite):
+    # x (N, C, H, L), dY (N, K, rows, columns), partial (parts, K, C/G * 9), finite (tasks,) whether a task's sums are;
+    # own (workers, b.each) is the workers' own memory, nothing zeros.
+    x, dY, axes, nothing, own, partial, finite = (
+        borrowed(x), borrowed(dY), borrowed(axes), borrowed(nothing), borrowed(own), borrowed(partial), borrowed(finite)
+    )  # fmt: skip
+    (workers, _), tasks, T = own.shape, finite.size, TAPS * TAPS
+    K, Cg = dY.shape[1], x.shape[1] // b.groups
+    Kg, zero = K // b.groups, own.dtype.type(0)
+    image = ((dY.shape[2] + TILE - 1) // TILE) * ((dY.shape[3] + TILE - 1) // TILE)
+    sums = partial.reshape(partial.size)
+    for worker in tasks_of(team, workers):
+        mine = own[worker]
+        here = address(mine, zero)
+        for task in range(tasks * worker // workers, tasks * (worker + 1) // workers):
+            part, block = task % b.parts, task // b.parts
+            g, kb, cb = block // (b.K_blocks * b.C_blocks), block // b.C_blocks % b.K_blocks, block % b.C_blocks
+            k0, c0 = kb * b.K, cb * b.C
+            k1, c1 = min(k0 + b.K, Kg), min(c0 + b.C, Cg)
+            first, last = x.shape[0] * image * part // b.parts, x.shape[0] * image * (part + 1) // b.parts
+            rounds, wide = (last - first + b.tiles - 1) // b.tiles, (c1 - c0 + b.slack - 1) // b.slack
+            for i in range(rounds):
+                t0, t1 = first + (last - first) * i // rounds, first + (last - first) * (i + 1) // rounds
+                transform(x, dY, axes, boundary, fill, conjugate, b, g, k0, k1, c0, c1, t0, t1, mine)
+                for xi in range(PLACES):
+                    panel_sum(
+                        here, xi * b.Z_step, b.K, here, b.V + xi * b.V_step, b.C, t1 - t0,
+                        here, b.M + xi * b.M_step, b.C, (k1 - k0 + 1) // 2 * 2, wide * b.slack, i, zero,
+                    )  # fmt: skip
+            rest = zero
+            for k in range(k1 - k0):
+                of_sums(
+                    here, b.M + k * b.C, WINDOW * b.M_step, b.M_step, b.slack,
+                    here, b.square + taps[0] * b.C, taps[1] * b.C, taps[2] * b.C, b.slack, 0, wide, b.slack, zero,
+                )  # fmt: skip
+                begin = ((part * K + g * Kg + k0 + k) * Cg + c0) * T
+                for c in range(0, c1 - c0, b.slack):
+                    turn(
+                        here, b.square + c, b.C, T, min(b.slack, c1 - c0 - c), address(nothing, zero), 0,
+                        address(sums, zero), begin + c * T, T, zero,
+                    )  # fmt: skip
+                kernels = sums[begin : begin + (c1 - c0) * T]
+                for j in range(kernels.size):
+                    rest += kernels[j] * 0
+            finite[task] = rest == 0
+    keep(sums)
+
+
+def grad_weight(
+    x: np.ndarray, dY: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, dW: np.ndarray
+) -> None:
+    """``dW[k,c] = sum over n of dY[n,k] (*) conj(x[n,c])``, 3 x 3 kernels, stride 1, no dilation."""
+    (K, Cg), dtype, N, out = dW.shape[:2], dW.dtype, dY.shape[0], dY.shape[2:]
+    groups = x.shape[1] // Cg
+    b = cut(N, Cg, K // groups, groups, tuple(out), dtype)
+    workers = min(b.tasks, numba.get_num_threads())
+    steps = TAPS * int(axes[0, STEP]), int(axes[1, STEP])
+    taps = sum(-2 * step for step in steps if step < 0), *steps  # the first, from row to row, from column to column
+    finite, nothing = np.empty(b.tasks, np.bool_), np.zeros(b.slack, dtype)
+    with memory(workers * b.each + (b.parts * dW.size if b.parts > 1 else 0), dtype) as everything:
+        own = everything[: workers * b.each].reshape(workers, b.each)
+        partial = everything[own.size :] if b.parts > 1 else dW
+        partial = partial.reshape(b.parts, K, dW[0].size)
+        _sums(
+            flat(x, *x.shape), flat(dY, *dY.shape), taps, axes, boundary, fill, is_complex(dtype), b, nothing, own,
+            partial, finite, work=dY.size * dW[0].size,
+        )  # fmt: skip
+        if b.parts > 1:
+            np.add.reduce(partial, axis=0, out=dW.reshape(K, dW[0].size))
+    if not finite.all():
+        implicit.grad_weight(x, dY, axes, boundary, fill, dW)
+
+
+@lru_cache(maxsize=1024)
+def cut(N: int, Cg: int, Kg: int, groups: int, out: tuple[int, ...], dtype: np.dtype) -> Blocks:
+    """Blocks of kernels, and parts of the tiles where blocks alone are few."""
+    slack, T = lanes(dtype), N * -(-out[0] // TILE) * -(-out[1] // TILE)
+    unit, wide = max(slack, 2), WIDE // dtype.itemsize
+    K_blocks, C_blocks = -(-Kg // wide), -(-Cg // wide)
+    parts = max(1, min(TASKS // (groups * K_blocks * C_blocks), T // LEAST))
+    few = -(-FEW // (groups * parts))  # at the least so many blocks
+    K_blocks = max(K_blocks, min(-(-few // C_blocks), -(-Kg // unit)))
+    C_blocks = max(C_blocks, min(-(-few // K_blocks), -(-Cg // unit)))
+    K, C = (-(-n // blocks // unit) * unit for n, blocks in ((Kg, K_blocks), (Cg, C_blocks)))
+    K_blocks, C_blocks = -(-Kg // K), -(-Cg // C)  # fewer if whole vectors made them larger
+    tiles, pad = min(TILES, -(-T // parts)), PAD * slack
+    Z_step, V_step, M_step = tiles * K + pad, tiles * C + pad, K * C + pad
+    window = WINDOW * (tiles * TILE + TAPS - 1) * slack
+    sizes = (PLACES * Z_step, PLACES * V_step, PLACES * M_step, max(window, (TAPS * TAPS + slack) * C))
+    V, M, square, each = (int(at) for at in np.cumsum([-(-size // slack) * slack for size in sizes]))
+    return Blocks(
+        groups, slack, parts, tiles, K, K_blocks, C, C_blocks, Z_step, V_step, M_step, V, M, square, each
+    )  # fmt: skip
+
+
+def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
+    """Bytes that ``grad_weight`` takes beside its arguments: a block of kernels for each thread, and the parts."""
+    g = geometry
+    if not (g.N and g.C and g.K and prod(g.out)):
+        return 0
+    b = cut(g.N, g.C // g.groups, g.K // g.groups, g.groups, g.out, dtype)
+    parts = b.parts * g.K * g.C // g.groups * TAPS * TAPS if b.parts > 1 else 0
+    return (min(b.tasks, numba.get_num_threads()) * b.each + parts) * dtype.itemsize
