@@ -22,9 +22,7 @@ import numpy as np
 from .._indexing import CONSTANT, START, STEP
 from .._memory import workspace as memory
 from ..geometry import ConvGeometry
-from . import implicit
 from ._jit import Kernel, flat, helper, source, tasks_of
-from .blocks import is_complex
 from .simd import address, borrowed, keep, lanes, panel_sum, sandwich, to_lanes, turn
 from .winograd import AT, BT, PAD, PLACES, TAPS, TILE, WINDOW, G
 
@@ -210,12 +208,14 @@ def grad_weight(
         partial = everything[own.size :] if b.parts > 1 else dW
         partial = partial.reshape(b.parts, K, dW[0].size)
         _sums(
-            flat(x, *x.shape), flat(dY, *dY.shape), taps, axes, boundary, fill, is_complex(dtype), b, nothing, own,
+            flat(x, *x.shape), flat(dY, *dY.shape), taps, axes, boundary, fill, dtype.kind == "c", b, nothing, own,
             partial, finite, work=dY.size * dW[0].size,
         )  # fmt: skip
         if b.parts > 1:
             np.add.reduce(partial, axis=0, out=dW.reshape(K, dW[0].size))
     if not finite.all():
+        from . import implicit
+
         implicit.grad_weight(x, dY, axes, boundary, fill, dW)
 
 

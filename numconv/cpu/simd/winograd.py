@@ -342,9 +342,8 @@ def _columns(v: Vectors, rows: list[Any]) -> list[Any]:
             for i in range(some):
                 if i // half % 2 == 0:
                     pair = wide[i], wide[i + half]
-                    order = [
-                        j // (2 * half) * 2 * half + j % half + (v.lanes if j // half % 2 else 0) for j in range(v.lanes)
-                    ]
+                    order = [j // (2 * half) * 2 * half + j % half for j in range(v.lanes)]
+                    order = [k + (v.lanes if j // half % 2 else 0) for j, k in enumerate(order)]
                     wide[i], wide[i + half] = (
                         build.shuffle_vector(*pair, places([j + more for j in order])) for more in (0, half)
                     )
