@@ -61,9 +61,10 @@ def refusal(algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: str
         return f"fill_value={geometry.fill_value!r} makes the map affine, and a matrix is linear"
     if algorithm == "winograd":
         ones = (1,) * geometry.d
-        if geometry.kernel != (3, 3) or geometry.stride not in (ones, (2, 2)) or geometry.dilation != ones:
+        strided = geometry.stride == (2, 2) and geometry.dilation == ones
+        if geometry.kernel != (3, 3) or not (strided or geometry.stride == ones):
             return (
-                f"it needs a 3x3 kernel with stride 1 or 2 and dilation 1, got kernel {geometry.kernel}, "
+                f"it needs a 3x3 kernel with stride 1, or stride 2 and dilation 1, got kernel {geometry.kernel}, "
                 f"stride {geometry.stride}, dilation {geometry.dilation}"
             )
     if algorithm in ("winograd", "fft") and dtype.kind not in "fc":
@@ -344,7 +345,9 @@ def _im2col(s: Sizes) -> tuple[float, ...]:
 
 
 def _winograd(s: Sizes) -> tuple[float, ...]:
-    tiles, places = s.N * -(-s.out[0] // 4) * -(-s.out[-1] // 4), 36 if s.stride[0] == 1 else 81
+    tiles, places = s.N, 36 if s.stride[0] == 1 else 81
+    for out, step in zip(s.out, s.step, strict=True):
+        tiles *= step * -(-out // (4 * step))
     return (
         1,
         s.share * places * s.G * _up(s.K // s.G, s.lanes) * (s.C // s.G) * _up(tiles, 2),  # multiply-adds

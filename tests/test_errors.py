@@ -160,9 +160,9 @@ TABLE: dict[str, tuple[type[Exception], list[str], Any]] = {
     "winograd with a stride": (
         ValueError, ["winograd", "stride"], lambda: nc.conv(X, np.ones((6, 4, 3, 3)), stride=3, algorithm="winograd")
     ),
-    "winograd with dilation": (
+    "winograd with stride and dilation": (
         ValueError, ["winograd", "dilation"],
-        lambda: nc.conv(X, np.ones((6, 4, 3, 3)), dilation=2, algorithm="winograd"),
+        lambda: nc.conv(X, np.ones((6, 4, 3, 3)), stride=2, dilation=2, algorithm="winograd"),
     ),
     "winograd of integers": (
         (ValueError, TypeError), ["winograd", "int32|integer"],

@@ -101,6 +101,21 @@ def test_every_shape_forward_and_back(N, C, K, rows, columns, groups, stride, bo
         assert error(dx, want) < 3e-5
 
 
+@pytest.mark.parametrize(("dilation", "padding"), [(2, 2), ((1, 3), ((2, 0), (3, 4))), (5, 7)])
+@pytest.mark.parametrize(("N", "C", "K", "rows", "columns", "groups"), [SHAPES[2], *SHAPES[4:]])
+def test_dilation_forward_and_back(N, C, K, rows, columns, groups, dilation, padding):
+    x, w = normal((N, C, rows, columns), np.float32), normal((K, C // groups, 3, 3), np.float32, 1)
+    for flip, boundary in ((False, "constant"), (True, "wrap")):
+        arguments = {
+            "padding": padding, "groups": groups, "dilation": dilation, "flip": flip, "boundary": boundary,
+        }  # fmt: skip
+        y = nc.conv(x, w, algorithm="winograd", **arguments)
+        assert error(y, nc.conv(x.astype("f8"), w.astype("f8"), algorithm="im2col", **arguments)) < 3e-5
+        dx = nc.conv_grad_input(x.shape, w, y, algorithm="winograd", **arguments)
+        want = nc.conv_grad_input(x.shape, w.astype("f8"), y.astype("f8"), algorithm="im2col", **arguments)
+        assert error(dx, want) < 3e-5
+
+
 def assert_near(got, want):
     """NaN and infinity in the same places, the rest within rounding."""
     finite = np.isfinite(want)
@@ -108,14 +123,15 @@ def assert_near(got, want):
     np.testing.assert_allclose(got[finite], want[finite], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2)])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("size", [14, 40])
-def test_nan_and_infinity_stay_where_the_formula_puts_them(size, value, stride):
+def test_nan_and_infinity_stay_where_the_formula_puts_them(size, value, stride, dilation):
     x, w = normal((2, 5, size, size), np.float32), normal((9, 5, 3, 3), np.float32, 1)
     x[1, 3, 0, 5] = x[0, 2, size - 1, size - 1] = x[0, 0, 6, 7] = value
-    for padding in (1, ((2, 0), (0, 2))):
-        arguments = {"stride": stride, "padding": padding}
+    for lo, hi in ((1, 1), (2, 0)):
+        padding = (lo * dilation, hi * dilation), (hi * dilation, lo * dilation)
+        arguments = {"stride": stride, "padding": padding, "dilation": dilation}
         got, want = (nc.conv(x, w, algorithm=name, **arguments) for name in ("winograd", "direct"))
         assert_near(got, want)
         shape, back = (2, 9, size * stride, size * stride), w.swapaxes(0, 1).copy()
@@ -147,9 +163,9 @@ def test_the_transforms_do_not_overflow_where_the_sum_does_not(stride):
     np.testing.assert_allclose(y, want, rtol=1e-5)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2)])
 @pytest.mark.parametrize("shape", [(1, 40, 14, 14), (2, 24, 30, 33)])
-def test_bits_are_the_same_for_any_number_of_threads(shape, stride):
+def test_bits_are_the_same_for_any_number_of_threads(shape, stride, dilation):
     numba = pytest.importorskip("numba")
     most = numba.get_num_threads()
     x, w = normal(shape, np.float32), normal((48, shape[1], 3, 3), np.float32, 1)
@@ -159,7 +175,7 @@ def test_bits_are_the_same_for_any_number_of_threads(shape, stride):
     try:
         for threads in (1, most):
             numba.set_num_threads(threads)
-            arguments = {"stride": stride, "padding": 1, "algorithm": "winograd"}
+            arguments = {"stride": stride, "dilation": dilation, "padding": dilation, "algorithm": "winograd"}
             results.append((nc.conv(x, w, **arguments), nc.conv_grad_input(shape, w, dy, **arguments)))
     finally:
         numba.set_num_threads(most)
@@ -169,7 +185,7 @@ def test_bits_are_the_same_for_any_number_of_threads(shape, stride):
 
 def test_stride_2_in_one_direction_alone_is_refused():
     x, w = normal((1, 4, 9, 9), np.float32), normal((8, 4, 3, 3), np.float32, 1)
-    with pytest.raises(ValueError, match=r"winograd.*stride 1 or 2.*\(1, 2\)"):
+    with pytest.raises(ValueError, match=r"winograd.*stride 1, or stride 2.*\(1, 2\)"):
         nc.conv(x, w, stride=(1, 2), algorithm="winograd")
     assert nc.plan_conv(x.shape, w.shape, stride=2, algorithm="winograd").choice == (
         "winograd", "winograd", "implicit",

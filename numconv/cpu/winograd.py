@@ -11,6 +11,8 @@ outputs are F(4, 2), 5 multiplications, and 4 more, in two dimensions 81 where t
 even pixels are F(4, 2) of the output's gradient, and odd ones a product each. Both are the formula above with other
 matrices. The last four rows of G are alike, so a transformed kernel has 36 places for either stride.
 
+With dilation the pixels of each phase are an image of their own, whose tiles are those of stride 1.
+
 A tile whose outputs are not all finite is summed again as it is written: the transforms mix all pixels of a tile, and
 may overflow where the sum does not. A pixel or weight that is not finite always shows, for nothing makes NaN finite.
 """
@@ -26,11 +28,12 @@ import numpy as np
 from .._indexing import CONSTANT, OUT, SIZE, START, STEP, STRIDE
 from .._memory import workspace as memory
 from ..geometry import ConvGeometry, axes_table
-from ._jit import Kernel, flat, helper, source, tasks_of
+from ._jit import Kernel, first_output, flat, helper, source, tasks_of
 from .simd import (
     address,
     borrowed,
     by_kind,
+    copy_every_second,
     copy_run,
     keep,
     lanes,
@@ -124,23 +127,62 @@ class Strided(Blocks):
     """The same for stride 2."""
 
 
+class Dilated(Blocks):
+    """The same for dilation: of pixels so far apart each phase is an image of its own."""
+
+
 class Spread(Blocks):
     """The same for the input gradient of stride 2."""
 
 
 #: The first numbers of ``Blocks``, by its type, for which code is compiled when it is first used.
-SCHEMES = {Blocks: (TILE, TILE, WINDOW, WINDOW), Strided: (4, 8, 9, 9), Spread: (8, 4, 5, 9)}
+SCHEMES = {
+    Blocks: (TILE, TILE, WINDOW, WINDOW), Dilated: (TILE, TILE, WINDOW, WINDOW), Strided: (4, 8, 9, 9),
+    Spread: (8, 4, 5, 9),
+}  # fmt: skip
 
 AT_2, G_2, BT_2, AT_BACK, BT_BACK = with_odd()
-_of_pairs = sandwich(G_2)
-of_weights = by_kind({Blocks: sandwich(G), Strided: _of_pairs, Spread: _of_pairs})
-of_pixels = by_kind({
-    kind: sandwich_of_rows(matrix, SCHEMES[kind][1])
-    for kind, matrix in ((Blocks, BT), (Strided, BT_2), (Spread, BT_BACK))
-})  # fmt: skip
-of_outputs = by_kind({
-    kind: sandwich(matrix, with_sum=True) for kind, matrix in ((Blocks, AT), (Strided, AT_2), (Spread, AT_BACK))
-})  # fmt: skip
+MATRICES = {Blocks: (AT, G, BT), Dilated: (AT, G, BT), Strided: (AT_2, G_2, BT_2), Spread: (AT_BACK, G_2, BT_BACK)}
+of_weights = by_kind({kind: sandwich(matrices[1]) for kind, matrices in MATRICES.items()})
+of_pixels = by_kind({kind: sandwich_of_rows(matrices[2], SCHEMES[kind][1]) for kind, matrices in MATRICES.items()})
+of_outputs = by_kind({kind: sandwich(matrices[0], with_sum=True) for kind, matrices in MATRICES.items()})
+
+
+@helper
+def side_by_side(x, pixel, step, n, lines, place, zero):
+    """Pixels into a line."""
+    copy_run(address(x, zero), pixel, n, address(lines, zero), place, zero)
+
+
+@helper
+def from_phase(x, pixel, step, n, lines, place, zero):
+    """Pixels that are ``step`` apart into a line."""
+    if step == 2:
+        copy_every_second(address(x, zero), pixel, n, address(lines, zero), place, zero)
+    else:
+        for j in range(n):
+            lines[place + j] = x[pixel + j * step]
+
+
+@helper
+def to_rows(mine, s0, b, n, m, bias, k, outputs, begin, step, plane, zero):
+    """Sums of ``m`` channels into their rows."""
+    turn(address(mine, zero), s0, b.slack, n, m, address(bias, zero), k, address(outputs, zero), begin, plane, zero)
+
+
+@helper
+def to_phase(mine, s0, b, n, m, bias, k, outputs, begin, step, plane, zero):
+    """Sums of ``m`` channels into every ``step``-th place of their rows, by way of where the lines were."""
+    here, pitch = address(mine, zero), b.tile * b.room
+    turn(here, s0, b.slack, n, m, address(bias, zero), k, here, b.lines, pitch, zero)
+    for j in range(m):
+        row, target = mine[b.lines + j * pitch : b.lines + j * pitch + n], outputs[begin + j * plane :]
+        for i in range(n):
+            target[i * step] = row[i]
+
+
+load = by_kind({kind: from_phase if kind is Dilated else side_by_side for kind in SCHEMES})
+store = by_kind({kind: to_phase if kind is Dilated else to_rows for kind in SCHEMES})
 
 
 @helper
@@ -183,14 +225,28 @@ def _weights(team, w, Kg, Cg, taps, b, U, own):
 
 
 @helper
+def phases_of(axis):
+    """How many phases the dilation has."""
+    return abs(axis[STEP])
+
+
+@helper
+def tiles_along(axis, b):
+    """How many tiles a phase has along an axis."""
+    outputs = (axis[OUT] + phases_of(axis) - 1) // phases_of(axis)
+    return (outputs + b.tile - 1) // b.tile
+
+
+@helper
 def first_pixel(axis):
     """The pixel that the first window begins with."""
     return axis[START] + min(0, (TAPS - 1) * axis[STEP])
 
 
 @helper
-def reach(outputs, b):
-    """How many pixels so many outputs read along an axis."""
+def reach(axis, b):
+    """How many pixels the outputs of a phase read along an axis."""
+    outputs = (axis[OUT] + phases_of(axis) - 1) // phases_of(axis)
     return (outputs * b.apart + b.tile - 1) // b.tile + b.window - b.apart
 
 
@@ -199,27 +255,29 @@ def runs_of(t0, t1, axes, boundary, fill, image_size, b, runs, edges, lines):
     """Where tiles ``t0 .. t1`` meet the image, whichever the channel; returns how many runs there are.
 
     A run is tiles side by side: its first (counted from ``t0``), how many, the image, the row and column of the first
-    among the tiles; where the last one's edges end, places in the lines that are filled pixel by pixel; and where its
-    lines lie in the image, or -1. What is no pixel is put into ``lines`` here.
+    among the tiles; where the last one's edges end, places in the lines that are filled pixel by pixel; its phases; and
+    where its lines lie in the image, or -1. What is no pixel is put into ``lines`` here.
     """
     H, L, room = axes[0, SIZE], axes[1, SIZE], b.room
-    across, down = (axes[1, OUT] + b.tile - 1) // b.tile, (axes[0, OUT] + b.tile - 1) // b.tile
-    rows, columns = reach(axes[0, OUT], b), reach(axes[1, OUT], b)
+    down, across, wide, long = tiles_along(axes[0], b), tiles_along(axes[1], b), phases_of(axes[0]), phases_of(axes[1])
+    rows, columns = reach(axes[0], b), reach(axes[1], b)
     top, left = first_pixel(axes[0]), first_pixel(axes[1])
     ends = lines[(b.window + b.side) * b.window * room :]
     ends[:room] = 0
     count, met, t = 0, 0, t0
     while t < t1:
-        image, O, o = t // (across * down), t // across % down, t % across
+        image, phase, O, o = t // (across * down * wide * long), t // (across * down), t // across % down, t % across
         first, tiles = t - t0, min(across - o, t1 - t)
         run = runs[count]
-        run[0], run[1], run[2], run[3], run[4] = first, tiles, image, O, o
+        run[0], run[1], run[2], run[3], run[4], run[6], run[7] = (
+            first, tiles, image, O, o, phase // long % wide, phase % long
+        )  # fmt: skip
         ends[first + tiles - 1] = 1
         for i in range(b.window):
-            row = source(top + O * b.apart + i, H, boundary) if O * b.apart + i < rows else -2
-            run[6 + i] = image * image_size + row * L if row >= 0 else -1
+            row = source(top + run[6] + (O * b.apart + i) * wide, H, boundary) if O * b.apart + i < rows else -2
+            run[8 + i] = image * image_size + row * L if row >= 0 else -1
             for j in range((tiles - 1) * b.apart + b.window):
-                at, beyond = left + o * b.apart + j, j - tiles * b.apart
+                at, beyond = left + run[7] + (o * b.apart + j) * long, j - tiles * b.apart
                 if row < 0 or at < 0 or at >= L or beyond >= 0:
                     column = min(row, -1)
                     if row >= 0:
@@ -239,44 +297,45 @@ def runs_of(t0, t1, axes, boundary, fill, image_size, b, runs, edges, lines):
 
 
 @helper
-def transform_pixels(x, channel, left, L, count, runs, edges, b, lines, V, v0):
+def transform_pixels(x, channel, left, long, L, count, runs, edges, b, lines, V, v0):
     """V of one channel: the lines of all runs, then their tiles."""
     zero, room = x.dtype.type(0), b.room
-    begin, there = address(x, zero), address(lines, zero)
     for u in range(count):
         run = runs[u]
-        first, length = left + run[4] * b.apart, run[1] * b.apart
-        start = min(max(0, -first), length)
-        inside = max(0, min(L - first, length) - start)
+        first, length = left + run[7] + run[4] * b.apart * long, run[1] * b.apart
+        start = min(first_output(first, long, 0), length)
+        inside = max(0, min(first_output(first, long, L), length) - start)
         target = (b.window - b.apart) * room + run[0] * b.apart + start
         for i in range(b.window):
-            if run[6 + i] >= 0:
-                copy_run(begin, channel + run[6 + i] + first + start, inside, there, target + i * b.window * room, zero)
+            if run[8 + i] >= 0:
+                pixel = channel + run[8 + i] + first + start * long
+                load(b, x, pixel, long, inside, lines, target + i * b.window * room, zero)
     last = runs[count - 1]
     for other in range(last[5]):
         lines[edges[0, other]] = x[channel + edges[1, other]]
-    of_pixels(b, there, 0, room, last[0] + last[1], V, v0, b.V_step, zero)
+    of_pixels(b, address(lines, zero), 0, room, last[0] + last[1], V, v0, b.V_step, zero)
 
 
 @helper
-def pixel_of(o, t, axis, boundary, b):
+def pixel_of(o, t, phase, axis, boundary, b):
     """The pixel that tap ``t`` of output ``o`` meets, counted from the first window; -1 for the constant, or -2."""
     place = o * max(1, b.apart // b.tile) + t
     parts = max(1, b.tile // b.apart)
-    return -2 if place % parts else source(first_pixel(axis) + place // parts, axis[SIZE], boundary)
+    pixel = first_pixel(axis) + phase + place // parts * phases_of(axis)
+    return -2 if place % parts else source(pixel, axis[SIZE], boundary)
 
 
 @helper
-def again(x, w, taps, total, axes, boundary, fill, b, n, c0, w0, w_step, channels, O, o):
+def again(x, w, taps, total, axes, boundary, fill, b, run, c0, w0, w_step, channels, O, o):
     """One output, summed as it is written."""
     for c in range(channels):
         for r in range(TAPS):
-            i = pixel_of(O, r, axes[0], boundary, b)
+            i = pixel_of(O, r, run[6], axes[0], boundary, b)
             for t in range(TAPS):
-                j = pixel_of(o, t, axes[1], boundary, b)
+                j = pixel_of(o, t, run[7], axes[1], boundary, b)
                 weight = w[(w0 + c * w_step) * TAPS * TAPS + taps[0] + r * taps[1] + t * taps[2]]
                 if min(i, j) >= 0:
-                    total += weight * x[n, c0 + c, i, j]
+                    total += weight * x[run[2], c0 + c, i, j]
                 elif min(i, j) == -1 and weight * fill != 0:
                     total += weight * fill
     return total
@@ -286,39 +345,39 @@ def again(x, w, taps, total, axes, boundary, fill, b, n, c0, w0, w_step, channel
 def repair(result, x, w, taps, bias, axes, boundary, fill, b, run, g, k0, Cg, y):
     """Sum the tiles that are not finite again, as they are written: those of a run, a vector of channels."""
     R_out, L_out = y.shape[2:]
-    top, left = axes[0, OUT] - R_out, axes[1, OUT] - L_out
+    top, left, wide, long = axes[0, OUT] - R_out, axes[1, OUT] - L_out, phases_of(axes[0]), phases_of(axes[1])
     Kg, n, O = y.shape[1] // (x.shape[1] // Cg), run[2], run[3] * b.tile
     for s in range(run[1]):
         o = (run[4] + s) * b.tile
         for k in range(k0, min(k0 + b.slack, Kg)):
             if result[(b.tile * b.tile * run[1] + s) * b.slack + k - k0] * 0 != 0:
                 w0, w_step = (k, Kg) if b.turned else (k * Cg, 1)
-                for i in range(max(O, top), min(O + b.tile, R_out + top)):
-                    for j in range(max(o, left), min(o + b.tile, L_out + left)):
-                        y[n, g * Kg + k, i - top, j - left] = again(
-                            x, w, taps, bias[g * Kg + k], axes, boundary, fill, b, n, g * Cg, g * Kg * Cg + w0, w_step,
-                            Cg, i, j,
+                for i in range(max(O, top), min(O + b.tile, first_output(run[6], wide, R_out) + top)):
+                    for j in range(max(o, left), min(o + b.tile, first_output(run[7], long, L_out) + left)):
+                        y[n, g * Kg + k, run[6] + (i - top) * wide, run[7] + (j - left) * long] = again(
+                            x, w, taps, bias[g * Kg + k], axes, boundary, fill, b, run, g * Cg, g * Kg * Cg + w0,
+                            w_step, Cg, i, j,
                         )  # fmt: skip
 
 
 @helper
-def unload(here, M0, b, run, bias, k, kernels, top, left, outputs, y, result):
-    """The outputs of a run of tiles and a vector of channels, into their rows; returns whether all are finite.
-
-    The first ``top`` rows and ``left`` columns of all tiles are none of the outputs.
-    """
+def unload(mine, M0, b, run, bias, k, kernels, axes, outputs, y, result):
+    """The outputs of a run of tiles and a vector of channels, into their rows; returns whether all are finite."""
     K, R_out, L_out = y.shape[1:]
-    tiles, n, O, o = run[1], run[2], run[3] * b.tile - top, run[4] * b.tile - left
+    wide, long = phases_of(axes[0]), phases_of(axes[1])  # the first row or column of the tiles may be none of y
+    tiles, n, O, o = run[1], run[2], run[3] * b.tile - axes[0, OUT] + R_out, run[4] * b.tile - axes[1, OUT] + L_out
     row, size, zero, skip = tiles * b.tile * b.slack, tiles * b.slack, result.dtype.type(0), max(0, -o)
+    here = address(mine, zero)
     of_outputs(
         b, here, M0 + run[0] * b.width, b.side * b.M_step, b.M_step, b.width,
         here, b.result, row, b.slack, b.tile * b.slack, b.result + b.tile * row, tiles, b.slack, zero,
     )  # fmt: skip
-    for i in range(max(0, -O), min(b.tile, R_out - O)):
-        begin = ((n * K + k) * R_out + O + i) * L_out + o + skip
-        turn(
-            here, b.result + i * row + skip * b.slack, b.slack, min(tiles * b.tile, L_out - o) - skip, kernels,
-            address(bias, zero), k, address(outputs, zero), begin, R_out * L_out, zero,
+    for i in range(max(0, -O), min(b.tile, first_output(run[6], wide, R_out) - O)):
+        begin = ((n * K + k) * R_out + run[6] + (O + i) * wide) * L_out + run[7] + (o + skip) * long
+        pixels = min(tiles * b.tile, first_output(run[7], long, L_out) - o) - skip
+        store(
+            b, mine, b.result + i * row + skip * b.slack, b, pixels, kernels, bias, k, outputs, begin, long,
+            R_out * L_out, zero,
         )  # fmt: skip
     sums, nothing = result[b.tile * row : b.tile * row + size], zero
     for j in range(size):
@@ -330,11 +389,10 @@ def unload(here, M0, b, run, bias, k, kernels, top, left, outputs, y, result):
 def block(x, w, taps, bias, axes, boundary, fill, b, U, mine, task, runs, edges, y):
     """A block of tiles and a share of the output channels, from pixels and kernels to outputs."""
     N, C, H, L = x.shape
-    down, across = (axes[0, OUT] + b.tile - 1) // b.tile, (axes[1, OUT] + b.tile - 1) // b.tile
-    above, before, left = axes[0, OUT] - y.shape[2], axes[1, OUT] - y.shape[3], first_pixel(axes[1])
+    phases, left, long = phases_of(axes[0]) * phases_of(axes[1]), first_pixel(axes[1]), phases_of(axes[1])
     Cg, Kg = C // b.groups, y.shape[1] // b.groups
     share, part, g = task % b.shares, task // b.shares % b.blocks, task // b.shares // b.blocks
-    T = N * down * across
+    T = N * phases * tiles_along(axes[0], b) * tiles_along(axes[1], b)
     pairs = (T + 1) // 2
     t0, t1 = pairs * part // b.blocks * 2, min(pairs * (part + 1) // b.blocks * 2, T)
     pixels, outputs, lines, result = x.reshape(x.size), y.reshape(y.size), mine[b.lines : b.result], mine[b.result :]
@@ -343,7 +401,7 @@ def block(x, w, taps, bias, axes, boundary, fill, b, U, mine, task, runs, edges,
     count = runs_of(t0, t1, axes, boundary, fill, C * H * L, b, runs, edges, lines)
     for c in range(Cg):
         channel = (g * Cg + c) * H * L
-        transform_pixels(pixels, channel, left, L, count, runs, edges, b, lines, here, c * b.room)
+        transform_pixels(pixels, channel, left, long, L, count, runs, edges, b, lines, here, c * b.room)
     for column in range(b.columns * share // b.shares, b.columns * (share + 1) // b.shares):
         k0, whole = column * b.width, Cg if not b.own else b.channels
         for part0 in range(0, Cg, max(whole, 1)):
@@ -363,7 +421,7 @@ def block(x, w, taps, bias, axes, boundary, fill, b, U, mine, task, runs, edges,
         for k in range(k0, min(k0 + b.width, Kg), b.slack):
             for u in range(count):
                 M0, run, kernels = b.M + k - k0, runs[u], min(b.slack, Kg - k)
-                if not unload(here, M0, b, run, bias, g * Kg + k, kernels, above, before, outputs, y, result):
+                if not unload(mine, M0, b, run, bias, g * Kg + k, kernels, axes, outputs, y, result):
                     repair(result, x, w, taps, bias, axes, boundary, fill, b, run, g, k, Cg, y)
 
 
@@ -375,7 +433,7 @@ def _forward(team, x, w, taps, bias, axes, boundary, fill, b, U, own, y):
     )  # fmt: skip
     workers, tasks = own.shape[0], b.groups * b.blocks * b.shares
     for worker in tasks_of(team, workers):
-        runs, edges = np.empty((b.tiles, 6 + b.window), np.int64), np.empty((2, b.window**2 * b.tiles), np.int64)
+        runs, edges = np.empty((b.tiles, 8 + b.window), np.int64), np.empty((2, b.window**2 * b.tiles), np.int64)
         mine = own[worker]
         mine[b.lines :] = 0  # what lies beyond lines and kernels is transformed too; as garbage it may be slow
         for task in range(tasks * worker // workers, tasks * (worker + 1) // workers):
@@ -386,16 +444,21 @@ def _forward(team, x, w, taps, bias, axes, boundary, fill, b, U, own, y):
 def forward(
     x: np.ndarray, w: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, y: np.ndarray
 ) -> None:
-    """``y[n,k] = bias[k] + sum over c of w[k,c] (*) x[n,c]``, 3 x 3 kernels, stride 1 or 2, no dilation."""
-    _run(Blocks if axes[0, STRIDE] == 1 else Strided, x, w, False, bias, axes, boundary, fill, y)
+    """``y[n,k] = bias[k] + sum over c of w[k,c] (*) x[n,c]``, 3 x 3 kernels, stride 1, or 2 without dilation."""
+    kind = _kind(int(axes[0, STRIDE]), int(abs(axes[:, STEP]).max()), Strided)
+    _run(kind, x, w, False, bias, axes, boundary, fill, y)
 
 
 def grad_input(dY: np.ndarray, w: np.ndarray, geometry: ConvGeometry, dX: np.ndarray) -> None:
     """``dX`` under zero padding: the kernels backwards, with inputs and outputs changing places."""
     no_bias, nothing = np.zeros(dX.shape[1], dtype=dX.dtype), dX.dtype.type(0)
-    kind = Blocks if geometry.stride == (1, 1) else Spread
+    kind = _kind(geometry.stride[0], max(geometry.dilation), Spread)
     if dX.size:
         _run(kind, dY, w, True, no_bias, axes_table([*map(_back, geometry.axis_rows)]), CONSTANT, nothing, dX)
+
+
+def _kind(stride: int, dilation: int, strided: type[Blocks]) -> type[Blocks]:
+    return strided if stride > 1 else Dilated if dilation > 1 else Blocks
 
 
 def _back(row: tuple[int, ...]) -> tuple[int, ...]:
@@ -423,9 +486,9 @@ def _run(
 ) -> None:
     (N, C), K, dtype, workers = x.shape[:2], y.shape[1], y.dtype, numba.get_num_threads()
     groups = (K if turned else C) // w.shape[1]
-    out = tuple(axes[:, OUT].tolist())
-    b = kind(*cut(*SCHEMES[kind], N, C // groups, K // groups, groups, out, turned, dtype, workers))
-    steps = TAPS * int(axes[0, STEP]), int(axes[1, STEP])
+    out, dilation = tuple(axes[:, OUT].tolist()), tuple(abs(axes[:, STEP]).tolist())
+    b = kind(*cut(*SCHEMES[kind], N, C // groups, K // groups, groups, out, dilation, turned, dtype, workers))
+    steps = TAPS * int(np.sign(axes[0, STEP])), int(np.sign(axes[1, STEP]))
     taps = sum(-2 * step for step in steps if step < 0), *steps  # the first, from row to row, from column to column
     x, w = flat(x, *x.shape), flat(w, w.size)
     with memory(b.shared + workers * b.each, dtype) as everything:
@@ -440,10 +503,12 @@ def _run(
 @lru_cache(maxsize=1024)
 def cut(
     tile: int, apart: int, window: int, side: int, N: int, Cg: int, Kg: int, groups: int, out: tuple[int, ...],
-    turned: bool, dtype: np.dtype, workers: int,
+    dilation: tuple[int, ...], turned: bool, dtype: np.dtype, workers: int,
 ) -> Blocks:
     """Blocks of tiles for each worker; where there are too few of them, shares of the output channels."""
-    slack, T = lanes(dtype), N * -(-out[0] // tile) * -(-out[1] // tile)
+    slack, T = lanes(dtype), N
+    for outputs, phases in zip(out, dilation, strict=True):
+        T *= phases * -(-outputs // phases // tile)
     pairs, width = max(1, -(-T // 2)), min(panel_width(dtype), max(1, -(-Kg // slack)) * slack)
     columns, most = max(1, -(-Kg // width)), max(1, TILES * PLACES // side**2 // slack) * slack
     blocks, own = -(-pairs * 2 // most), min(FEW, most) >= T
@@ -473,9 +538,10 @@ def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
 
     g, workers = geometry, numba.get_num_threads()
     Cg, Kg = g.C // g.groups, g.K // g.groups
-    there, back = (Blocks, Blocks) if g.stride == (1, 1) else (Strided, Spread)
-    forward = cut(*SCHEMES[there], g.N, Cg, Kg, g.groups, g.out, False, dtype, workers)
-    backward = cut(*SCHEMES[back], g.N, Kg, Cg, g.groups, tuple(n + 1 for n in g.size), True, dtype, workers)
+    there, back = (SCHEMES[_kind(g.stride[0], max(g.dilation), strided)] for strided in (Strided, Spread))
+    forward = cut(*there, g.N, Cg, Kg, g.groups, g.out, g.dilation, False, dtype, workers)
+    size = tuple(n + s - 1 for n, s in zip(g.size, g.stride, strict=True))
+    backward = cut(*back, g.N, Kg, Cg, g.groups, size, g.dilation, True, dtype, workers)
     tables = 128 << 10
     products = max((b.shared + workers * b.each) * dtype.itemsize for b in (forward, backward)) + workers * tables
     return max(products, winograd_weights.workspace(g, dtype) if there is Blocks else 0)
