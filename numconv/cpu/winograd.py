@@ -544,4 +544,5 @@ def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
     backward = cut(*back, g.N, Kg, Cg, g.groups, size, g.dilation, True, dtype, workers)
     tables = 128 << 10
     products = max((b.shared + workers * b.each) * dtype.itemsize for b in (forward, backward)) + workers * tables
-    return max(products, winograd_weights.workspace(g, dtype) if there is Blocks else 0)
+    plain = max(*g.stride, *g.dilation) == 1  # others have no weight gradient here
+    return max(products, winograd_weights.workspace(g, dtype) if plain else 0)
