@@ -18,6 +18,9 @@ SUMS, WIDEST, HIGHEST = (24, 4, 8) if REGISTERS == 32 else (12, 3, 6)
 #: Vectors in a row of the tiles that matrices are cut into: the highest, or the widest.
 WIDTHS = (SUMS // HIGHEST, WIDEST)
 
+#: The tile asks for rows of a panel so many steps before it multiplies them.
+AHEAD = 8
+
 #: What stands for a vector where there is no vector code: a long row, so that the compiler vectorises what it can.
 PLAIN_LANES = 16
 
@@ -54,8 +57,9 @@ def multiply_add(n, out, zero):
 
 def _row_of_tiles(
     v: Vectors, height: int, vectors: int, a: Any, rows: Any, b: Any, terms: Any, n: Any, tiles: Any,
-    depth: Any, out: Any, step: Any, start: Any, joins: Any,
+    depth: Any, out: Any, step: Any, start: Any, joins: Any, in_panels: bool,
 ) -> None:  # fmt: skip
+    """Rows of ``b`` that follow one another ``in_panels`` are asked for early; elsewhere other tiles lie ahead."""
     word, build = ir.IntType(64), v.builder
     rows, terms = (build.inttoptr(table, word.as_pointer()) for table in (rows, terms))
     joins = build.icmp_signed("!=", joins, word(0))
@@ -74,6 +78,8 @@ def _row_of_tiles(
             pair = build.gep(terms, [build.mul(q, word(2))])
             term, line = build.load(pair), build.gep(corner, [build.load(build.gep(pair, [word(1)]))])
             pixels = [v.load(build.gep(line, [word(j * v.lanes)])) for j in range(vectors)]
+            for j in range(vectors if in_panels else 0):
+                v.prefetch(build.gep(line, [word(AHEAD * width + j * v.lanes)]))
             results = []
             for i in range(height):
                 weight = v.spread(build.gep(starts[i], [term]))
@@ -107,7 +113,15 @@ def _outer_sum(
             block = build.append_basic_block(f"tile{i}x{j}")
             choice.add_case(word(i * (WIDEST + 1) + j), block)
             build.position_at_end(block)
-            _row_of_tiles(v, i, j, a, rows, b, terms, n, tiles, depth, out, step, start, joins)
+            arguments = a, rows, b, terms, n, tiles, depth, out, step, start, joins
+            if j in WIDTHS and i == min(HIGHEST, SUMS // j):  # most tiles are whole
+                with build.if_else(build.icmp_signed("==", depth, word(j * v.lanes))) as (side_by_side, apart):
+                    with side_by_side:
+                        _row_of_tiles(v, i, j, *arguments, in_panels=False)
+                    with apart:
+                        _row_of_tiles(v, i, j, *arguments, in_panels=True)
+            else:
+                _row_of_tiles(v, i, j, *arguments, in_panels=False)
             build.branch(after)
     build.position_at_end(after)
 
