@@ -14,6 +14,7 @@ goes on where it stopped. BLAS may not keep its threads awake here: they would t
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -234,6 +235,12 @@ def processor() -> str:
 # fitting and checking -----------------------------------------------------------------------------------------------
 
 
+Costs = dict[str, dict[str, dict[str, tuple[float, ...]]]]
+
+#: How often the pace of each measurement is corrected.
+PACES = 2
+
+
 class Line:
     """One measured geometry and product, its times at the best clock, and the amounts that the model sees."""
 
@@ -261,6 +268,20 @@ class Line:
         return times * np.array(table[name](sizes))
 
 
+    def at_pace(self, costs: Costs) -> Line:
+        """The same times at the pace at which the model would have computed this geometry, as far as they show it.
+
+        A neighbour on a shared machine may halve the multiply-adds of a core for some seconds, which a loop of Python
+        does not notice, but all algorithms do alike.
+        """
+        known = [name for name in self.seconds if select.like(self.dtype) in costs[self.product].get(name, {})]
+        model = [1e-9 * self.amounts(name) @ costs[self.product][name][select.like(self.dtype)] for name in known]
+        ratios = [np.log(s / self.seconds[name]) for name, s in zip(known, model, strict=True) if s > 0]
+        scale, line = np.exp(sum(ratios) / (len(ratios) + 1)), copy.copy(self)
+        line.seconds = {name: s * scale for name, s in self.seconds.items()}
+        return line
+
+
 def lines_of(path: Path) -> list[Line]:
     """All measurements of a file."""
     raw = read(path)
@@ -268,10 +289,16 @@ def lines_of(path: Path) -> list[Line]:
     return [Line(line, fastest) for line in raw]
 
 
-Costs = dict[str, dict[str, dict[str, tuple[float, ...]]]]
-
-
 def fit(lines: list[Line]) -> Costs:
+    """Costs of lines that all go at the same pace, which follows from costs: by turns."""
+    costs = costs_of(lines)
+    for _ in range(PACES):
+        lines = [line.at_pace(costs) for line in lines]
+        costs = costs_of(lines)
+    return costs
+
+
+def costs_of(lines: list[Line]) -> Costs:
     """Costs in nanoseconds, by product, algorithm and the dtypes that are alike."""
     costs: Costs = {}
     for product in PRODUCTS:
