@@ -40,7 +40,7 @@ PRODUCTS = ("forward", "grad_input", "grad_weight")
 CANDIDATES = ("im2col", "implicit", "direct", "winograd", "fft")
 KINDS = {
     "layer": 0.2, "network": 0.2, "grouped": 0.15, "image": 0.17, "signal": 0.14, "volume": 0.14, "first": 0.0,
-    "large": 0.0,
+    "large": 0.0, "strided": 0.0,
 }
 DTYPES = {"float32": 0.45, "float64": 0.3, "int64": 0.12, "complex64": 0.13}
 
@@ -89,6 +89,9 @@ def random_geometry(kind: str, rng: np.random.Generator) -> ConvGeometry | None:
     elif kind == "first":  # of a network: few channels in, many out, a large picture; drawn where asked for
         N, C, K, size = 1, log(1, 4), log(12, 128), [log(24, 256)] * 2
         kernel = [int(rng.choice([3, 5, 7], p=[0.6, 0.15, 0.25]))] * 2
+    elif kind == "strided":  # where a network halves its pictures; where asked for
+        N, C, K = log(1, 2), 2 ** int(rng.integers(5, 10)), 2 ** int(rng.integers(5, 10))
+        size, kernel = [int(rng.choice([14, 28, 56, 112]))] * 2, [3, 3]
     elif kind == "large":  # what a second is spent on: seldom drawn, but dear to choose wrongly; where asked for
         C, K, d = log(8, 64), log(8, 64), int(rng.integers(2, 4))
         size, kernel = [log(24, 64) if d == 3 else log(64, 256)] * d, [int(rng.integers(3, 6 if d == 3 else 16))] * d
@@ -105,7 +108,7 @@ def random_geometry(kind: str, rng: np.random.Generator) -> ConvGeometry | None:
     else:
         C, K = (1, 1) if rng.random() < 0.4 else (log(1, 64), log(1, 64))
         size, kernel = [log(6, 100)] * 3, [log(1, 9)] * 3
-    stride = int(rng.choice([1, 2, 3], p=[0.75, 0.2, 0.05]))
+    stride = 2 if kind == "strided" else int(rng.choice([1, 2, 3], p=[0.75, 0.2, 0.05]))
     dilation = int(rng.choice([1, 2, 3], p=[0.88, 0.08, 0.04]))
     padding = [int(rng.choice([0, (k - 1) // 2])) for k in kernel]
     boundary = str(rng.choice(["constant", "reflect", "wrap"], p=[0.8, 0.1, 0.1]))
@@ -326,12 +329,12 @@ def least_squares(lines: list[Line], name: str, like: str) -> np.ndarray | None:
     floor = np.zeros(A.shape[1])
     if name in TILED and like.startswith("float"):  # else a cost nobody met would be nothing
         floor[1] = PEAK * np.dtype(like).itemsize / 4
-    found = floor
-    for _ in range(4):  # those that the fit before thought too quick
-        rows = np.vstack([A, H[H @ found < 1]])
-        size = np.maximum(rows.max(axis=0), 1e-30)
-        found = floor + nnls(rows / size, 1 - rows @ floor)[0] / size
-    return found
+    # a hopeless one may take longer: what it takes beyond is unknown, and not negative either
+    rows = np.block([[A, np.zeros((len(A), len(H)))], [H, -np.eye(len(H))]])
+    floor = np.concatenate([floor, np.zeros(len(H))])
+    size = np.maximum(np.abs(rows).max(axis=0), 1e-30)
+    found = floor + nnls(rows / size, 1 - rows @ floor)[0] / size
+    return found[: A.shape[1]]
 
 
 def regrets(lines: list[Line], costs: dict[str, Any]) -> dict[str, list[float]]:

@@ -351,14 +351,14 @@ def _winograd(s: Sizes) -> tuple[float, ...]:
     return (
         1,
         s.share * places * s.G * _up(s.K // s.G, s.lanes) * (s.C // s.G) * _up(tiles, 2),  # multiply-adds
-        s.share * places * s.C * tiles,  # values of transformed tiles
-        s.share * places * s.K * tiles,
+        s.share * 36 * s.C * tiles,  # values of transformed tiles; those of odd pixels are there
+        s.share * 36 * s.K * tiles,
         s.share * 36 * s.K * s.C // s.G,  # values of transformed kernels
     )
 
 
 def _fft(s: Sizes) -> tuple[float, ...]:
-    reach = [(k - 1) * t + 1 for k, t in zip(s.kernel, s.step, strict=True)]
+    reach, pairs = [(k - 1) * t + 1 for k, t in zip(s.kernel, s.step, strict=True)], s.K * s.C // s.G
     best: tuple[float, ...] = ()
     for room in (1, 2, 4, 8, 16, 1 << 40):  # blocks so much longer than the kernel; the last is one block
         length = [min(room * 2 * r, n) for r, n in zip(reach, s.reach, strict=True)]
@@ -373,9 +373,10 @@ def _fft(s: Sizes) -> tuple[float, ...]:
             1,
             blocks * s.C * F * passes,  # transforms of the input
             blocks * s.K * F * passes,  # and of the result
-            s.K * s.C // s.G * F * passes,  # and of the kernel
-            blocks * s.K * s.C // s.G * F,  # products
-            blocks * (s.C + s.K) + s.K * s.C // s.G,  # transforms begun
+            pairs * F * passes,  # and of the kernel
+            blocks * pairs * F,  # products
+            blocks * (s.C + s.K) + pairs,  # transforms begun
+            blocks * pairs * F * (pairs * F > 1 << 16),  # products with kernels that no cache near a core holds
         )
         if not best or sum(amounts[1:4]) < sum(best[1:4]):
             best = amounts
