@@ -15,13 +15,17 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import extending, types
-from numba.core import cgutils
+from numba.core import cgutils, event
+from numba.core.errors import RequireLiteralValue
 from numba.core.imputils import impl_ret_borrowed
 from numba.np.arrayobj import populate_array
+from numba.np.numpy_support import as_dtype, from_dtype
 
+from .._memory import ALWAYS_THERE
 from . import _jit
-from ._jit import ALONE, helper
-from .words import ASK, BELOW, FIRST, IN_PARALLEL, LAUNCHER, LOAD, NAME, THREADS, words
+from ._jit import ALONE, Cache, helper
+from .simd import lanes, panel_width
+from .words import ASK, AVAILABLE, BELOW, FIRST, IN_PARALLEL, LAUNCHER, LOAD, MEMORY, NAME, THREADS, words
 
 intrinsic: Any = extending.intrinsic  # numba adds the context to calls, which its types do not know
 
@@ -148,31 +152,170 @@ def as_table(typing_context, array):
     return view(array), codegen
 
 
+@intrinsic
+def spatial(typing_context, rows, padding, d):
+    """A table with a column for each of ``d`` axes: padding before and behind, then the rows.
+
+    A row is an int, or a tuple whose last ``d`` ints count; padding an int, a tuple of them, or one of pairs. The table
+    lives as long as the function that asks for it.
+    """
+    if not isinstance(d, types.IntegerLiteral):
+        raise RequireLiteralValue("d must be known to the compiler")
+    axes, given = d.literal_value, [*rows]
+    result = types.Array(types.int64, 2, "C")
+
+    def codegen(context, builder, signature, values):
+        def number(value, kind):
+            if isinstance(kind, types.Omitted):
+                return _WORD(kind.value)
+            return context.cast(builder, value, kind, types.int64)
+
+        def column(value, kind, a):
+            if not isinstance(kind, types.BaseTuple):
+                return number(value, kind)
+            a += len(kind) - axes
+            return number(builder.extract_value(value, a), kind[a])
+
+        table = []
+        pad = [(values[1], padding)] * 2
+        if isinstance(padding, types.BaseTuple) and len(padding) and isinstance(padding[0], types.BaseTuple):
+            pairs = cgutils.unpack_tuple(builder, values[1])
+            for side in (0, 1):
+                table += [number(builder.extract_value(p, side), k[side]) for p, k in zip(pairs, padding, strict=True)]
+            pad = []
+        for value, kind in [*pad, *zip(cgutils.unpack_tuple(builder, values[0]), given, strict=True)]:
+            table += [column(value, kind, a) for a in range(axes)]
+        block = cgutils.alloca_once(builder, ir.ArrayType(_WORD, max(len(table), 1)))
+        for i, value in enumerate(table):
+            builder.store(value, builder.gep(block, [_WORD(0), _WORD(i)]))
+        return _array(context, builder, result, builder.bitcast(block, _WORD.as_pointer()), (len(table) // axes, axes))
+
+    return result(rows, padding, d), codegen
+
+
+def _array(context, builder, kind, data, shape, meminfo=None):
+    """An array over memory that is there."""
+    array = context.make_array(kind)(context, builder)
+    itemsize = context.get_abi_sizeof(context.get_data_type(kind.dtype))
+    shape = [n if isinstance(n, ir.Value) else _WORD(n) for n in shape]
+    strides, step = [], _WORD(itemsize)
+    for n in reversed(shape):
+        strides.insert(0, step)
+        step = builder.mul(step, n)
+    populate_array(array, data, shape, strides, _WORD(itemsize), meminfo)
+    return array._getvalue()
+
+
+def _scalar(kind: Any) -> Any:
+    @intrinsic
+    def read(typing_context, value):
+        def codegen(context, builder, signature, values):
+            (given,) = signature.args
+            if isinstance(given, types.Omitted):
+                return context.get_constant(kind, given.value)
+            return context.cast(builder, values[0], given, kind)
+
+        return kind(value), codegen
+
+    return read
+
+
+as_int, as_bool = _scalar(types.int64), _scalar(types.boolean)
+
+
+def nothing(dtype: np.dtype) -> Any:
+    """What gives an empty input, whatever it gets."""
+    result = types.Array(from_dtype(dtype), 1, "C", readonly=True)
+
+    @intrinsic
+    def empty(typing_context, value):
+        def codegen(context, builder, signature, values):
+            data = cgutils.get_null_value(context.get_data_type(result.dtype).as_pointer())
+            return _array(context, builder, result, data, [0])
+
+        return result(value), codegen
+
+    return empty
+
+
+@intrinsic
+def formed(typing_context, flat, shape, axes):
+    """A flat array in the form that the last so many items of ``shape`` say."""
+    if not isinstance(axes, types.IntegerLiteral):
+        raise RequireLiteralValue("axes must be known to the compiler")
+    result = types.Array(flat.dtype, axes.literal_value, "C")
+
+    def codegen(context, builder, signature, values):
+        source = context.make_array(flat)(context, builder, values[0])
+        sizes = context.make_array(shape)(context, builder, values[1])
+        first = builder.sub(sizes.nitems, _WORD(result.ndim))
+        places = [builder.gep(sizes.data, [builder.add(first, _WORD(a))]) for a in range(result.ndim)]
+        form = [builder.load(place) for place in places]
+        value = _array(context, builder, result, source.data, form, source.meminfo)
+        return impl_ret_borrowed(context, builder, result, value)
+
+    return result(flat, shape, axes), codegen
+
+
+@helper
+def require(nbytes):
+    """Refuse what does not fit into memory, before it is taken. Threads of a parallel loop go by the last answer."""
+    if nbytes >= ALWAYS_THERE:
+        if _is_pythons():
+            _call_word(MEMORY)
+        if nbytes > _word(AVAILABLE):
+            raise MemoryError("bytes that the result needs, and that are available:", nbytes, _word(AVAILABLE))
+
+
+def known(function: Any) -> Any:
+    """What compiled code sees of a function of a dtype: its result."""
+
+    @extending.overload(function)
+    def constant(dtype):
+        result = function(as_dtype(dtype.dtype))
+        return lambda dtype: result
+
+    return function
+
+
+for function in (lanes, panel_width):
+    known(function)
+
+
 # launchers ----------------------------------------------------------------------------------------------------------
 
 
-def through(launcher: Any) -> Callable[[Any], Any]:
-    """A way to call a compiled launcher, with its arguments as a tuple, that leaves its code where it is.
+def through(code: Any, later: bool = False) -> Callable[[Any], Any]:
+    """A way to call a launcher or a kernel, with its arguments as a tuple, that leaves its code where it is.
 
     A plain call would link all of it into the caller's function, and compile it again for every caller. Here the
     caller's code asks for the address: it stands in a table, under a number that follows from name and types. Code
     that was cached on disk puts it there as it is loaded; if it is missing, Python is asked.
+
+    What is called ``later``, and gives nothing back, is compiled when it is called for the first time. Threads of a
+    parallel loop cannot wait for Python, so a function that has such loops brings with it whatever may be called.
     """
-    name = launcher.py_func.__name__
+    python = getattr(code, "py_func", code)
+    name = python.__module__, python.__name__
 
     @intrinsic
     def call(typing_context, arguments):
         given = tuple(types.unliteral(t) for t in arguments)
-        result = _compiled(name, given).signature.return_type
-        key = pickle.dumps((name, given))
+        result = types.none if later else _compiled(*name, given).signature.return_type
+        key = pickle.dumps((*name, given))
 
         def codegen(context, builder, signature, values):
-            context.active_code_library._reload_init.add(Loader(key))
-            number = Loader(key)()
-            text = context.insert_const_bytes(builder.module, key, name=f"launcher.{name}")
+            if later:
+                context.active_code_library._reload_init.add(Later(key))
+                _later.append(key)
+                number = _number(key)
+            else:
+                context.active_code_library._reload_init.add(Loader(key))
+                number = Loader(key)()
+            text = context.insert_const_bytes(builder.module, key, name=f"launcher.{name[1]}")
             address = _find(builder, number, text, len(key))
             with builder.if_then(cgutils.is_null(builder, address), likely=False):
-                message = f"numconv's {name} is not loaded in this process: call it once outside of parallel loops"
+                message = f"numconv's {name[1]} is not loaded in this process: call it once outside of parallel loops"
                 context.call_conv.return_user_exc(builder, RuntimeError, (message,))
             kind = context.call_conv.get_function_type(result, given)
             unpacked = [
@@ -197,14 +340,14 @@ class Loader:
         self.key = key
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Loader) and self.key == other.key
+        return type(other) is type(self) and self.key == other.key
 
     def __hash__(self) -> int:
         return hash(self.key)
 
     def __call__(self) -> int:
-        """The number of the launcher: its key in short."""
-        number = int.from_bytes(hashlib.sha256(self.key).digest()[:8], "little", signed=True)
+        """The number of the launcher."""
+        number = _number(self.key)
         entries = words[FIRST:].reshape(-1, 2)
         if number not in entries[:, 0]:
             cres = _compiled(*pickle.loads(self.key))
@@ -214,10 +357,50 @@ class Loader:
         return number
 
 
-def _compiled(name: str, given: tuple[Any, ...]) -> Any:
-    launcher = getattr(import_module("numconv.cpu.compiled"), name)
-    launcher.compile(given)
-    return launcher.overloads[given]
+class Later(Loader):
+    """The same for what is called later: it is loaded if it was compiled before."""
+
+    def __call__(self) -> int:
+        module, name, given = pickle.loads(self.key)
+        code = _dispatcher(module, name)
+        if isinstance(code._cache, Cache) and code._cache.holds(given, code.targetctx):
+            return super().__call__()
+        _later.append(self.key)
+        return _number(self.key)
+
+
+class ParallelCode(event.Listener):
+    """Behind the compilation of a function with parallel loops, all that these may call is loaded."""
+
+    def on_start(self, event: Any) -> None:
+        """Nothing yet."""
+
+    def on_end(self, event: Any) -> None:
+        """Load it. What is loaded may bring more."""
+        code = event.data["dispatcher"]
+        if code.targetoptions.get("parallel") and code is not _jit._on_threads:
+            while _later:
+                Loader(_later.pop())()
+
+
+_later: list[bytes] = []
+event.register("numba:compile", ParallelCode())
+
+
+def _number(key: bytes) -> int:
+    """A key in short."""
+    return int.from_bytes(hashlib.sha256(key).digest()[:8], "little", signed=True)
+
+
+def _dispatcher(module: str, name: str) -> Any:
+    found = getattr(import_module(module), name)
+    return getattr(found, "code", found)
+
+
+def _compiled(module: str, name: str, given: tuple[Any, ...]) -> Any:
+    code = _dispatcher(module, name)
+    code.compile(given)
+    return code.overloads[given]
 
 
 def _find(builder: Any, number: int, text: Any, length: int) -> Any:

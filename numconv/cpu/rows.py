@@ -108,8 +108,3 @@ def lines_of(axis: Any) -> tuple[int, int]:
     lines = stride // gcd(stride, step)
     shift = lines * step // stride
     return (lines, shift) if lines < kernel and shift <= FAR else (kernel, 0)
-
-
-def shared_lines(axes: np.ndarray) -> tuple[int, int]:
-    """``lines_of`` the last axis."""
-    return lines_of(axes[-1].tolist())

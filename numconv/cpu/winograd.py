@@ -13,7 +13,7 @@ may overflow where the sum does not. A pixel or weight that is not finite always
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -343,6 +343,12 @@ def _run(
 def cut(
     N: int, Cg: int, Kg: int, groups: int, out: tuple[int, ...], turned: bool, dtype: np.dtype, workers: int
 ) -> Blocks:
+    """``blocks_of``, once for each of its arguments."""
+    return blocks_of(N, Cg, Kg, groups, out, turned, dtype, workers)
+
+
+@helper
+def blocks_of(N: int, Cg: int, Kg: int, groups: int, out: Any, turned: bool, dtype: np.dtype, workers: int) -> Blocks:
     """Blocks of tiles for each worker; where there are too few of them, shares of the output channels."""
     slack, T = lanes(dtype), N * -(-out[0] // TILE) * -(-out[1] // TILE)
     units, width = max(1, -(-T // ROWS[0])), min(panel_width(dtype), max(1, -(-Kg // slack)) * slack)
@@ -355,15 +361,22 @@ def cut(
     channels = FEWER if own else CHANNELS
     U_step = (channels if own else Cg) * width + pad
     V_step, M_step = Cg * tiles + pad, tiles * width + pad
-    sizes = (
-        PLACES * V_step, PLACES * M_step, PLACES * U_step if own else 0, WINDOW * tiles * (TILE + TAPS - 1 + slack - 1),
-        (TILE * TILE + 1) * tiles * slack + slack * slack, (TAPS * TAPS * slack + 2 * slack + 8) * slack,
-    )  # fmt: skip
-    M, U, lines, result, squares, each = (int(at) for at in np.cumsum([-(-size // slack) * slack for size in sizes]))
+    M = up(PLACES * V_step, slack)
+    U = M + up(PLACES * M_step, slack)
+    lines = U + (up(PLACES * U_step, slack) if own else 0)
+    result = lines + up(WINDOW * tiles * (TILE + TAPS - 1 + slack - 1), slack)
+    squares = result + up((TILE * TILE + 1) * tiles * slack + slack * slack, slack)
+    each = squares + up((TAPS * TAPS * slack + 2 * slack + 8) * slack, slack)
     return Blocks(
         groups, int(turned), slack, tiles, blocks, shares, width, columns, channels, int(own), U_step, V_step, M_step,
         M, U, lines, result, squares, each, 0 if own else groups * columns * PLACES * U_step,
     )
+
+
+@helper
+def up(n: int, multiple: int) -> int:
+    """``n`` filled up to a multiple."""
+    return -(-n // multiple) * multiple
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:

@@ -1,0 +1,138 @@
+"""Which algorithm ``auto`` takes in compiled code: ``select``'s amounts and costs, compiled.
+
+What is there to choose are the algorithms that are kernels and nothing else; those that call NumPy or SciPy are for
+calls outside.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from ... import select
+from ..._indexing import KERNEL, OUT, SIZE, STEP, STRIDE
+from ...select import Sizes
+from .. import winograd
+from .._jit import helper
+from ..callers import known, through
+from .tables import launcher, size_of
+
+#: Algorithms, in ``select``'s order, and products.
+CHOICES = ("implicit", "direct", "winograd")
+IMPLICIT, DIRECT, WINOGRAD = range(3)
+FORWARD, GRAD_INPUT, GRAD_WEIGHT = range(3)
+
+#: Dtypes that have costs.
+KINDS = ("float32", "float64", "integer", "complex")
+FLOAT32 = np.dtype(np.float32)
+
+#: ``COSTS`` as a table; what nobody measured, or auto does not take, is infinitely dear.
+AMOUNTS = 10
+COSTS = np.zeros((3, 3, len(KINDS), AMOUNTS))
+for p, product in enumerate(select.PRODUCTS):
+    for a, algorithm in enumerate(CHOICES):
+        for k, kind in enumerate(KINDS):
+            costs = select.COSTS[product].get(algorithm, {}).get(kind, (np.inf,))
+            COSTS[p, a, k, : len(costs)] = costs if algorithm != "winograd" or kind == "float32" else np.inf
+
+# the amounts as this room compiles them; each sees the compiled ones before it
+_names: dict[str, Any] = {**vars(select), "prod": size_of}
+for name, f in vars(select).items():
+    if name.startswith("_") and isinstance(f, FunctionType):
+        _names[name] = helper(FunctionType(f.__code__, _names, name))
+_implicit, _direct, _winograd = _names["_implicit"], _names["_direct"], _names["_winograd"]
+_implicit_grad_weight, _direct_grad_weight = _names["_implicit_grad_weight"], _names["_direct_grad_weight"]
+
+
+@known
+def kind_of(dtype: np.dtype) -> int:
+    """Which dtype's costs stand for this one's."""
+    return KINDS.index(select.like(dtype))
+
+
+@known
+def lanes_of(dtype: np.dtype) -> int:
+    """As many numbers as were in a vector register of the machine that was measured."""
+    return select.lanes_of(dtype)
+
+
+@intrinsic
+def cost(typing_context, costs, amounts):
+    """The sum of what amounts cost."""
+
+    def codegen(context, builder, signature, values):
+        costs, amounts = signature.args
+        data = context.make_array(costs)(context, builder, values[0]).data
+        total = ir.DoubleType()(0.0)
+        for i, kind in enumerate(amounts):
+            amount = context.cast(builder, builder.extract_value(values[1], i), kind, types.float64)
+            each = builder.load(builder.gep(data, [ir.IntType(64)(i)]))
+            total = builder.fadd(total, builder.fmul(each, amount))
+        return total
+
+    return types.float64(costs, amounts), codegen
+
+
+@helper
+def sizes_of(product, N, C, K, G, axes, lanes):
+    """``select.sizes_of``; times the same for all algorithms here."""
+    d = axes.shape[0]
+    kernel, out, stride = np.empty(d, np.int64), np.empty(d, np.int64), np.empty(d, np.int64)
+    step, reach = np.empty(d, np.int64), np.empty(d, np.int64)
+    work = N * K * C // G
+    times = 1
+    for a in range(d):
+        k, o, s, t = axes[a, KERNEL], axes[a, OUT], axes[a, STRIDE], abs(axes[a, STEP])
+        if product == GRAD_INPUT:
+            m, size = s // gcd(s, t), axes[a, SIZE]
+            times *= min(m, k, size)
+            k, o, s, t = -(-k // m), -(-size // s), 1, t * m // s
+        kernel[a], out[a], stride[a], step[a] = max(k, 1), max(o, 1), max(s, 1), t
+        reach[a] = (out[a] - 1) * stride[a] + (kernel[a] - 1) * t + 1
+        work *= kernel[a] * out[a]
+    if product == GRAD_INPUT:
+        C, K = K, C
+    share = 1.0 if work < select.LITTLE else 0.5
+    return Sizes(N, C, K, G, kernel, out, reach, stride, step, lanes, work, share), times
+
+
+@helper
+def winograd_serves(product, N, C, K, G, axes):
+    """Whether it computes such a product, with kernels that are not too many when they are transformed."""
+    d = axes.shape[0]
+    able = d == 2 and product != GRAD_WEIGHT
+    for a in range(d):
+        able = able and axes[a, KERNEL] == 3 and axes[a, STRIDE] == 1 and abs(axes[a, STEP]) == 1
+    if not able:
+        return False
+    size, out = axes[:, SIZE].copy(), axes[:, OUT].copy()
+    forth = winograd.blocks_of(N, C // G, K // G, G, out, False, FLOAT32, 2)
+    back = winograd.blocks_of(N, K // G, C // G, G, size, True, FLOAT32, 2)
+    most = max(forth.shared + 2 * forth.each, back.shared + 2 * back.each)
+    return 4 * most + (256 << 10) <= select.WORKSPACE
+
+
+@launcher
+def fastest(product, kind, lanes, N, C, K, G, axes):
+    """The algorithm that ``select`` takes among those here."""
+    s, _ = sizes_of(product, N, C, K, G, axes, lanes)
+    if product == GRAD_WEIGHT:
+        implicit = cost(COSTS[product, IMPLICIT, kind], _implicit_grad_weight(s))
+        return DIRECT if cost(COSTS[product, DIRECT, kind], _direct_grad_weight(s)) < implicit else IMPLICIT
+    best, least = IMPLICIT, cost(COSTS[product, IMPLICIT, kind], _implicit(s))
+    direct = cost(COSTS[product, DIRECT, kind], _direct(s))
+    if direct < least:
+        best, least = DIRECT, direct
+    if kind == 0 and winograd_serves(product, N, C, K, G, axes):
+        if cost(COSTS[product, WINOGRAD, kind], _winograd(s)) < least:
+            best = WINOGRAD
+    return best
+
+
+choose = through(fastest)
