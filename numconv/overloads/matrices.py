@@ -106,7 +106,7 @@ def col2im(
 
 
 def kernel2row(
-    w, input_size, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=True, triple=True
+    w, input_size, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=True, triple=False
 ):
     array("w", w)
     known = plain(input_size)
@@ -126,7 +126,7 @@ def kernel2row(
 
     def kernel2row(
         w, input_size, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=True,
-        triple=True,
+        triple=False,
     ):
         return entries((
             read_w(w), w.shape[0] if channelled else 1, w.shape[axes - d - 1] if channelled else 1,
