@@ -15,7 +15,10 @@ from numba import njit, prange
 from numba.core.errors import NumbaError
 
 import numconv as nc
-from numconv import conv, overloads
+from numconv import _memory, conv, overloads, select
+from numconv.bench import cases
+from numconv.cpu.compiled import choice
+from numconv.geometry import conv_geometry, plain_geometry
 
 overloads.init()  # numba does so itself where numconv is installed
 
@@ -30,6 +33,9 @@ import sys, numconv
 assert 'numba' not in sys.modules
 import numba
 assert 'numconv.cpu' not in sys.modules
+from numconv import overloads
+overloads.init()
+assert not any(name.startswith(('numconv.api', 'numconv.cpu.')) for name in {*sys.modules} - {'numconv.cpu.words'})
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -50,8 +56,8 @@ def layers(x, w, bias):
 
 def plain(x, w, s):
     a, b = x[0, 0], w[0, 0]
-    same = nc.convolve(a, b, "same", boundary="wrap", stride=s, algorithm="implicit")
-    return same, nc.convolve(b, a, "valid", stride=2, algorithm="implicit")
+    same = nc.convolve(a, b, "same", boundary="wrap", stride=s)
+    return same, nc.convolve(b, a, "valid", stride=2)
 
 
 def windows(x, cols):
@@ -91,8 +97,85 @@ def test_integers_are_exact_and_wrap():
 def in_a_loop(xs, w):
     sums = np.empty(len(xs))
     for i in prange(len(xs)):
-        sums[i] = nc.conv(xs[i], w, padding=1, algorithm="implicit").sum()
+        sums[i] = nc.conv(xs[i], w, padding=1).sum() + nc.conv(xs[i], w[:, :1], padding=1, groups=8).sum()
     return sums
+
+
+def product(x, w, stride, groups):
+    y = nc.conv(x, w, stride=stride, padding=1, groups=groups)
+    dx = nc.conv_grad_input(x.shape, w, y, stride=stride, padding=1, groups=groups)
+    folded = nc.conv_grad_input(x.shape, w, y, stride=stride, padding=1, groups=groups, boundary="reflect")
+    return y, dx, folded, nc.conv_grad_weight(x, w.shape, y, stride=stride, padding=1, groups=groups)
+
+
+compiled_product = njit(product)
+compiled_choice = njit(lambda *sizes: choice.choose(sizes))
+
+
+def choices(geometry, dtype):
+    """What compiled code takes."""
+    g, dtype = geometry, np.dtype(dtype)
+    return [
+        choice.CHOICES[
+            compiled_choice(p, choice.kind_of(dtype), choice.lanes_of(dtype), g.N, g.C, g.K, g.groups, g.axes)
+        ]
+        for p in range(3)
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "complex64"])
+def test_the_choice_is_that_of_auto(dtype):
+    dtype, taken = np.dtype(dtype), set()
+    for case in cases.choose(("resnet50", "image", "1d", "3d")):
+        if case.kind == "convolve":
+            g = plain_geometry(case.x, case.w, "same", dilation=1, boundary=case.boundary)
+        else:
+            g = conv_geometry(case.x, case.w, **case.geometry)
+        for product, got in zip(select.PRODUCTS, choices(g, dtype), strict=True):
+            able = [e for e in select.estimates(product, g, dtype) if e.algorithm in choice.CHOICES and not e.why_not]
+            fits = [e for e in able if select.workspace(e.algorithm, g, dtype, "cpu") <= select.WORKSPACE]
+            assert got == min(fits, key=lambda e: e.seconds).algorithm, (case.name, product)
+            taken.add(got)
+    assert taken == {"implicit", "direct", "winograd"} - ({"winograd"} if dtype != np.float32 else set())
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "stride", "groups", "dtype", "expected"),
+    [
+        ((1, 64, 40, 37), (64, 64, 3, 3), 1, 1, "float32", ["winograd", "winograd", "implicit"]),
+        ((2, 8, 40, 37), (16, 1, 3, 3), (2, 1), 8, "float32", ["direct"] * 3),
+        ((2, 40, 9, 8), (48, 40, 3, 3), 2, 1, "float32", ["implicit"] * 3),
+        ((1, 3, 300), (2, 3, 5), 3, 1, "float64", ["direct"] * 3),
+        ((1, 2, 20, 17), (4, 1, 3, 2), 2, 2, "int64", ["direct"] * 3),
+    ],
+)
+def test_every_algorithm_has_the_same_bits_inside(x, w, stride, groups, dtype, expected):
+    rest = {"stride": stride, "padding": 1, "groups": groups}
+    assert choices(conv_geometry(x, w, **rest), dtype) == expected
+    X, W = values(x, dtype), values(w, dtype, 1)
+    forward, grad_input, grad_weight = expected
+    y = conv(X, W, algorithm=forward, **rest)
+    want = (
+        y, nc.conv_grad_input(x, W, y, algorithm=grad_input, **rest),
+        nc.conv_grad_input(x, W, y, algorithm=grad_input, boundary="reflect", **rest),
+        nc.conv_grad_weight(X, w, y, algorithm=grad_weight, **rest),
+    )
+    strides = (stride,) * (len(x) - 2) if isinstance(stride, int) else stride
+    for threads in (1, numba.config.NUMBA_NUM_THREADS):
+        numba.set_num_threads(threads)
+        for got, known in zip(compiled_product(X, W, strides, groups), want, strict=True):
+            assert_same(got, known)
+
+
+def test_memory_is_asked_for_before_it_is_taken(monkeypatch):
+    compiled = njit(lambda x, lo: nc.im2col(x, 3, padding=lo))
+    x = np.zeros((1, 1), np.float32)
+    assert compiled(x, 2).shape == (9, 9)
+    with pytest.raises(MemoryError, match=f"needs.*{9 * 2000001**2 * 4}"):
+        compiled(x, 1000001)
+    monkeypatch.setattr(_memory, "available", lambda: 1 << 24)
+    with pytest.raises(MemoryError, match=f"{9 * 1003**2 * 4}, {1 << 24}"):
+        compiled(x, 502)
 
 
 SCRIPT = """
