@@ -7,7 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-import numba  # noqa: F401  # for the script
+import numba
 import numpy as np
 import pytest
 from conftest import assert_same, values
@@ -109,18 +109,15 @@ def product(x, w, stride, groups):
 
 
 compiled_product = njit(product)
-compiled_choice = njit(lambda *sizes: choice.choose(sizes))
+there, back = choice.FORWARD, choice.GRAD_INPUT
+compiled_choice = njit(lambda g: (choice.choose((there, *g)), choice.choose((back, *g)), choice.choose_for_weights(g)))
 
 
 def choices(geometry, dtype):
     """What compiled code takes."""
     g, dtype = geometry, np.dtype(dtype)
-    return [
-        choice.CHOICES[
-            compiled_choice(p, choice.kind_of(dtype), choice.lanes_of(dtype), g.N, g.C, g.K, g.groups, g.axes)
-        ]
-        for p in range(3)
-    ]
+    sizes = choice.kind_of(dtype), choice.lanes_of(dtype), g.N, g.C, g.K, g.groups, g.axes
+    return [choice.CHOICES[taken] for taken in compiled_choice(sizes)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "complex64"])

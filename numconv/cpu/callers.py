@@ -1,13 +1,8 @@
-"""What compiled code of the caller needs to call numconv: whether to start threads, arrays as kernels take them, and
-launchers by their address.
-"""
+"""What compiled code of the caller needs: may it start threads, is there memory, arrays as kernels take them."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import pickle
-from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -15,7 +10,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import extending, types
-from numba.core import cgutils, event
+from numba.core import cgutils
 from numba.core.errors import RequireLiteralValue
 from numba.core.imputils import impl_ret_borrowed
 from numba.np.arrayobj import populate_array
@@ -23,9 +18,9 @@ from numba.np.numpy_support import as_dtype, from_dtype
 
 from .._memory import ALWAYS_THERE
 from . import _jit
-from ._jit import ALONE, Cache, helper
+from ._jit import ALONE, helper
 from .simd import lanes, panel_width
-from .words import ASK, AVAILABLE, BELOW, FIRST, IN_PARALLEL, LAUNCHER, LOAD, MEMORY, NAME, THREADS, words
+from .words import ASK, AVAILABLE, BELOW, IN_PARALLEL, LAUNCHER, MEMORY, NAME, THREADS, words
 
 intrinsic: Any = extending.intrinsic  # numba adds the context to calls, which its types do not know
 
@@ -57,7 +52,8 @@ def _library(name: str) -> Any:
         return None
 
 
-def _words(builder):
+def words_in(builder):
+    """The words as a module of compiled code names them."""
     size = ir.ArrayType(_WORD, words.size)
     if NAME not in builder.module.globals:
         ir.GlobalVariable(builder.module, size, NAME)
@@ -69,7 +65,7 @@ def _word(typing_context, i):
     """One of the words."""
 
     def codegen(context, builder, signature, values):
-        return builder.load(builder.gep(_words(builder), [_WORD(0), values[0]]))
+        return builder.load(builder.gep(words_in(builder), [_WORD(0), values[0]]))
 
     return types.intp(types.intp), codegen
 
@@ -79,7 +75,7 @@ def _call_word(typing_context, i):
     """The result of a function whose address is one of the words."""
 
     def codegen(context, builder, signature, values):
-        address = builder.load(builder.gep(_words(builder), [_WORD(0), values[0]]))
+        address = builder.load(builder.gep(words_in(builder), [_WORD(0), values[0]]))
         function = builder.inttoptr(address, ir.FunctionType(_STATUS, []).as_pointer())
         return builder.zext(builder.call(function, []), _WORD)
 
@@ -91,12 +87,13 @@ def _is_pythons(typing_context):
     """Whether Python knows this thread. It does not know those that numba has started."""
 
     def codegen(context, builder, signature, values):
-        return _pythons(builder)
+        return pythons(builder)
 
     return types.boolean(), codegen
 
 
-def _pythons(builder):
+def pythons(builder):
+    """Whether Python knows this thread."""
     kind = ir.FunctionType(cgutils.voidptr_t, [])
     state = builder.call(cgutils.get_or_insert_function(builder.module, kind, "PyGILState_GetThisThreadState"), [])
     return cgutils.is_not_null(builder, state)
@@ -165,25 +162,28 @@ def spatial(typing_context, rows, padding, d):
     result = types.Array(types.int64, 2, "C")
 
     def codegen(context, builder, signature, values):
-        def number(value, kind):
+        def number(value: Any, kind: Any) -> Any:
             if isinstance(kind, types.Omitted):
                 return _WORD(kind.value)
             return context.cast(builder, value, kind, types.int64)
 
-        def column(value, kind, a):
+        def column(value: Any, kind: Any, a: int) -> Any:
             if not isinstance(kind, types.BaseTuple):
                 return number(value, kind)
-            a += len(kind) - axes
-            return number(builder.extract_value(value, a), kind[a])
+            items: Any = kind
+            a += len(items) - axes
+            return number(builder.extract_value(value, a), items[a])
 
-        table = []
-        pad = [(values[1], padding)] * 2
-        if isinstance(padding, types.BaseTuple) and len(padding) and isinstance(padding[0], types.BaseTuple):
-            pairs = cgutils.unpack_tuple(builder, values[1])
-            for side in (0, 1):
-                table += [number(builder.extract_value(p, side), k[side]) for p, k in zip(pairs, padding, strict=True)]
-            pad = []
-        for value, kind in [*pad, *zip(cgutils.unpack_tuple(builder, values[0]), given, strict=True)]:
+        table: list[Any] = []
+        kinds: list[Any] = list(padding) if isinstance(padding, types.BaseTuple) else []  # type: ignore[call-overload]
+        pairs = all(isinstance(kind, types.BaseTuple) for kind in kinds) and kinds
+        for side in (0, 1):
+            if pairs:
+                both = zip(cgutils.unpack_tuple(builder, values[1]), kinds, strict=True)
+                table += [number(builder.extract_value(pair, side), kind[side]) for pair, kind in both]
+            else:
+                table += [column(values[1], padding, a) for a in range(axes)]
+        for value, kind in zip(cgutils.unpack_tuple(builder, values[0]), given, strict=True):
             table += [column(value, kind, a) for a in range(axes)]
         block = cgutils.alloca_once(builder, ir.ArrayType(_WORD, max(len(table), 1)))
         for i, value in enumerate(table):
@@ -198,7 +198,8 @@ def _array(context, builder, kind, data, shape, meminfo=None):
     array = context.make_array(kind)(context, builder)
     itemsize = context.get_abi_sizeof(context.get_data_type(kind.dtype))
     shape = [n if isinstance(n, ir.Value) else _WORD(n) for n in shape]
-    strides, step = [], _WORD(itemsize)
+    strides: list[Any] = []
+    step = _WORD(itemsize)
     for n in reversed(shape):
         strides.insert(0, step)
         step = builder.mul(step, n)
@@ -280,150 +281,3 @@ def known(function: Any) -> Any:
 
 for function in (lanes, panel_width):
     known(function)
-
-
-# launchers ----------------------------------------------------------------------------------------------------------
-
-
-def through(code: Any, later: bool = False) -> Callable[[Any], Any]:
-    """A way to call a launcher or a kernel, with its arguments as a tuple, that leaves its code where it is.
-
-    A plain call would link all of it into the caller's function, and compile it again for every caller. Here the
-    caller's code asks for the address: it stands in a table, under a number that follows from name and types. Code
-    that was cached on disk puts it there as it is loaded; if it is missing, Python is asked.
-
-    What is called ``later``, and gives nothing back, is compiled when it is called for the first time. Threads of a
-    parallel loop cannot wait for Python, so a function that has such loops brings with it whatever may be called.
-    """
-    python = getattr(code, "py_func", code)
-    name = python.__module__, python.__name__
-
-    @intrinsic
-    def call(typing_context, arguments):
-        given = tuple(types.unliteral(t) for t in arguments)
-        result = types.none if later else _compiled(*name, given).signature.return_type
-        key = pickle.dumps((*name, given))
-
-        def codegen(context, builder, signature, values):
-            if later:
-                context.active_code_library._reload_init.add(Later(key))
-                _later.append(key)
-                number = _number(key)
-            else:
-                context.active_code_library._reload_init.add(Loader(key))
-                number = Loader(key)()
-            text = context.insert_const_bytes(builder.module, key, name=f"launcher.{name[1]}")
-            address = _find(builder, number, text, len(key))
-            with builder.if_then(cgutils.is_null(builder, address), likely=False):
-                message = f"numconv's {name[1]} is not loaded in this process: call it once outside of parallel loops"
-                context.call_conv.return_user_exc(builder, RuntimeError, (message,))
-            kind = context.call_conv.get_function_type(result, given)
-            unpacked = [
-                context.cast(builder, value, old, new)
-                for value, old, new in zip(cgutils.unpack_tuple(builder, values[0]), arguments, given, strict=True)
-            ]
-            function = builder.inttoptr(address, kind.as_pointer())
-            status, value = context.call_conv.call_function(builder, function, result, given, unpacked)
-            with cgutils.if_unlikely(builder, status.is_error):
-                context.call_conv.return_status_propagate(builder, status)
-            return value
-
-        return result(arguments), codegen
-
-    return call
-
-
-class Loader:
-    """Brings a launcher for some types into memory, and its address into the table."""
-
-    def __init__(self, key: bytes) -> None:
-        self.key = key
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __call__(self) -> int:
-        """The number of the launcher."""
-        number = _number(self.key)
-        entries = words[FIRST:].reshape(-1, 2)
-        if number not in entries[:, 0]:
-            cres = _compiled(*pickle.loads(self.key))
-            place = int((entries[:, 0] == 0).argmax())
-            entries[place, 1] = cres.library.get_pointer_to_function(cres.fndesc.llvm_func_name)
-            entries[place, 0] = number
-        return number
-
-
-class Later(Loader):
-    """The same for what is called later: it is loaded if it was compiled before."""
-
-    def __call__(self) -> int:
-        module, name, given = pickle.loads(self.key)
-        code = _dispatcher(module, name)
-        if isinstance(code._cache, Cache) and code._cache.holds(given, code.targetctx):
-            return super().__call__()
-        _later.append(self.key)
-        return _number(self.key)
-
-
-class ParallelCode(event.Listener):
-    """Behind the compilation of a function with parallel loops, all that these may call is loaded."""
-
-    def on_start(self, event: Any) -> None:
-        """Nothing yet."""
-
-    def on_end(self, event: Any) -> None:
-        """Load it. What is loaded may bring more."""
-        code = event.data["dispatcher"]
-        if code.targetoptions.get("parallel") and code is not _jit._on_threads:
-            while _later:
-                Loader(_later.pop())()
-
-
-_later: list[bytes] = []
-event.register("numba:compile", ParallelCode())
-
-
-def _number(key: bytes) -> int:
-    """A key in short."""
-    return int.from_bytes(hashlib.sha256(key).digest()[:8], "little", signed=True)
-
-
-def _dispatcher(module: str, name: str) -> Any:
-    found = getattr(import_module(module), name)
-    return getattr(found, "code", found)
-
-
-def _compiled(module: str, name: str, given: tuple[Any, ...]) -> Any:
-    code = _dispatcher(module, name)
-    code.compile(given)
-    return code.overloads[given]
-
-
-def _find(builder: Any, number: int, text: Any, length: int) -> Any:
-    """The address of a launcher, or 0."""
-    table = _words(builder)
-    found = cgutils.alloca_once_value(builder, _WORD(0))
-
-    def look():
-        with cgutils.for_range(builder, _WORD((words.size - FIRST) // 2)) as loop:
-            at = builder.add(_WORD(FIRST), builder.mul(loop.index, _WORD(2)))
-            entry = builder.load(builder.gep(table, [_WORD(0), at]))
-            with builder.if_then(builder.icmp_signed("==", entry, _WORD(number))):
-                place = builder.gep(table, [_WORD(0), builder.add(at, _WORD(1))])
-                builder.store(builder.load(place), found)
-                loop.do_break()
-            with builder.if_then(builder.icmp_signed("==", entry, _WORD(0))):
-                loop.do_break()
-
-    look()
-    missing = builder.and_(cgutils.is_null(builder, builder.load(found)), _pythons(builder))
-    with builder.if_then(missing, likely=False):
-        ask = builder.load(builder.gep(table, [_WORD(0), _WORD(LOAD)]))
-        kind = ir.FunctionType(_STATUS, [cgutils.voidptr_t, _WORD])
-        builder.call(builder.inttoptr(ask, kind.as_pointer()), [text, _WORD(length)])
-        look()
-    return builder.load(found)

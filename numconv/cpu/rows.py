@@ -5,8 +5,6 @@ from __future__ import annotations
 from math import gcd
 from typing import Any
 
-import numpy as np
-
 from .._indexing import KERNEL, START, STEP, STRIDE
 from ._jit import first_output, helper, row_source, source
 

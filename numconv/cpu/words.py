@@ -36,7 +36,7 @@ def _ask() -> int:
 
 @ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64)
 def _load(key: int, length: int) -> int:
-    from .callers import Loader
+    from .addresses import Loader
 
     Loader(ctypes.string_at(key, length))()
     return 0

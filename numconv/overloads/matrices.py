@@ -9,7 +9,8 @@ from numba import types
 from numba.core.errors import TypingError
 from numba.np.numpy_support import as_dtype
 
-from ..cpu.callers import as_bool, as_int, formed, spatial, through
+from ..cpu.addresses import through
+from ..cpu.callers import as_bool, as_int, formed, spatial
 from ..cpu.compiled import matrices
 from ..cpu.im2col import WORDS
 from .reading import (

@@ -7,7 +7,8 @@ from typing import Any
 from numba.core.errors import TypingError
 
 from ..arguments import MODE_PADDING
-from ..cpu.callers import as_bool, as_int, formed, nothing, spatial, through
+from ..cpu.addresses import through
+from ..cpu.callers import as_bool, as_int, formed, nothing, spatial
 from ..cpu.compiled import products
 from .reading import (
     ALGORITHMS,

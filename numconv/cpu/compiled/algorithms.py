@@ -15,8 +15,9 @@ from numba.extending import overload
 from ..._indexing import KERNEL, OUT, SIZE, STEP
 from .. import direct, im2col, implicit, patch, stencil, winograd
 from .._jit import helper
+from ..addresses import through
 from ..blocks import blocks_for_weights, is_complex
-from ..callers import as_input, as_table, known, team_for, threads_of, through
+from ..callers import as_input, as_table, known, team_for, threads_of
 from ..lines import merged, table, times
 from ..simd import ALIGNED, aligned, lanes
 from .choice import DIRECT, WINOGRAD

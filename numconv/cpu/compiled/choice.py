@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
+from numba import extending, types
 
 from ... import select
 from ..._indexing import KERNEL, OUT, SIZE, STEP, STRIDE
-from ...select import Sizes
 from .. import winograd
 from .._jit import helper
-from ..callers import known, through
+from ..addresses import through
+from ..callers import known
 from .tables import launcher, size_of
 
 #: Algorithms, in ``select``'s order, and products.
@@ -41,11 +40,14 @@ for p, product in enumerate(select.PRODUCTS):
             costs = select.COSTS[product].get(algorithm, {}).get(kind, (np.inf,))
             COSTS[p, a, k, : len(costs)] = costs if algorithm != "winograd" or kind == "float32" else np.inf
 
+intrinsic: Any = extending.intrinsic  # numba adds the context to calls, which its types do not know
+
 # the amounts as this room compiles them; each sees the compiled ones before it
 _names: dict[str, Any] = {**vars(select), "prod": size_of}
 for name, f in vars(select).items():
     if name.startswith("_") and isinstance(f, FunctionType):
         _names[name] = helper(FunctionType(f.__code__, _names, name))
+Sizes: Any = select.Sizes  # of arrays here, not of tuples
 _implicit, _direct, _winograd = _names["_implicit"], _names["_direct"], _names["_winograd"]
 _implicit_grad_weight, _direct_grad_weight = _names["_implicit_grad_weight"], _names["_direct_grad_weight"]
 
@@ -63,7 +65,7 @@ def lanes_of(dtype: np.dtype) -> int:
 
 
 @intrinsic
-def cost(typing_context, costs, amounts):
+def cost_of(typing_context, costs, amounts):
     """The sum of what amounts cost."""
 
     def codegen(context, builder, signature, values):
@@ -81,17 +83,15 @@ def cost(typing_context, costs, amounts):
 
 @helper
 def sizes_of(product, N, C, K, G, axes, lanes):
-    """``select.sizes_of``; times the same for all algorithms here."""
+    """``select.sizes_of``. How often it is done does not matter: the same for all algorithms here."""
     d = axes.shape[0]
     kernel, out, stride = np.empty(d, np.int64), np.empty(d, np.int64), np.empty(d, np.int64)
     step, reach = np.empty(d, np.int64), np.empty(d, np.int64)
     work = N * K * C // G
-    times = 1
     for a in range(d):
         k, o, s, t = axes[a, KERNEL], axes[a, OUT], axes[a, STRIDE], abs(axes[a, STEP])
         if product == GRAD_INPUT:
             m, size = s // gcd(s, t), axes[a, SIZE]
-            times *= min(m, k, size)
             k, o, s, t = -(-k // m), -(-size // s), 1, t * m // s
         kernel[a], out[a], stride[a], step[a] = max(k, 1), max(o, 1), max(s, 1), t
         reach[a] = (out[a] - 1) * stride[a] + (kernel[a] - 1) * t + 1
@@ -99,14 +99,14 @@ def sizes_of(product, N, C, K, G, axes, lanes):
     if product == GRAD_INPUT:
         C, K = K, C
     share = 1.0 if work < select.LITTLE else 0.5
-    return Sizes(N, C, K, G, kernel, out, reach, stride, step, lanes, work, share), times
+    return Sizes(N, C, K, G, kernel, out, reach, stride, step, lanes, work, share)
 
 
 @helper
-def winograd_serves(product, N, C, K, G, axes):
+def winograd_serves(N, C, K, G, axes):
     """Whether it computes such a product, with kernels that are not too many when they are transformed."""
     d = axes.shape[0]
-    able = d == 2 and product != GRAD_WEIGHT
+    able = d == 2
     for a in range(d):
         able = able and axes[a, KERNEL] == 3 and axes[a, STRIDE] == 1 and abs(axes[a, STEP]) == 1
     if not able:
@@ -120,19 +120,23 @@ def winograd_serves(product, N, C, K, G, axes):
 
 @launcher
 def fastest(product, kind, lanes, N, C, K, G, axes):
-    """The algorithm that ``select`` takes among those here."""
-    s, _ = sizes_of(product, N, C, K, G, axes, lanes)
-    if product == GRAD_WEIGHT:
-        implicit = cost(COSTS[product, IMPLICIT, kind], _implicit_grad_weight(s))
-        return DIRECT if cost(COSTS[product, DIRECT, kind], _direct_grad_weight(s)) < implicit else IMPLICIT
-    best, least = IMPLICIT, cost(COSTS[product, IMPLICIT, kind], _implicit(s))
-    direct = cost(COSTS[product, DIRECT, kind], _direct(s))
+    """The algorithm that ``select`` takes among those here, forward or for the input gradient."""
+    s = sizes_of(product, N, C, K, G, axes, lanes)
+    best, least = IMPLICIT, cost_of(COSTS[product, IMPLICIT, kind], _implicit(s))
+    direct = cost_of(COSTS[product, DIRECT, kind], _direct(s))
     if direct < least:
         best, least = DIRECT, direct
-    if kind == 0 and winograd_serves(product, N, C, K, G, axes):
-        if cost(COSTS[product, WINOGRAD, kind], _winograd(s)) < least:
-            best = WINOGRAD
-    return best
+    if kind != 0 or not winograd_serves(N, C, K, G, axes):
+        return best
+    return WINOGRAD if cost_of(COSTS[product, WINOGRAD, kind], _winograd(s)) < least else best
 
 
-choose = through(fastest)
+@launcher
+def fastest_for_weights(kind, lanes, N, C, K, G, axes):
+    """The same for the gradient to the weights."""
+    s = sizes_of(GRAD_WEIGHT, N, C, K, G, axes, lanes)
+    direct = cost_of(COSTS[GRAD_WEIGHT, DIRECT, kind], _direct_grad_weight(s))
+    return DIRECT if direct < cost_of(COSTS[GRAD_WEIGHT, IMPLICIT, kind], _implicit_grad_weight(s)) else IMPLICIT
+
+
+choose, choose_for_weights = through(fastest), through(fastest_for_weights)

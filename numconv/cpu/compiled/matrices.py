@@ -7,7 +7,8 @@ import numpy as np
 from ..._indexing import KERNEL, OUT, SIZE, STEP
 from .. import csr, im2col, kernel2row
 from .._jit import helper
-from ..callers import as_input, as_table, require, team_for, through
+from ..addresses import through
+from ..callers import as_input, as_table, require, team_for
 from ..lines import times
 from .tables import axes_of, check_groups, folds, launcher, shape_of, unfolded, with_padding
 

@@ -7,11 +7,12 @@ from math import gcd
 import numpy as np
 
 from ..._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE, VALID
-from .._jit import extent, first_tap, helper
-from ..callers import as_input, require, through
+from .._jit import extent, first_tap
+from ..addresses import through
+from ..callers import as_input, require
 from ..lines import times
 from .algorithms import product, weights
-from .choice import FORWARD, GRAD_INPUT, GRAD_WEIGHT, IMPLICIT, choose, kind_of, lanes_of
+from .choice import FORWARD, GRAD_INPUT, IMPLICIT, choose, choose_for_weights, kind_of, lanes_of
 from .tables import (
     DILATIONS,
     PIXELS,
@@ -188,6 +189,6 @@ def grad_weight(x, N, C, K, Cg, dy, M, L, given, word, groups, boundary, fill, f
     if dw.size > 0 and dy.size > 0:
         algorithm = IMPLICIT
         if auto:
-            algorithm = choose((GRAD_WEIGHT, kind_of(x.dtype), lanes_of(x.dtype), N, C, K, groups, axes))
+            algorithm = choose_for_weights((kind_of(x.dtype), lanes_of(x.dtype), N, C, K, groups, axes))
         weights(algorithm, (x, N, C, dy, K, axes, boundary, fill, dw))
     return dw, shape

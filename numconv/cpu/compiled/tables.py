@@ -9,7 +9,7 @@ import numpy as np
 
 from ..._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
 from .._jit import OPTIONS, UNWRAPPED, cached, extent, helper, output_size, padding_of, source
-from ..callers import through
+from ..addresses import through
 
 launcher: Any = partial(cached, **OPTIONS, **UNWRAPPED)
 
@@ -128,10 +128,7 @@ def with_padding(axes, given):
 
 @launcher
 def fold(padded, images, given, boundary, target):
-    """The padding of ``padded (images, *padded size)``, flat, joins the pixels that it copies; the ``target`` gets them.
-
-    Axis by axis.
-    """
+    """The padding of ``padded (images, *padded size)``, flat, joins the pixels that it copies: the ``target``."""
     outer, d = images, given.shape[1]
     for a in range(d):
         n, lo, hi = given[PIXELS, a], given[LO, a], given[HI, a]
