@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from .. import arrays, dispatch
 from .._indexing import extent
 from ..arguments import MODES, Boundary, Ints, Mode, one_of, per_axis
-from ..geometry import conv_geometry, plain_geometry
+from ..geometry import conv_geometry, frozen, plain_geometry
 from ..plan import make_plan, plan_for
 from ..select import Algorithm
 
@@ -120,20 +121,21 @@ def _slide(
     (x, w, out), give = dispatch.read(x=x, w=w, out=out)
     dtype = arrays.product_dtype(x=x, w=w)
     kernel = w if flip else w.conj()
+    if axes is None and (x.ndim or w.ndim) and not (mode == "valid" and _inside(x.shape, w.shape, frozen(dilation))):
+        plan = plan_for(
+            plain_geometry, x.shape, w.shape, dtype, algorithm, mode=mode, stride=stride, dilation=dilation,
+            boundary=boundary, fill_value=fill_value, flip=flip,
+        )
+        return give(plan.forward_of(x, kernel, None, out))
     if x.ndim == w.ndim == 0:
         return give(arrays.deliver(lambda y: np.multiply(x, kernel, out=y), (), dtype, out, x, w))
     arguments: dict[str, Any] = {"boundary": boundary, "fill_value": fill_value, "flip": flip}
     chosen = tuple(range(x.ndim)) if axes is None else _normal_axes(axes, x.ndim)
-    if axes is not None and w.ndim != len(chosen):
+    if w.ndim != len(chosen):
         raise ValueError(f"w must have one axis for each of axes={chosen}, got shape {w.shape}")
-    size = x.shape if axes is None else tuple(x.shape[a] for a in chosen)
-    if mode == "valid" and len(size) == w.ndim and _inside(size, w.shape, dilation):
+    size = tuple(x.shape[a] for a in chosen)
+    if mode == "valid" and _inside(size, w.shape, frozen(dilation)):
         y = _exchanged(x, _spread(kernel, dilation), chosen, dtype, stride, algorithm, arguments)
-    elif axes is None:
-        plan = plan_for(
-            plain_geometry, size, w.shape, dtype, algorithm, mode=mode, stride=stride, dilation=dilation, **arguments
-        )
-        return give(plan.forward_of(x, kernel, None, out))
     else:
         plain = plain_geometry(size, w.shape, mode, stride=stride, dilation=dilation, **arguments)
         rows = _rows(x, chosen, dtype)
@@ -178,8 +180,11 @@ def _spread(w: np.ndarray, dilation: Any) -> np.ndarray:
     return spread
 
 
+@lru_cache(maxsize=1024, typed=True)
 def _inside(size: tuple[int, ...], kernel: tuple[int, ...], dilation: Any) -> bool:
     """Whether the kernel, spread out, is the larger on every axis (and not equal)."""
+    if len(size) != len(kernel):
+        return False
     spread = tuple(map(extent, kernel, per_axis("dilation", dilation, len(kernel), 1)))
     return size != spread and all(0 < a <= b for a, b in zip(size, spread, strict=True))
 

@@ -11,8 +11,8 @@ import pickle
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import lru_cache, partial
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numba
@@ -21,7 +21,8 @@ from llvmlite import ir
 from numba import prange, types
 from numba.core import cgutils
 from numba.core.caching import FunctionCache
-from numba.extending import intrinsic, overload, register_jitable
+from numba.core.runtime import rtsys
+from numba.extending import intrinsic, lower_builtin, register_jitable, type_callable
 from numba.np.ufunc import parallel as numba_threads
 
 from .. import _indexing
@@ -47,6 +48,7 @@ helper = register_jitable(**OPTIONS, **UNWRAPPED)
 #: What unpickling raises where a file was cut off or overwritten, and LLVM for what it cannot read.
 DAMAGED = (
     pickle.UnpicklingError, EOFError, ValueError, AttributeError, ImportError, LookupError, TypeError, RuntimeError,
+    OverflowError, MemoryError,
 )
 
 
@@ -55,11 +57,17 @@ class Cache(FunctionCache):
 
     Two processes that store a function for different types at the same moment may write to one file, and the index
     names it for the types of either: what is loaded has to be for the types that are asked for.
+
+    numba's own imports all that it compiles with, and SciPy's linear algebra, before it looks; code that is loaded
+    needs none of that, but numba's counted memory.
     """
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        found = None
         try:
-            found = super().load_overload(sig, target_context)
+            rtsys.initialize(target_context)
+            with self._guard_against_spurious_io_errors():
+                found = self._load_overload(sig, target_context)
         except DAMAGED as error:
             _warn(f"the compiled code in {self.cache_path} is damaged ({error}) and is compiled anew")
             self.flush()
@@ -154,79 +162,70 @@ def tasks_of(team, n):
     return range(n)
 
 
-@overload(tasks_of, inline="always")
-def _tasks(team, n):
-    def share(team, n):
-        first, last = _share(team, n)  # type: ignore[call-arg, var-annotated]  # numba adds the context
-        if last < 0:
-            raise MemoryError("no memory for the workspace of a thread")
-        return range(first, last)
-
-    return share
-
-
 _WORD, _STATUS = ir.IntType(64), ir.IntType(32)
 
 
-@intrinsic
-def _share(typing_context, team, n):
-    """First task and the one behind the last. ``team`` is ``ALONE``; the address of ``_launch``; or, negative, of
-    which member of how many this is. Behind a launch that failed the end is negative."""
+@type_callable(tasks_of)
+def _range_type(context):
+    return lambda team, n: types.range_state64_type
 
-    def codegen(context, builder, signature, values):
-        (team, n), zero = values, _WORD(0)
-        with builder.if_else(builder.icmp_signed(">", team, zero)) as (launch, compute):
-            with launch:
-                worker, block = _worker(builder)
-                launcher = builder.inttoptr(team, ir.FunctionType(_WORD, [_WORD] * 3).as_pointer())
-                failed = builder.call(launcher, [worker, block, n])
-                launched_in, end = builder.block, builder.neg(failed)
-            with compute:
-                member = builder.neg(team)
-                alone = builder.icmp_signed("==", team, zero)
-                me = builder.lshr(member, _WORD(16))
-                members = builder.select(alone, _WORD(1), builder.and_(member, _WORD(0xFFFF)))
-                first = builder.sdiv(builder.mul(n, me), members)
-                last = builder.sdiv(builder.mul(n, builder.add(me, _WORD(1))), members)
-                computed_in = builder.block
-        bounds = []
-        for launched, computed in ((zero, first), (end, last)):
-            bound = builder.phi(_WORD)
-            bound.add_incoming(launched, launched_in)
-            bound.add_incoming(computed, computed_in)
-            bounds.append(bound)
-        return context.make_tuple(builder, signature.return_type, bounds)
 
-    return types.UniTuple(types.intp, 2)(types.intp, types.intp), codegen
+@lower_builtin(tasks_of, types.Integer, types.Integer)
+def _tasks(context, builder, signature, values):
+    # team is ALONE; the address of _on_threads; or, negative, which member of how many this is
+    team, n = (
+        context.cast(builder, value, known, types.intp) for value, known in zip(values, signature.args, strict=True)
+    )
+    zero, bounds = _WORD(0), [cgutils.alloca_once_value(builder, _WORD(0)) for _ in range(2)]
+    with builder.if_else(builder.icmp_signed(">", team, zero)) as (launch, compute):
+        with launch:
+            worker, block, failed = _worker(builder)
+            launcher = builder.inttoptr(team, ir.FunctionType(_WORD, [_WORD] * 3).as_pointer())
+            builder.call(launcher, [worker, block, n])
+            with builder.if_then(cgutils.is_not_null(builder, builder.load(failed)), likely=False):
+                context.call_conv.return_user_exc(builder, MemoryError, ("no memory for the workspace of a thread",))
+        with compute:
+            member = builder.neg(team)
+            me = builder.lshr(member, _WORD(16))
+            members = builder.and_(member, _WORD(0xFFFF))
+            members = builder.select(builder.icmp_signed("==", team, zero), _WORD(1), members)
+            for k, bound in enumerate(bounds):
+                builder.store(builder.sdiv(builder.mul(n, builder.add(me, _WORD(k))), members), bound)
+    kind = types.range_state64_type(types.intp, types.intp)
+    return context.get_function(range, kind)(builder, [builder.load(bound) for bound in bounds])
 
 
 def _worker(builder):
-    """The addresses of a function ``(block, team)`` that calls the kernel being built, and of its arguments."""
+    """The addresses of a function ``(block, team)`` that calls the kernel being built, and of its arguments; and where
+    it says that a call failed."""
     kernel = builder.function
     _, _, _, *arguments = kernel.args  # result, exception, team
     owner = [a.type == cgutils.voidptr_t and a.name.endswith(".0") for a in arguments]  # who counts an array
     kept = [cgutils.get_null_value(a.type) if own else a for a, own in zip(arguments, owner, strict=True)]
-    block = cgutils.alloca_once_value(builder, cgutils.pack_struct(builder, kept))
-    worker = ir.Function(kernel.module, ir.FunctionType(_STATUS, [_WORD] * 2), f"worker.{kernel.name}")
+    failed = cgutils.alloca_once_value(builder, _STATUS(0))
+    block = cgutils.alloca_once_value(builder, cgutils.pack_struct(builder, [*kept, failed]))
+    worker = ir.Function(kernel.module, ir.FunctionType(ir.VoidType(), [_WORD] * 2), f"worker.{kernel.name}")
     worker.linkage = "internal"
     inside = ir.IRBuilder(worker.append_basic_block("entry"))
     results = [cgutils.alloca_once(inside, a.type.pointee) for a in kernel.args[:2]]
-    stored = inside.load(inside.inttoptr(worker.args[0], block.type))
-    again = [*results, worker.args[1], *cgutils.unpack_tuple(inside, stored)]
-    inside.ret(inside.call(kernel, again, attrs=("noinline",)))
-    return builder.ptrtoint(worker, _WORD), builder.ptrtoint(block, _WORD)
+    *stored, place = cgutils.unpack_tuple(inside, inside.load(inside.inttoptr(worker.args[0], block.type)))
+    status = inside.call(kernel, [*results, worker.args[1], *stored], attrs=("noinline",))
+    with inside.if_then(cgutils.is_not_null(inside, status), likely=False):
+        inside.store(status, place)
+    inside.ret_void()
+    return builder.ptrtoint(worker, _WORD), builder.ptrtoint(block, _WORD), failed
 
 
 @intrinsic
 def _call(typing_context, worker, block, team):
-    """Let a worker compute its share: 1 if it fails."""
+    """Let a worker compute its share."""
 
     def codegen(context, builder, signature, values):
-        worker = builder.inttoptr(values[0], ir.FunctionType(_STATUS, [_WORD] * 2).as_pointer())
-        status = builder.call(worker, values[1:])
-        return builder.zext(builder.icmp_signed("!=", status, _STATUS(0)), _WORD)
+        worker = builder.inttoptr(values[0], ir.FunctionType(ir.VoidType(), [_WORD] * 2).as_pointer())
+        builder.call(worker, values[1:])
+        return context.get_dummy_value()
 
-    return types.intp(types.intp, types.intp, types.intp), codegen
+    return types.void(types.intp, types.intp, types.intp), codegen
 
 
 @intrinsic
@@ -241,31 +240,26 @@ def _thread_count(typing_context):
     return types.intp(), codegen
 
 
-def _on_threads(worker, block, n):
-    members, failed = min(n, _thread_count()), 0  # type: ignore[call-arg]  # likewise
+def _share_out(worker, block, n):
+    members = min(n, _thread_count())  # type: ignore[call-arg]  # numba adds the context
     for me in prange(members):
-        failed += _call(worker, block, -(me * 65536 + members))
-    return failed
+        _call(worker, block, -(me * 65536 + members))
+    return 0
 
 
-_on_threads = cached(_on_threads, parallel=True, **OPTIONS)
-
-
-def _launch(worker, block, n):
-    return _on_threads(worker, block, n)
+_on_threads: Any = cached(_share_out, parallel=True, no_cpython_wrapper=True, **OPTIONS)
 
 
 @lru_cache(maxsize=1)
-def _launcher() -> int | None:
-    """The address of ``_launch`` compiled: the only parallel code that there is."""
+def _launcher() -> int:
+    """The address of ``_on_threads`` compiled, the only parallel code that there is; ``ALONE`` where nothing is."""
+    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]  # numba sets it as it reads the environment
+        return ALONE
     numba.get_num_threads()  # starts the threads, whose scheduler code from the disk cache asks for as it is loaded
-    compiled = partial(numba.cfunc, types.intp(types.intp, types.intp, types.intp))
-    try:
-        return compiled(cache=True)(_launch).address
-    except (OSError, *DAMAGED):  # nowhere to keep it; or damaged, which the next process shall find mended
-        with suppress(OSError, RuntimeError):
-            FunctionCache(_launch).flush()
-        return compiled()(_launch).address
+    given = (types.intp,) * 3
+    _on_threads.compile(given)
+    code = _on_threads.overloads[given]
+    return int(code.library.get_pointer_to_function(code.fndesc.llvm_cfunc_wrapper_name))
 
 
 # threads ------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import numpy as np
 from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ._jit import helper, row_source, source
 from .rows import lines_of
-from .simd import ABREAST, ENTRY, NO_PIXELS, STACKED, WINDOW, copy_item, copy_rows, lanes
+from .simd import ABREAST, ENTRY, IMAGE, MASKED, NO_PIXELS, STACKED, WINDOW, copy_item, copy_rows, lanes
 
 #: Output columns of a block in vectors, and its rows in tiles.
 ACROSS, DOWN = 16, 4
@@ -39,8 +39,17 @@ ONE_ROW = (1, 1, 1, 0, 1, 1)
 #: What the kernels get of a layout, beside its entries: items from tap to tap on a line, output rows from row to row of
 #: a tile, input rows from line to line of a tile (0 if folded, when it is a vector), classes of taps that have a line
 #: for each row of a patch, rows and items of such a line, rows and columns of output in a block, units in a patch,
-#: and items of a vector.
-SHIFT, APART, BETWEEN, LINES, PATCH_ROWS, LINE, ROWS, COLUMNS, UNITS, VECTOR = range(10)
+#: and items of a vector; of all taps, then the number of those in a line, and the distance of taps;
+SHIFT, APART, BETWEEN, LINES, PATCH_ROWS, LINE, ROWS, COLUMNS, UNITS, VECTOR, TAPS, ALONG, AHEAD = range(13)
+
+#: of rows and of columns: the first one that output 0 sees, how many there are in the input and in the output, and the
+#: stride; whether edges are read where they lie (1, or 2 for every second pixel); and of the axes before them: taps,
+#: outputs, and the items of a channel.
+TOP, LEFT, HEIGHT, WIDTH, OUT_ROWS, OUT_COLUMNS, EVERY_ROW, EVERY, EDGE, LEAD_TAPS, LEAD_OUT, CHANNEL = range(13, 25)
+
+#: What ``view`` says behind what tiles read: first row and column of the input that a block sees, and
+#: how many; and how many words all that is.
+VIEW_TOP, VIEW_LEFT, VIEW_ROWS, VIEW_COLUMNS, VIEWS = range(IMAGE, IMAGE + 5)
 
 
 class Layout(NamedTuple):
@@ -123,8 +132,28 @@ def arranged(row: Any, last: Any, vector: int) -> tuple[np.ndarray, np.ndarray, 
         places[1, i * ENTRY + 4], places[1, i * ENTRY + 5] = r, column
     units = max(1, PATCH // (lines * patch_rows * line_size))
     between = 0 if folded else apart * stride
-    sizes = shift, apart, between, lines, patch_rows, line_size, high, columns, units, vector
+    down, across = (R_k - 1) * row[STEP], (L_k - 1) * last[STEP]
+    edge = MASKED and not folded and last[STRIDE] <= 2 and abs(across) < columns  # far taps have no row of blanks
+    sizes = (
+        shift, apart, between, lines, patch_rows, line_size, high, columns, units, vector, len(order), L_k,
+        abs(last[STEP]), row[START] + min(0, down), last[START] + min(0, across), row[SIZE], last[SIZE], row[OUT],
+        last[OUT], row[STRIDE], last[STRIDE], last[STRIDE] if edge else 0,
+    )
     return places, order, np.array(sizes)
+
+
+@helper
+def completed(sizes: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """The sizes of a layout with those of the leading axes."""
+    last, every = len(sizes), np.ones(CHANNEL + 1, np.int64)
+    for i in range(last):
+        every[i] = sizes[i]
+    for a in range(len(axes)):
+        every[CHANNEL] *= axes[a, SIZE]
+        if a < len(axes) - 2:
+            every[LEAD_TAPS] *= axes[a, KERNEL]
+            every[LEAD_OUT] *= axes[a, OUT]
+    return every
 
 
 @lru_cache(maxsize=1024)
@@ -132,26 +161,24 @@ def prepared(table: bytes, dtype: np.dtype) -> tuple[np.ndarray, Layout]:
     """A table of axes over two axes at least, and its layout; made once for each table and dtype."""
     rows = [tuple(row) for row in np.frombuffer(table, np.int64).reshape(-1, 6).tolist()]
     rows = [ONE_ROW] * (2 - len(rows)) + rows
-    plan = layout(*rows[-2:], lanes(dtype))
-    axes = np.array(rows)
+    plan, axes = layout(*rows[-2:], lanes(dtype)), np.array(rows)
+    plan = plan._replace(sizes=completed(plan.sizes, axes))
     for array in (axes, plan.entries, plan.sizes):
         array.flags.writeable = False
     return axes, plan
 
 
 @helper
-def fill_patch(x, begin, row, rows, o0, columns, axes, boundary, sizes, blank, patch, p0, zero):
-    """Lines of pixels, from input row ``row`` on, of the image that begins at item ``begin`` (-1: it is padding)."""
-    a = axes.shape[0] - 1
-    size, stride, kernel, height = axes[a, SIZE], axes[a, STRIDE], axes[a, KERNEL], axes[a - 1, SIZE]
-    near = axes[a, START] + min(0, (kernel - 1) * axes[a, STEP])
-    lines, line = sizes[LINES], sizes[LINE]
-    for first in range(min(lines, kernel)):
-        start = near + first * abs(axes[a, STEP]) + o0 * stride
-        n = columns + (kernel - 1 - first) // lines * sizes[SHIFT]
+def fill_patch(x, units, columns, boundary, sizes, image, starts, blank, patch, zero):
+    """Copy the lines of pixels of units that begin at ``starts`` (negative: one is padding) to a patch."""
+    size, height, stride, lines, line = sizes[WIDTH], sizes[HEIGHT], sizes[EVERY], sizes[LINES], sizes[LINE]
+    row, rows, step = image[VIEW_TOP], image[VIEW_ROWS], sizes[PATCH_ROWS] * line
+    for at in range(0, units * lines * step, step):
+        first, begin = at // step % lines, starts[at // step // lines]
+        start = image[VIEW_LEFT] + first * sizes[AHEAD]
+        n = columns + (sizes[ALONG] - 1 - first) // lines * sizes[SHIFT]
         left = 0 if start >= 0 else min(-(start // stride), n)  # how many lie left of the image
         right = min(max(left, (size - start + stride - 1) // stride), n)  # and up to which it reaches
-        at = p0 + first * sizes[PATCH_ROWS] * line
         r = 0
         while r < rows:  # the rows of the image at once, others one by one
             i, high = row + r, 1
@@ -173,51 +200,43 @@ def fill_patch(x, begin, row, rows, o0, columns, axes, boundary, sizes, blank, p
                         for h in range(high):
                             copy_item(x, place + h * size + pixel, patch, at + (r + h) * line + j, zero)
             r += high
+    for u in range(units):
+        starts[u] = u * lines * step
 
 
 @helper
-def view(O_row, high, o0, columns, axes, sizes, image):
-    """First row and column of the input that a block sees, and how many; ``image`` says which of them are pixels."""
-    a = axes.shape[0] - 1
-    stride = axes[a - 1, STRIDE]
-    row = axes[a - 1, START] + min(0, (axes[a - 1, KERNEL] - 1) * axes[a - 1, STEP]) + O_row * stride
-    column = axes[a, START] + min(0, (axes[a, KERNEL] - 1) * axes[a, STEP]) + o0 * axes[a, STRIDE]
-    rows = sizes[PATCH_ROWS] - (sizes[ROWS] - high) * stride
-    columns = (columns - 1) * axes[a, STRIDE] + (axes[a, KERNEL] - 1) * abs(axes[a, STEP]) + 1
-    for place, first, n, size in ((0, row, rows, axes[a - 1, SIZE]), (2, column, columns, axes[a, SIZE])):
-        image[place] = max(0, -first)
-        image[place + 1] = max(0, min(n, size - first) - image[place])
+def view(O_row, high, o0, wide, sizes, image):
+    """What a block sees: first row and column of the input, how many, and which of them are pixels."""
+    row, rows = sizes[TOP] + O_row * sizes[EVERY_ROW], sizes[PATCH_ROWS] - (sizes[ROWS] - high) * sizes[EVERY_ROW]
+    column = sizes[LEFT] + o0 * sizes[EVERY]
+    columns = (wide - 1) * sizes[EVERY] + (sizes[ALONG] - 1) * sizes[AHEAD] + 1
+    image[VIEW_TOP], image[VIEW_LEFT], image[VIEW_ROWS], image[VIEW_COLUMNS] = row, column, rows, columns
+    image[0] = max(0, -row)
+    image[1] = max(0, min(rows, sizes[HEIGHT] - row) - image[0])
+    image[2] = max(0, -column)
+    image[3] = max(0, min(columns, sizes[WIDTH] - column) - image[2])
     image[4] = sizes[BETWEEN]
-    return row, column, rows, columns
 
 
 @helper
-def survey(x, items, c0, u0, u1, O, sight, o0, columns, axes, boundary, sizes, once, blank, patch, starts, image, zero):
+def survey(items, c0, u0, u1, O, wide, axes, boundary, sizes, once, starts, image):
     """Find where the units (channel, leading taps) ``u0 … u1`` begin that a block reads, and how they are read.
 
-    They lie in ``x`` itself, whole or up to its edge; or they were copied to the patch. The tiles of a block may read
-    more of ``x`` than it has rows and columns, but nothing that is not there. Channels are counted through all images.
+    They lie in ``x`` itself, whole or up to its edge; or they are to be copied to the patch. The tiles of a block may
+    read more of ``x`` than it has rows and columns, but nothing that is not there. Channels are counted through all
+    images.
     """
-    a = axes.shape[0] - 1
-    size, width = axes[a - 1, SIZE], axes[a, SIZE]
-    row, near, rows, across = sight
-    lead_k, lead_in = 1, 1
-    for b in range(a - 1):
-        lead_k *= axes[b, KERNEL]
-        lead_in *= axes[b, SIZE]
-    inside = axes[a, STRIDE] == 1 and image[1] == rows and image[3] == across
-    last = (row + sizes[PATCH_ROWS] - 1) * width + near + sizes[COLUMNS] + across - columns
+    lead_taps, width = sizes[LEAD_TAPS], sizes[WIDTH]
+    plane, place = sizes[HEIGHT] * width, image[VIEW_TOP] * width + image[VIEW_LEFT]
+    inside = sizes[EVERY] == 1 and image[1] == image[VIEW_ROWS] and image[3] == image[VIEW_COLUMNS]
+    last = place + (sizes[PATCH_ROWS] - 1) * width + sizes[COLUMNS] + image[VIEW_COLUMNS] - wide
     for u in range(u0, u1):
-        lead = row_source(u % lead_k, O, axes[:a], boundary) if a > 1 else 0
-        begin = ((c0 + u // lead_k) * lead_in + lead) * size * width
+        lead = row_source(u % lead_taps, O, axes[:-1], boundary) if axes.shape[0] > 2 else 0
+        begin = (c0 + u // lead_taps) * sizes[CHANNEL] + lead * plane
         inside = inside and lead >= 0 and begin + last <= items
         starts[u - u0] = begin if lead >= 0 else NO_PIXELS
     way = IN_PLACE if inside else AT_EDGE if once else IN_PATCH
-    for u in range(u1 - u0):
-        if way == IN_PATCH:
-            p0 = u * sizes[LINES] * sizes[PATCH_ROWS] * sizes[LINE]
-            fill_patch(x, starts[u], row, rows, o0, columns, axes, boundary, sizes, blank, patch, p0, zero)
-            starts[u] = p0
-        elif starts[u] != NO_PIXELS:
-            starts[u] += row * width + near
+    for u in range(u1 - u0 if way != IN_PATCH else 0):
+        if starts[u] != NO_PIXELS:
+            starts[u] += place
     return way

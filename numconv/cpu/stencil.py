@@ -16,29 +16,41 @@ from math import prod
 import numba
 import numpy as np
 
-from .._indexing import CONSTANT, KERNEL, OUT, SIZE, STEP, STRIDE
+from .._indexing import CONSTANT, KERNEL, OUT
 from ..geometry import ConvGeometry
 from ._jit import Kernel, flat, helper, tasks_of
 from .patch import (
+    AHEAD,
+    ALONG,
     APART,
     AT_EDGE,
     BETWEEN,
     COLUMNS,
+    EDGE,
+    EVERY_ROW,
     IN_PATCH,
     LARGEST_PATCH,
+    LEAD_OUT,
+    LEAD_TAPS,
     LINE,
     LINES,
+    OUT_COLUMNS,
+    OUT_ROWS,
     PATCH,
     PATCH_ROWS,
     ROWS,
     SHIFT,
+    TAPS,
     UNITS,
     VECTOR,
+    VIEWS,
+    WIDTH,
+    fill_patch,
     prepared,
     survey,
     view,
 )
-from .simd import ABREAST, ENTRY, MASKED, WINDOW, address, borrowed, keep, lanes, spread_rows, weight_sums, window_sum
+from .simd import ABREAST, ENTRY, WINDOW, address, borrowed, keep, lanes, spread_rows, weight_sums, window_sum
 
 #: Vectors that are added up in the dtype itself before the sum goes on in a wider one.
 LONG = 1 << 10
@@ -63,57 +75,64 @@ def _serves(table: bytes, dtype: np.dtype) -> bool:
     return lanes(dtype) > 1 and prepared(table, dtype)[1].patch <= LARGEST_PATCH
 
 
+@helper
+def prepare(space, blank, fill):
+    """Memory of a thread: zeros (garbage may be slow), and from ``blank`` on the constant."""
+    for i in range(blank):
+        space[i] = 0
+    for i in range(blank, space.size):
+        space[i] = fill
+
+
 @Kernel
 def _forward(team, x, w, bias, axes, boundary, fill, entries, sizes, G, steps, y):
     # All arrays flat: x (N, C, in), w (K, units, taps), and y, in which steps lead from one image, channel, row, … to
     # the next. A unit is a channel and a tap of the leading axes; a task is a block of rows and columns for all output
     # channels of some groups. Where columns are not neighbours a block is summed first, then spread.
-    a, K = axes.shape[0] - 1, bias.size
-    R_out, L_out, stride = axes[a - 1, OUT], axes[a, OUT], axes[a - 1, STRIDE]
-    taps, lead_k, lead_out = axes[a - 1, KERNEL] * axes[a, KERNEL], 1, 1
-    for b in range(a - 1):
-        lead_k *= axes[b, KERNEL]
-        lead_out *= axes[b, OUT]
-    U, E, vector = w.size // K // taps, entries.shape[1] // ENTRY, sizes[VECTOR]
-    rows, columns, apart, between = sizes[ROWS], sizes[COLUMNS], sizes[APART], sizes[BETWEEN]
-    reach = (axes[a, KERNEL] - 1) * abs(axes[a, STEP])
-    down, across = (R_out + rows - 1) // rows, (L_out + columns - 1) // columns
-    row_step, step = steps[a + 2], steps[a + 3]
-    tile = WINDOW * vector if between == 0 else ABREAST * vector
+    K, U, E = bias.size, w.size // bias.size // sizes[TAPS], entries.shape[1] // ENTRY
+    rows, columns, apart, between, stride = sizes[ROWS], sizes[COLUMNS], sizes[APART], sizes[BETWEEN], sizes[EVERY_ROW]
+    taps, vector, lead_out, lead = sizes[TAPS], sizes[VECTOR], sizes[LEAD_OUT], axes.shape[0] - 2
+    down, across = (sizes[OUT_ROWS] + rows - 1) // rows, (sizes[OUT_COLUMNS] + columns - 1) // columns
+    row_step, step = steps[lead + 3], steps[lead + 4]
     together = min(sizes[UNITS], U)
-    patch = np.zeros(together * sizes[LINES] * sizes[PATCH_ROWS] * sizes[LINE] + tile, y.dtype)  # garbage may be slow
-    starts, image = np.zeros(together, np.int64), np.zeros(5, np.int64)
-    once = MASKED and axes[a, STRIDE] <= 2 and boundary == CONSTANT and between > 0 and K // G * taps <= FEW
-    once = once and reach < columns  # far taps have no row of blanks
-    block = np.zeros(rows * columns if step > 1 else 0, y.dtype)
-    blank = np.full(reach + 2 * vector if once else 1, fill, y.dtype)
+    once = sizes[EDGE] > 0 and boundary == CONSTANT and K // G * taps <= FEW
+    patch = together * sizes[LINES] * sizes[PATCH_ROWS] * sizes[LINE] + (WINDOW if between == 0 else ABREAST) * vector
+    blank = patch + (rows * columns if step > 1 else 0)
+    space = np.empty(blank + ((sizes[ALONG] - 1) * sizes[AHEAD] + 2 * vector if once else 1), y.dtype)
+    words = np.empty(VIEWS + together, np.int64)
+    prepare(space, blank, fill)
+    image, starts = words[:VIEWS], words[VIEWS:]
     pixels, weights, result, start = address(x, fill), address(w, fill), address(y, fill), address(bias, fill)
-    patch_at, starts_at, blank_at = address(patch, fill), address(starts, fill), address(blank, fill)
-    image_at, block_at = address(image, fill), address(block, fill)
+    patch_at, block_at, blank_at = address(space, fill), address(space[patch:], fill), address(space[blank:], fill)
     in_patch, in_place = address(entries[0], fill), address(entries[1], fill)
+    image_at, starts_at = address(image, fill), address(starts, fill)
     parts = min(G, (rows * columns * w.size + TASK - 1) // TASK)
     for task in tasks_of(team, steps[0] * parts * lead_out * down * across):
         o0, O_row, outer = task % across * columns, task // across % down * rows, task // across // down
         O, part, n = outer % lead_out, outer // lead_out % parts, outer // lead_out // parts
-        high, wide = min(rows, R_out - O_row), min(columns, L_out - o0)
+        high, wide = min(rows, sizes[OUT_ROWS] - O_row), min(columns, sizes[OUT_COLUMNS] - o0)
         corner, left = n * steps[1] + O_row * row_step + o0 * step, O
-        for b in range(a - 2, -1, -1):
+        for b in range(lead - 1, -1, -1):
             corner += left % axes[b, OUT] * steps[b + 3]
             left //= axes[b, OUT]
-        sight = view(O_row, high, o0, wide, axes, sizes, borrowed(image))
+        view(O_row, high, o0, wide, sizes, borrowed(image))
         top = image[0]
         for g in range(G * part // parts, G * (part + 1) // parts):
             for u0 in range(0, U, together):
                 u1 = min(u0 + together, U)
                 way = survey(
-                    pixels, x.size, (n * G + g) * (U // lead_k), u0, u1, O, sight, o0, wide, axes, boundary, sizes,
-                    once, blank_at, patch_at, borrowed(starts), borrowed(image), fill,
+                    x.size, (n * G + g) * (U // sizes[LEAD_TAPS]), u0, u1, O, wide, axes, boundary, sizes, once,
+                    borrowed(starts), borrowed(image),
                 )
-                source, plan, pitch, edge, shift = patch_at, in_patch, sizes[LINE], 0, sizes[SHIFT]
-                if way != IN_PATCH:
-                    source, plan, pitch = pixels, in_place, axes[a, SIZE]
+                source, plan, pitch, edge, shift = pixels, in_place, sizes[WIDTH], 0, sizes[SHIFT]
+                if way == IN_PATCH:
+                    source, plan, pitch = patch_at, in_patch, sizes[LINE]
+                    fill_patch(
+                        pixels, u1 - u0, wide, boundary, sizes, borrowed(image), borrowed(starts), blank_at, patch_at,
+                        fill,
+                    )
                 if way == AT_EDGE:
-                    edge, shift = axes[a, STRIDE], sizes[SHIFT] * axes[a, STRIDE]
+                    edge, shift = sizes[EDGE], sizes[SHIFT] * sizes[EDGE]
                 for k in range(g * (K // G), (g + 1) * (K // G)):
                     y0 = corner + k * steps[2]
                     target, t0, t_pitch = result, y0, row_step
@@ -130,7 +149,7 @@ def _forward(team, x, w, bias, axes, boundary, fill, entries, sizes, G, steps, y
                         )
                     if step > 1:
                         spread_rows(block_at, 0, columns, high, wide, result, y0, row_step, step, fill)
-    keep(patch, block, blank, starts, image)
+    keep(space, words)
 
 
 def forward(
@@ -174,29 +193,24 @@ def _grad_weight(team, x, dY, axes, boundary, fill, entries, sizes, G, together_
     # x and dY flat, partial (parts, K, units times taps): the blocks are split into a fixed number of parts; a task
     # sums one part for some output channels of a group, which share what is gathered.
     parts, K, weights = partial.shape
-    a = axes.shape[0] - 1
-    R_out, L_out, stride = axes[a - 1, OUT], axes[a, OUT], axes[a - 1, STRIDE]
-    taps, lead_k, lead_out = axes[a - 1, KERNEL] * axes[a, KERNEL], 1, 1
-    for b in range(a - 1):
-        lead_k *= axes[b, KERNEL]
-        lead_out *= axes[b, OUT]
-    U, E, vector = weights // taps, entries.shape[1] // ENTRY, sizes[VECTOR]
+    taps, vector, lead_out, stride = sizes[TAPS], sizes[VECTOR], sizes[LEAD_OUT], sizes[EVERY_ROW]
     rows, columns, apart, between = sizes[ROWS], sizes[COLUMNS], sizes[APART], sizes[BETWEEN]
-    reach = (axes[a, KERNEL] - 1) * abs(axes[a, STEP])
+    R_out, L_out, U, E = sizes[OUT_ROWS], sizes[OUT_COLUMNS], weights // taps, entries.shape[1] // ENTRY
     down, across = (R_out + rows - 1) // rows, (L_out + columns - 1) // columns
     blocks = dY.size // (K * R_out * L_out) * down * across
     together = min(sizes[UNITS], U)
     slices = (K // G + together_k - 1) // together_k
     tasks = parts * G * slices
-    patch = np.zeros(together * sizes[LINES] * sizes[PATCH_ROWS] * sizes[LINE] + WINDOW * vector, x.dtype)
-    starts, image = np.zeros(together, np.int64), np.zeros(5, np.int64)
-    once = MASKED and axes[a, STRIDE] == 1 and boundary == CONSTANT and between > 0 and together_k * taps <= FEW
-    once = once and reach < columns
-    blank = np.full(reach + vector if once else 1, fill, x.dtype)
-    sums = np.zeros(together_k * weights * vector, x.dtype)
+    once = sizes[EDGE] == 1 and boundary == CONSTANT and together_k * taps <= FEW
+    blank = together * sizes[LINES] * sizes[PATCH_ROWS] * sizes[LINE] + WINDOW * vector
+    space = np.empty(blank + ((sizes[ALONG] - 1) * sizes[AHEAD] + 2 * vector if once else 1), x.dtype)
+    words, sums = np.empty(VIEWS + together, np.int64), np.empty(together_k * weights * vector, x.dtype)
+    prepare(space, blank, fill)
+    image, starts = words[:VIEWS], words[VIEWS:]
     pixels, gradient, sums_at = address(x, fill), address(dY, fill), address(sums, fill)
-    patch_at, starts_at, blank_at = address(patch, fill), address(starts, fill), address(blank, fill)
-    in_patch, in_place, image_at = address(entries[0], fill), address(entries[1], fill), address(image, fill)
+    patch_at, blank_at = address(space, fill), address(space[blank:], fill)
+    in_patch, in_place = address(entries[0], fill), address(entries[1], fill)
+    image_at, starts_at = address(image, fill), address(starts, fill)
     for task in tasks_of(team, tasks):
         part, slice, g = task % parts, task // parts % slices, task // parts // slices
         k0 = g * (K // G) + slice * together_k
@@ -208,17 +222,21 @@ def _grad_weight(team, x, dY, axes, boundary, fill, entries, sizes, G, together_
             o0, O_row = b % across * columns, b // across % down * rows
             O, n = b // across // down % lead_out, b // across // down // lead_out
             high, wide = min(rows, R_out - O_row), min(columns, L_out - o0)
-            sight = view(O_row, high, o0, wide, axes, sizes, borrowed(image))
+            view(O_row, high, o0, wide, sizes, borrowed(image))
             top = image[0]
             for u0 in range(0, U, together):
                 u1 = min(u0 + together, U)
                 way = survey(
-                    pixels, x.size, (n * G + g) * (U // lead_k), u0, u1, O, sight, o0, wide, axes, boundary, sizes,
-                    once, blank_at, patch_at, borrowed(starts), borrowed(image), fill,
+                    x.size, (n * G + g) * (U // sizes[LEAD_TAPS]), u0, u1, O, wide, axes, boundary, sizes, once,
+                    borrowed(starts), borrowed(image),
                 )
-                source, plan, pitch = patch_at, in_patch, sizes[LINE]
-                if way != IN_PATCH:
-                    source, plan, pitch = pixels, in_place, axes[a, SIZE]
+                source, plan, pitch = pixels, in_place, sizes[WIDTH]
+                if way == IN_PATCH:
+                    source, plan, pitch = patch_at, in_patch, sizes[LINE]
+                    fill_patch(
+                        pixels, u1 - u0, wide, boundary, sizes, borrowed(image), borrowed(starts), blank_at, patch_at,
+                        fill,
+                    )
                 for k in range(k0, k1):
                     s0 = ((k - k0) * weights + u0 * taps) * vector
                     dy0 = (((n * K + k) * lead_out + O) * R_out + O_row) * L_out + o0
@@ -235,7 +253,7 @@ def _grad_weight(team, x, dY, axes, boundary, fill, entries, sizes, G, together_
                 add_lanes(sums, vector, partial[part], k0, k1)
                 added = 0
         add_lanes(sums, vector, partial[part], k0, k1)
-    keep(patch, blank, starts, image, sums)
+    keep(space, words, sums)
 
 
 @helper

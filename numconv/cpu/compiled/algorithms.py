@@ -123,6 +123,7 @@ def by_stencil(x, N, C, w, terms, k_step, c_step, bias, groups, axes, boundary, 
     axes = two_axes(axes)
     a = axes.shape[0] - 1
     entries, order, sizes = patch.arranged(axes[a - 1], axes[a], lanes(x.dtype))
+    sizes = patch.completed(sizes, axes)
     weights = in_order(w, terms, k_step, c_step, K, Cg, groups, order)
     every = np.zeros(a + 4, np.int64)
     every[0] = N
@@ -235,6 +236,7 @@ def weights_by_stencil(x, N, C, dY, K, axes, boundary, fill, dW):
     axes, weights = two_axes(axes), dW.size // K
     G, a = C // (weights // times(axes, KERNEL)), axes.shape[0] - 1
     entries, order, sizes = patch.arranged(axes[a - 1], axes[a], lanes(x.dtype))
+    sizes = patch.completed(sizes, axes)
     down = -(-axes[a - 1, OUT] // sizes[patch.ROWS])
     blocks = N * times(axes[: a - 1], OUT) * down * -(-axes[a, OUT] // sizes[patch.COLUMNS])
     together = min(K // G, max(1, stencil.SUMS // weights))

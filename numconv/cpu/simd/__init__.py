@@ -30,6 +30,7 @@ from .vectors import keep as keep
 from .vectors import lanes as lanes
 from .window import ABREAST as ABREAST
 from .window import ENTRY as ENTRY
+from .window import IMAGE as IMAGE
 from .window import MASKED as MASKED
 from .window import NO_PIXELS as NO_PIXELS
 from .window import STACKED as STACKED

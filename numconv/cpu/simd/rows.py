@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import types
 from numba.core import cgutils
-from numba.extending import overload
 
-from .vectors import Vectors, places, vector_code
+from .vectors import Vectors, compiled_as, places
 
 
 def copy_rows(x, x0, x_pitch, stride, left, inside, n, rows, target, t0, t_pitch, blank, zero):
@@ -48,45 +46,61 @@ def _gather(v: Vectors, pointer: ir.Value, step: ir.Value, mask: ir.Value) -> ir
     return b.call(code, [items, ir.IntType(32)(v.align), mask, v.zero])
 
 
-def _rows(stride: int) -> Any:
-    def code(v: Vectors, x: Any, x_pitch: Any, *rest: Any) -> None:
-        step, left, inside, n, rows, target, t_pitch, blank = rest
-        word, build = v.word, v.builder
-        empty = v.spread(v.at(blank, word(0)))
+def _rows(v: Vectors, stride: int, x: Any, x_pitch: Any, *rest: Any) -> None:
+    """Rows of which every ``stride``-th item is copied; 0 stands for ``step``, any number."""
+    step, left, inside, n, rows, target, t_pitch, blank = rest
+    word, build = v.word, v.builder
+    empty = v.spread(v.at(blank, word(0)))
 
-        def items(line: Any, first: Any) -> Any:
-            if stride == 0:
-                return _gather(v, v.at(line, build.mul(first, step)), step, v.between(first, inside))
-            end = build.mul(inside, word(stride))
-            if stride == 2:  # the last item may be the last of all
-                end = build.select(build.icmp_signed(">", end, word(0)), build.sub(end, word(1)), end)
-            begin = build.mul(first, word(stride))
-            starts = [build.add(begin, word(i * v.lanes)) for i in range(stride)]
-            parts = [v.load_some(v.at(line, start), v.between(start, end)) for start in starts]
-            return parts[0] if stride == 1 else build.shuffle_vector(*parts, places(range(0, 2 * v.lanes, 2)))
+    def items(line: Any, first: Any) -> Any:
+        if stride == 0:
+            return _gather(v, build.gep(line, [build.mul(first, step)]), step, v.between(first, inside))
+        end = build.mul(inside, word(stride))
+        if stride == 2:  # the last item may be the last of all
+            end = build.select(build.icmp_signed(">", end, word(0)), build.sub(end, word(1)), end)
+        begin = build.mul(first, word(stride))
+        starts = [build.add(begin, word(i * v.lanes)) for i in range(stride)]
+        parts = [v.load_some(build.gep(line, [start]), v.between(start, end)) for start in starts]
+        return parts[0] if stride == 1 else build.shuffle_vector(*parts, places(range(0, 2 * v.lanes, 2)))
 
-        def row(i: Any, _: list[Any]) -> list[Any]:
-            line, goal = build.add(x, build.mul(build.mul(i, x_pitch), word(v.align))), build.mul(i, t_pitch)
+    def row(i: Any, _: list[Any]) -> list[Any]:
+        line, goal = build.gep(x, [build.mul(i, x_pitch)]), build.gep(target, [build.mul(i, t_pitch)])
 
-            def piece(p: Any, _: list[Any]) -> list[Any]:
-                first = build.sub(p, left)
-                pixels = build.select(v.between(first, inside), items(line, first), empty)
-                v.store(pixels, v.at(target, build.add(goal, p)))
-                return []
-
-            v.loop(n, v.lanes, [], piece)
+        def piece(p: Any, _: list[Any]) -> list[Any]:
+            first = build.sub(p, left)
+            pixels = build.select(v.between(first, inside), items(line, first), empty)
+            v.store(pixels, build.gep(goal, [p]))
             return []
 
-        v.loop(rows, 1, [], row)
+        v.loop(n, v.lanes, [], piece)
+        return []
 
-    return code
+    v.loop(rows, 1, [], row)
 
 
-def _spread(v: Vectors, x: Any, x_pitch: Any, rows: Any, n: Any, target: Any, t_pitch: Any, step: Any) -> None:
+@compiled_as(copy_rows)
+def _copy_rows(
+    v: Vectors, x: Any, x0: Any, x_pitch: Any, stride: Any, left: Any, inside: Any, n: Any, rows: Any, target: Any,
+    t0: Any, t_pitch: Any, blank: Any,
+) -> None:
+    def case(which: int, _: list[Any]) -> list[Any]:
+        rest = stride, left, inside, n, rows, v.at(target, t0), t_pitch, blank
+        _rows(v, which % 3, v.at(x, x0), x_pitch, *rest)
+        return []
+
+    far = v.builder.icmp_signed(">", stride, v.word(2))
+    v.choose(v.builder.select(far, v.word(3), stride), 3, [], case)
+
+
+@compiled_as(spread_rows)
+def _spread(
+    v: Vectors, x: Any, x0: Any, x_pitch: Any, rows: Any, n: Any, target: Any, t0: Any, t_pitch: Any, step: Any
+) -> None:
     word, build = v.word, v.builder
 
     def row(i: Any, _: list[Any]) -> list[Any]:
-        line, goal = v.at(x, build.mul(i, x_pitch)), v.at(target, build.mul(i, t_pitch))
+        line = v.at(x, build.add(x0, build.mul(i, x_pitch)))
+        goal = v.at(target, build.add(t0, build.mul(i, t_pitch)))
 
         def pairs(p: Any, _: list[Any]) -> list[Any]:
             left = build.sub(n, p)
@@ -110,46 +124,6 @@ def _spread(v: Vectors, x: Any, x_pitch: Any, rows: Any, n: Any, target: Any, t_
     v.loop(rows, 1, [], row)
 
 
-def _item(v: Vectors, x: Any, target: Any) -> None:
-    v.builder.store(v.builder.load(v.at(x, v.word(0))), v.at(target, v.word(0)))
-
-
-def _both(words: int, generate: Any) -> dict[Any, Any]:
-    return {types.float32: vector_code(32, words, generate), types.float64: vector_code(64, words, generate)}
-
-
-_ROWS_CODE, _SECOND_ROWS_CODE, _APART_ROWS_CODE = (_both(10, _rows(stride)) for stride in (1, 2, 0))
-_SPREAD_CODE, _ITEM_CODE = _both(7, _spread), _both(2, _item)
-
-
-@overload(copy_rows)
-def _copy_rows(x, x0, x_pitch, stride, left, inside, n, rows, target, t0, t_pitch, blank, zero):
-    code, second, apart = _ROWS_CODE[zero], _SECOND_ROWS_CODE[zero], _APART_ROWS_CODE[zero]
-    size = zero.bitwidth // 8
-
-    def vectors(x, x0, x_pitch, stride, left, inside, n, rows, target, t0, t_pitch, blank, zero):
-        x, target = x + x0 * size, target + t0 * size
-        if stride == 1:
-            code((x, x_pitch, stride, left, inside, n, rows, target, t_pitch, blank))
-        elif stride == 2:
-            second((x, x_pitch, stride, left, inside, n, rows, target, t_pitch, blank))
-        else:
-            apart((x, x_pitch, stride, left, inside, n, rows, target, t_pitch, blank))
-
-    return vectors
-
-
-@overload(spread_rows)
-def _spread_rows(x, x0, x_pitch, rows, n, target, t0, t_pitch, step, zero):
-    code, size = _SPREAD_CODE[zero], zero.bitwidth // 8
-
-    def vectors(x, x0, x_pitch, rows, n, target, t0, t_pitch, step, zero):
-        code((x + x0 * size, x_pitch, rows, n, target + t0 * size, t_pitch, step))
-
-    return vectors
-
-
-@overload(copy_item)
-def _copy_item(x, x0, target, t0, zero):
-    code, size = _ITEM_CODE[zero], zero.bitwidth // 8
-    return lambda x, x0, target, t0, zero: code((x + x0 * size, target + t0 * size))
+@compiled_as(copy_item)
+def _copy_item(v: Vectors, x: Any, x0: Any, target: Any, t0: Any) -> None:
+    v.builder.store(v.builder.load(v.at(x, x0)), v.at(target, t0))

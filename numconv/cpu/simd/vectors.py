@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from inspect import signature
 from itertools import combinations
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic, lower_builtin, overload, type_callable
 
 
 def _host() -> tuple[int, int]:
@@ -134,6 +135,25 @@ class Vectors:
             final.add_incoming(result, end)
         return finals
 
+    def choose(self, n: ir.Value, most: int, starts: list[ir.Value], case: Any) -> list[ir.Value]:
+        """``case(1, starts)`` to ``case(most, starts)``, whichever ``n`` says."""
+        b = self.builder
+        here, after = b.block, b.append_basic_block("chosen")
+        switch, ends = b.switch(n, after), []
+        for value in range(1, most + 1):
+            block = b.append_basic_block(f"case{value}")
+            switch.add_case(self.word(value), block)
+            b.position_at_end(block)
+            ends.append((case(value, starts), b.block))
+            b.branch(after)
+        b.position_at_end(after)
+        finals = [b.phi(self.vector) for _ in starts]
+        for place, (start, final) in enumerate(zip(starts, finals, strict=True)):
+            final.add_incoming(start, here)
+            for results, end in ends:
+                final.add_incoming(results[place], end)
+        return finals
+
     def store_first(self, value: ir.Value, pointer: ir.Value, count: ir.Value) -> None:
         """The first ``count`` lanes to memory, and nothing beyond them."""
         with self.builder.if_else(self.builder.icmp_signed(">=", count, ir.IntType(64)(self.lanes))) as (whole, part):
@@ -236,6 +256,42 @@ def vector_code(bits: int, words: int, generate: Any) -> Any:
     return code
 
 
+def compiled_as(function: Callable[..., Any], vectors: type[Vectors] = Vectors) -> Callable[..., None]:
+    """What ``code(vectors, *arguments)`` writes is ``function`` for numba, where its last argument is a float.
+
+    All others are addresses and lengths. A kernel has this code once, apart from its own, however often it calls it;
+    a function that numba knows would be compiled by itself first, and then again in the kernel.
+    """
+
+    def register(code: Callable[..., None]) -> None:
+        def result(*arguments: Any) -> Any:
+            return types.none if arguments[-1] in (types.float32, types.float64) else None
+
+        result.pysig = signature(function)  # type: ignore[attr-defined]  # where numba looks for it
+        type_callable(function)(lambda context: result)
+
+        @lower_builtin(function, types.VarArg(types.Any))
+        def lower(context, builder, signature, values):
+            word, zero = ir.IntType(64), signature.args[-1]
+            values = [
+                context.cast(builder, value, known, types.intp)
+                for value, known in zip(values[:-1], signature.args, strict=False)
+            ]
+            name = f"{function.__name__}.{zero}"
+            written = builder.module.globals.get(name)
+            if written is None:
+                written = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [word] * len(values)), name)
+                written.linkage = "internal"
+                written.attributes.add("noinline")
+                inside = ir.IRBuilder(written.append_basic_block("entry"))
+                code(vectors(inside, zero.bitwidth), *written.args)
+                inside.ret_void()
+            builder.call(written, values)
+            return context.get_dummy_value()
+
+    return register
+
+
 def address(array, zero):
     """A contiguous array as vector code takes it: where it begins. Where there is no such code it is the array itself.
 
@@ -245,11 +301,20 @@ def address(array, zero):
     return array
 
 
-@overload(address)
-def _address(array, zero):
-    if zero in (types.float32, types.float64):
-        return lambda array, zero: array.ctypes.data
-    return lambda array, zero: _borrow(array)  # type: ignore[call-arg]  # numba adds the context
+@type_callable(address)
+def _address_type(context):
+    def result(array, zero):
+        return types.intp if zero in (types.float32, types.float64) else array.copy(readonly=False)
+
+    return result
+
+
+@lower_builtin(address, types.Array, types.Any)
+def _address(context, builder, signature, values):
+    if signature.return_type != types.intp:
+        return _borrow(context, builder, signature, values)
+    data = context.make_array(signature.args[0])(context, builder, values[0]).data
+    return builder.ptrtoint(data, ir.IntType(64))
 
 
 def keep(*arrays):
@@ -266,18 +331,13 @@ def borrowed(array):
     return array
 
 
-@intrinsic
-def _borrow(typing_context, array):
-    view_type = array.copy(readonly=False)  # one type for what is read and for what is written
-
-    def codegen(context, builder, signature, arguments):
-        view = context.make_array(array)(context, builder, arguments[0])
-        view.meminfo = cgutils.get_null_value(view.meminfo.type)
-        return view._getvalue()
-
-    return view_type(array), codegen
+@type_callable(borrowed)
+def _borrowed_type(context):
+    return lambda array: array.copy(readonly=False)  # one type for what is read and for what is written
 
 
-@overload(borrowed)
-def _borrowed(array):
-    return lambda array: _borrow(array)  # type: ignore[call-arg]  # numba adds the context
+@lower_builtin(borrowed, types.Array)
+def _borrow(context, builder, signature, values):
+    view = context.make_array(signature.args[0])(context, builder, values[0])
+    view.meminfo = cgutils.get_null_value(view.meminfo.type)
+    return view._getvalue()

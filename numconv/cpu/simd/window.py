@@ -14,12 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.extending import overload
 
-from .vectors import REGISTERS, VECTOR_BYTES, Vectors, places, vector_code
+from .vectors import REGISTERS, VECTOR_BYTES, Vectors, compiled_as, places
 
 #: Rows of a window tile (the layers of networks have multiples of 7), its most vectors side by side, and the most
 #: kernel rows of an entry.
@@ -36,8 +33,8 @@ NO_PIXELS = -(1 << 62)
 
 
 #: What an image says to the tiles of a block at its edge, in rows and columns of what the block sees: the first row
-#: that is in the image and how many are, the same for columns, and the rows from line to line.
-ROW, ROWS, COLUMN, COLUMNS, BETWEEN = range(5)
+#: that is in the image and how many are, the same for columns, and the rows from line to line; how many numbers it has.
+ROW, ROWS, COLUMN, COLUMNS, BETWEEN, IMAGE = range(6)
 
 
 def window_sum(
@@ -156,9 +153,11 @@ class _Windows(Vectors):
         corner = b.add(b.mul(above, pitch), left)
 
         def of(tap: Tap) -> Callable[..., ir.Value]:
+            first = b.add(corner, tap.item)
+
             def load(s: int, j: int = 0) -> ir.Value:
-                line = b.add(b.add(corner, tap.item), b.mul(word(s), pitch))
-                return self.load(self.at(x, b.add(b.add(line, tap.ahead), word(j * self.lanes))))
+                line = b.add(first, b.mul(word(s), pitch))
+                return self.load(b.gep(x, [b.add(b.add(line, tap.ahead), word(j * self.lanes))]))
 
             return load
 
@@ -172,19 +171,21 @@ class _Windows(Vectors):
         left = b.mul(left, word(step))
         corner = b.add(b.mul(above, pitch), left)
         row, rows, column, columns, between = (self.number(image, word(i)) for i in range(5))
-        empty, blank = self.load(self.at(blank, word(0))), self.at(blank, word(0))
+        blank = self.at(blank, word(0))
+        empty = self.load(blank)
         top, left = b.sub(b.mul(above, between), row), b.sub(left, column)
 
         def of(tap: Tap) -> Callable[..., ir.Value]:
             there = b.select(b.icmp_signed("==", tap.begin, word(NO_PIXELS)), word(0), rows)
-            first = b.add(b.add(left, tap.column), tap.ahead)
-            inside = [self.between(b.add(first, word(i * self.lanes)), columns) for i in range(step)]
+            first, near = b.add(corner, tap.item), b.add(top, tap.row)
+            begin = b.add(b.add(left, tap.column), tap.ahead)
+            inside = [self.between(b.add(begin, word(i * self.lanes)), columns) for i in range(step)]
+            ahead = [b.add(tap.ahead, word(i * self.lanes)) for i in range(step)]
 
             def load(s: int, j: int = 0) -> ir.Value:
-                at = b.add(b.add(top, tap.row), b.mul(word(s), between))
-                line = self.at(x, b.add(b.add(corner, tap.item), b.mul(word(s), pitch)))
+                line = b.gep(x, [b.add(first, b.mul(word(s), pitch))])
+                at = b.add(near, b.mul(word(s), between))
                 line = b.select(b.icmp_unsigned("<", at, there), line, blank)  # whichever the tap
-                ahead = [b.add(tap.ahead, word(i * self.lanes)) for i in range(step)]
                 parts = [self.load_some(b.gep(line, [a]), i, empty) for a, i in zip(ahead, inside, strict=True)]
                 return parts[0] if step == 1 else b.shuffle_vector(*parts, places(range(0, 2 * self.lanes, 2)))
 
@@ -204,195 +205,157 @@ class _Windows(Vectors):
 
         self.loop(rows, high, [], across)
 
-    def choose(self, n: ir.Value, most: int, starts: list[ir.Value], case: Any) -> list[ir.Value]:
-        """``case(1, starts)`` to ``case(most, starts)``, whichever ``n`` says."""
-        b = self.builder
-        here, after = b.block, b.append_basic_block("chosen")
-        switch, ends = b.switch(n, after), []
-        for value in range(1, most + 1):
-            block = b.append_basic_block(f"case{value}")
-            switch.add_case(self.word(value), block)
-            b.position_at_end(block)
-            ends.append((case(value, starts), b.block))
-            b.branch(after)
-        b.position_at_end(after)
-        finals = [b.phi(self.vector) for _ in starts]
-        for place, (start, final) in enumerate(zip(starts, finals, strict=True)):
-            final.add_incoming(start, here)
-            for results, end in ends:
-                final.add_incoming(results[place], end)
-        return finals
+
+def _window(v: _Windows, walk: Any, vectors: int, edge: int, *rest: Any) -> None:
+    """Tiles of ``vectors`` side by side; at the edge of an image every ``edge``-th pixel is read."""
+    pitch, image, blank, w, x, y, y_pitch, rows, tiles, step, columns, lost, first, start = rest
+    word, build = v.word, v.builder
+    pieces = [(i, j) for i in range(WINDOW) for j in range(vectors)]
+
+    def tile(above: Any, left: Any) -> None:
+        y_corner = build.add(build.mul(above, y_pitch), left)
+        high, wide = build.sub(rows, above), build.sub(columns, left)
+        corner = x, pitch, above, left
+        of = v.lines_at_edge(*corner, image, blank, edge) if edge else v.lines(*corner)
+
+        def at(i: int, j: int) -> Any:
+            return build.gep(y, [build.add(y_corner, build.add(build.mul(word(i), y_pitch), word(j * v.lanes)))])
+
+        def there(i: int, j: int) -> Any:
+            n = build.select(build.icmp_signed("<", word(i), high), wide, word(0))
+            return v.first(build.sub(n, build.add(build.mul(word(i), lost), word(j * v.lanes))))
+
+        def load(_: int, __: list[Any]) -> list[Any]:
+            return [v.load_some(at(*piece), there(*piece)) for piece in pieces]
+
+        def add(tap: Tap, weight: Any, height: int, sums: list[Any]) -> list[Any]:
+            sums, line = list(sums), of(tap)
+            weights = [v.spread(build.gep(w, [build.add(weight, word(b))])) for b in range(height)]
+            for s in range(WINDOW + height - 1):
+                for j in range(vectors):
+                    pixels = line(s, j)
+                    for b in range(max(0, s - WINDOW + 1), min(s + 1, height)):
+                        place = (s - b) * vectors + j
+                        sums[place] = v.fma(weights[b], pixels, sums[place])
+            return sums
+
+        def store(whole: int, _: list[Any]) -> list[Any]:
+            for total, piece in zip(totals, pieces, strict=True):
+                if whole == 2:
+                    v.store(total, at(*piece))
+                else:
+                    v.store_some(total, at(*piece), there(*piece))
+            return []
+
+        sums = v.choose(build.sub(word(1), first), 1, [start] * len(pieces), load)
+        totals = v.terms(walk, sums, add)
+        last = build.sub(wide, build.mul(word(WINDOW - 1), lost))
+        whole = build.icmp_signed(">=", last, word(vectors * v.lanes))
+        whole = build.and_(whole, build.icmp_signed(">=", high, word(WINDOW)))
+        v.choose(build.add(word(1), build.zext(whole, word)), 2, [], store)
+
+    v.tiles(rows, WINDOW, tiles, step, tile)
 
 
-def _windows_code(bits: int, words: int, generate: Any) -> Any:
-    """``vector_code`` with plans."""
-    return vector_code(bits, words, lambda v, *arguments: generate(_Windows(v.builder, bits), *arguments))
-
-
-def _window(vectors: int, edge: int = 0) -> Any:
-    def code(v: _Windows, *rest: Any) -> None:
-        *walk, pitch, image, blank, w, x, y, y_pitch, rows, tiles, step, columns, lost, first, bias = rest
-        word, build = v.word, v.builder
-        start = v.spread(v.at(bias, word(0)))
-        pieces = [(i, j) for i in range(WINDOW) for j in range(vectors)]
-
-        def tile(above: Any, left: Any) -> None:
-            y_corner = build.add(build.mul(above, y_pitch), left)
-            high, wide = build.sub(rows, above), build.sub(columns, left)
-            corner = x, pitch, above, left
-            of = v.lines_at_edge(*corner, image, blank, edge) if edge else v.lines(*corner)
-
-            def at(i: int, j: int) -> Any:
-                return v.at(y, build.add(y_corner, build.add(build.mul(word(i), y_pitch), word(j * v.lanes))))
-
-            def there(i: int, j: int) -> Any:
-                n = build.select(build.icmp_signed("<", word(i), high), wide, word(0))
-                return v.first(build.sub(n, build.add(build.mul(word(i), lost), word(j * v.lanes))))
-
-            def load(_: int, __: list[Any]) -> list[Any]:
-                return [v.load_some(at(*piece), there(*piece)) for piece in pieces]
-
-            def add(tap: Tap, weight: Any, height: int, sums: list[Any]) -> list[Any]:
-                sums, line = list(sums), of(tap)
-                weights = [v.spread(v.at(w, build.add(weight, word(b)))) for b in range(height)]
-                for s in range(WINDOW + height - 1):
-                    for j in range(vectors):
-                        pixels = line(s, j)
-                        for b in range(max(0, s - WINDOW + 1), min(s + 1, height)):
-                            place = (s - b) * vectors + j
-                            sums[place] = v.fma(weights[b], pixels, sums[place])
-                return sums
-
-            def store(whole: int, _: list[Any]) -> list[Any]:
-                for total, piece in zip(totals, pieces, strict=True):
-                    if whole == 2:
-                        v.store(total, at(*piece))
-                    else:
-                        v.store_some(total, at(*piece), there(*piece))
-                return []
-
-            sums = v.choose(build.sub(word(1), first), 1, [start] * len(pieces), load)
-            totals = v.terms(tuple(walk), sums, add)
-            last = build.sub(wide, build.mul(word(WINDOW - 1), lost))
-            whole = build.icmp_signed(">=", last, word(vectors * v.lanes))
-            whole = build.and_(whole, build.icmp_signed(">=", high, word(WINDOW)))
-            v.choose(build.add(word(1), build.zext(whole, word)), 2, [], store)
-
-        v.tiles(rows, WINDOW, tiles, step, tile)
-
-    return code
-
-
-def _weight(height_of_tile: int, edge: int = 0) -> Any:
-    def code(v: _Windows, *rest: Any) -> None:
-        *walk, pitch, image, blank, x, dy, dy_pitch, first, rows, tiles, step, columns, sums = rest
-        word, build = v.word, v.builder
-
-        def tile(above: Any, left: Any) -> None:
-            above = build.add(first, above)
-            dy_corner = build.add(build.mul(above, dy_pitch), left)
-            corner = x, pitch, above, left
-            of = v.lines_at_edge(*corner, image, blank, edge) if edge else v.lines(*corner)
-            mask = v.first(build.sub(columns, left))
-            lines = [build.add(dy_corner, build.mul(word(i), dy_pitch)) for i in range(height_of_tile)]
-            dys = [v.load_some(v.at(dy, line), mask) for line in lines]
-
-            def add(tap: Tap, weight: Any, height: int, _: list[Any]) -> list[Any]:
-                kept = [v.at(sums, build.mul(build.add(weight, word(b)), word(v.lanes))) for b in range(height)]
-                totals, line = [v.load(place) for place in kept], of(tap)
-                for s in range(height_of_tile + height - 1):
-                    pixels = build.select(mask, line(s), v.zero)  # what is no pixel may be infinite
-                    for b in range(max(0, s - height_of_tile + 1), min(s + 1, height)):
-                        totals[b] = v.fma(dys[s - b], pixels, totals[b])
-                for total, place in zip(totals, kept, strict=True):
-                    v.store(total, place)
-                return []
-
-            v.terms(tuple(walk), [], add)
-
-        v.tiles(rows, height_of_tile, tiles, step, tile)
-
-    return code
-
-
-def _both(words: int, generate: Any) -> dict[Any, Any]:
-    return {types.float32: _windows_code(32, words, generate), types.float64: _windows_code(64, words, generate)}
-
-
-_WINDOW_CODE, _NARROW_CODE = _both(20, _window(ABREAST)), _both(20, _window(1))
-_EDGE_CODE, _SECOND_EDGE_CODE = _both(20, _window(1, 1)), _both(20, _window(1, 2))
-_WEIGHT_CODE, _ROW_WEIGHT_CODE = _both(18, _weight(WINDOW)), _both(18, _weight(1))
-_EDGE_WEIGHT_CODE, _EDGE_ROW_WEIGHT_CODE = _both(18, _weight(WINDOW, 1)), _both(18, _weight(1, 1))
-
-
-@overload(window_sum)
+@compiled_as(window_sum, _Windows)
 def _window_sum(
-    x, x0, starts, units, plan, entries, kernel, shift, pitch, edge, image, blank, w, w0, y, y0, y_pitch, rows, columns,
-    folded, first, bias, k, zero,
-):
-    code, narrow, edge_code, second = (
-        codes[zero] for codes in (_WINDOW_CODE, _NARROW_CODE, _EDGE_CODE, _SECOND_EDGE_CODE)
-    )
-    size = zero.bitwidth // 8
-    lanes = VECTOR_BYTES // size
+    v: _Windows, x: Any, x0: Any, starts: Any, units: Any, plan: Any, entries: Any, kernel: Any, shift: Any, pitch: Any,
+    edge: Any, image: Any, blank: Any, w: Any, w0: Any, y: Any, y0: Any, y_pitch: Any, rows: Any, columns: Any,
+    folded: Any, first: Any, bias: Any, k: Any,
+) -> None:
+    build, word = v.builder, v.word
+    x, y, w, start = v.at(x, x0), v.at(y, y0), v.at(w, w0), v.spread(v.at(bias, k))
+    walk, ends = (starts, units, plan, entries, kernel, shift), (first, start)
+    vectors = build.sdiv(build.add(columns, word(v.lanes - 1)), word(v.lanes))
 
-    def vectors(
-        x, x0, starts, units, plan, entries, kernel, shift, pitch, edge, image, blank, w, w0, y, y0, y_pitch, rows,
-        columns, folded, first, bias, k, zero,
-    ):
-        w, bias, first = w + w0 * size, bias + k * size, np.int64(first)
-        x, y = x + x0 * size, y + y0 * size
-        walk = (starts, units, plan, entries, kernel, shift, pitch, image, blank, w)
-        if MASKED and edge:
-            tiles = (columns + lanes - 1) // lanes
-            if edge == 1:
-                edge_code((*walk, x, y, y_pitch, rows, tiles, lanes, columns, 0, first, bias))
-            else:
-                second((*walk, x, y, y_pitch, rows, tiles, lanes, columns, 0, first, bias))
-            return
+    def inside() -> None:
         # tiles as wide as can be, and for what is left of the columns narrow ones; a signal has narrow ones alone
-        wide, rest = 0, WINDOW * lanes
-        if not folded:
-            wide, rest = (columns + lanes - 1) // lanes // ABREAST, lanes
-        done = wide * ABREAST * lanes
-        step, lost, high = ABREAST * lanes, 0, rows
-        if folded:
-            lost, high = lanes, WINDOW
-        code((*walk, x, y, y_pitch, rows, wide, step, min(columns, done), 0, first, bias))
-        x, y, tiles = x + done * size, y + done * size, (columns - done + rest - 1) // rest
-        narrow((*walk, x, y, y_pitch, high, tiles, rest, columns - done, lost, first, bias))
+        folds = build.icmp_signed("!=", folded, word(0))
+        wide = build.select(folds, word(0), build.sdiv(vectors, word(ABREAST)))
+        done = build.mul(wide, word(ABREAST * v.lanes))
+        lost, high = build.select(folds, word(v.lanes), word(0)), build.select(folds, word(WINDOW), rows)
+        step, left = build.select(folds, word(WINDOW * v.lanes), word(v.lanes)), build.sub(columns, done)
+        tiles = build.sdiv(build.add(left, build.sub(step, word(1))), step)
+        whole = build.select(build.icmp_signed("<", columns, done), columns, done)
+        source = pitch, image, blank, w
+        _window(v, walk, ABREAST, 0, *source, x, y, y_pitch, rows, wide, word(ABREAST * v.lanes), whole, word(0), *ends)
+        rest = build.gep(x, [done]), build.gep(y, [done]), y_pitch
+        _window(v, walk, 1, 0, *source, *rest, high, tiles, step, left, lost, *ends)
 
-    return vectors
+    def case(n: int, _: list[Any]) -> list[Any]:
+        if n == 1:
+            inside()
+        else:
+            to = x, y, y_pitch, rows, vectors, word(v.lanes), columns, word(0)
+            _window(v, walk, 1, n - 1, pitch, image, blank, w, *to, *ends)
+        return []
+
+    v.choose(build.add(edge, word(1)), 3 if MASKED else 1, [], case)
 
 
-@overload(weight_sums)
+def _weight(v: _Windows, walk: Any, tall: int, edge: bool, *rest: Any) -> None:
+    """Tiles ``tall`` rows high and a vector wide."""
+    pitch, image, blank, x, dy, dy_pitch, first, rows, tiles, step, columns, sums = rest
+    word, build = v.word, v.builder
+
+    def tile(above: Any, left: Any) -> None:
+        above = build.add(first, above)
+        dy_corner = build.add(build.mul(above, dy_pitch), left)
+        corner = x, pitch, above, left
+        of = v.lines_at_edge(*corner, image, blank, 1) if edge else v.lines(*corner)
+        mask = v.first(build.sub(columns, left))
+        lines = [build.add(dy_corner, build.mul(word(i), dy_pitch)) for i in range(tall)]
+        dys = [v.load_some(build.gep(dy, [line]), mask) for line in lines]
+
+        def add(tap: Tap, weight: Any, height: int, _: list[Any]) -> list[Any]:
+            kept = [build.gep(sums, [build.mul(build.add(weight, word(b)), word(v.lanes))]) for b in range(height)]
+            totals, line = [v.load(place) for place in kept], of(tap)
+            for s in range(tall + height - 1):
+                pixels = build.select(mask, line(s), v.zero)  # what is no pixel may be infinite
+                for b in range(max(0, s - tall + 1), min(s + 1, height)):
+                    totals[b] = v.fma(dys[s - b], pixels, totals[b])
+            for total, place in zip(totals, kept, strict=True):
+                v.store(total, place)
+            return []
+
+        v.terms(walk, [], add)
+
+    v.tiles(rows, tall, tiles, step, tile)
+
+
+@compiled_as(weight_sums, _Windows)
 def _weight_sums(
-    x, x0, starts, units, plan, entries, kernel, shift, pitch, edge, image, blank, dy, dy0, dy_pitch, rows, columns,
-    folded, sums, s0, zero,
-):
-    code, single, size = _WEIGHT_CODE[zero], _ROW_WEIGHT_CODE[zero], zero.bitwidth // 8
-    edge_code, edge_single = _EDGE_WEIGHT_CODE[zero], _EDGE_ROW_WEIGHT_CODE[zero]
-    lanes = VECTOR_BYTES // size
+    v: _Windows, x: Any, x0: Any, starts: Any, units: Any, plan: Any, entries: Any, kernel: Any, shift: Any, pitch: Any,
+    edge: Any, image: Any, blank: Any, dy: Any, dy0: Any, dy_pitch: Any, rows: Any, columns: Any, folded: Any,
+    sums: Any, s0: Any,
+) -> None:
+    build, word = v.builder, v.word
+    x, dy, sums = v.at(x, x0), v.at(dy, dy0), v.at(sums, s0)
+    walk, source = (starts, units, plan, entries, kernel, shift), (pitch, image, blank)
+    vectors = build.sdiv(build.add(columns, word(v.lanes - 1)), word(v.lanes))
 
-    def vectors(
-        x, x0, starts, units, plan, entries, kernel, shift, pitch, edge, image, blank, dy, dy0, dy_pitch, rows, columns,
-        folded, sums, s0, zero,
-    ):
-        x, dy, sums = x + x0 * size, dy + dy0 * size, sums + s0 * size
-        walk = (starts, units, plan, entries, kernel, shift, pitch, image, blank)
-        if folded:  # whole tiles, and the rest of the vectors one by one
-            tile = WINDOW * lanes
-            tiles = columns // tile
-            code((*walk, x, dy, dy_pitch, 0, WINDOW, tiles, tile, columns, sums))
-            x, dy, columns = x + tiles * tile * size, dy + tiles * tile * size, columns - tiles * tile
-            single((*walk, x, dy, dy_pitch, 0, 1, (columns + lanes - 1) // lanes, lanes, columns, sums))
-        else:  # whole tiles, and the rest of the rows one by one
-            tiles, high = (columns + lanes - 1) // lanes, rows // WINDOW * WINDOW
-            if MASKED and edge:
-                edge_code((*walk, x, dy, dy_pitch, 0, high, tiles, lanes, columns, sums))
-                edge_single((*walk, x, dy, dy_pitch, high, rows - high, tiles, lanes, columns, sums))
-            else:
-                code((*walk, x, dy, dy_pitch, 0, high, tiles, lanes, columns, sums))
-                single((*walk, x, dy, dy_pitch, high, rows - high, tiles, lanes, columns, sums))
+    def inside() -> None:
+        # whole tiles, and one by one the rest: of a signal's vectors, of an image's rows
+        folds = build.icmp_signed("!=", folded, word(0))
+        tile = word(WINDOW * v.lanes)
+        tiles = build.sdiv(columns, tile)
+        done = build.select(folds, build.mul(tiles, tile), word(0))
+        high = build.sub(rows, build.srem(rows, word(WINDOW)))
+        across = build.select(folds, tiles, vectors), build.select(folds, tile, word(v.lanes)), columns, sums
+        down = word(0), build.select(folds, word(WINDOW), high)
+        _weight(v, walk, WINDOW, False, *source, x, dy, dy_pitch, *down, *across)
+        left = build.sub(columns, done)
+        across = build.sdiv(build.add(left, word(v.lanes - 1)), word(v.lanes)), word(v.lanes), left, sums
+        single = build.select(folds, word(0), high), build.select(folds, word(1), build.sub(rows, high))
+        _weight(v, walk, 1, False, *source, build.gep(x, [done]), build.gep(dy, [done]), dy_pitch, *single, *across)
 
-    return vectors
+    def case(n: int, _: list[Any]) -> list[Any]:
+        if n == 1:
+            inside()
+        else:
+            high, across = build.sub(rows, build.srem(rows, word(WINDOW))), (vectors, word(v.lanes), columns, sums)
+            _weight(v, walk, WINDOW, True, *source, x, dy, dy_pitch, word(0), high, *across)
+            _weight(v, walk, 1, True, *source, x, dy, dy_pitch, high, build.sub(rows, high), *across)
+        return []
+
+    v.choose(build.add(edge, word(1)), 2 if MASKED else 1, [], case)
