@@ -8,7 +8,7 @@ from ..._indexing import KERNEL, OUT, SIZE, STEP
 from .. import csr, im2col, kernel2row
 from .._jit import helper
 from ..addresses import through
-from ..callers import as_input, as_table, require, team_for
+from ..callers import as_input, as_table, require, room, team_for
 from ..lines import times
 from .tables import axes_of, check_groups, folds, launcher, shape_of, unfolded, with_padding
 
@@ -18,6 +18,9 @@ _structure, _values, _tap_counts = (
 )
 _matvec, _add_rows, _add_bands = through(csr._matvec), through(csr._add_rows), through(csr._add_bands)
 
+#: Of the indices of a triple.
+INDEX = np.dtype(np.int32)
+
 
 @launcher
 def windows(x, N, C, given, word, boundary, fill, flip):
@@ -25,8 +28,7 @@ def windows(x, N, C, given, word, boundary, fill, flip):
     axes = axes_of((given, word, boundary, flip))
     last, images = axes.shape[0] - 1, N * C
     T, P, L, L_out = times(axes, KERNEL), times(axes, OUT), axes[last, KERNEL], axes[last, OUT]
-    require(images * T * P * x.itemsize)
-    X_conv = np.empty(images * T * P, x.dtype)
+    X_conv = room(images * T * P, x.dtype)
     if X_conv.size > 0:
         planes, block, piece = im2col.share(images, P // L_out, L_out, x.itemsize)
         _im2col((
@@ -63,7 +65,7 @@ def add_windows(cols, images, axes, given, boundary, x):
     """``im2col.col2im`` under any boundary."""
     if folds(given, boundary):
         over = with_padding(axes, given)
-        padded = np.empty(images * times(over, SIZE), x.dtype)
+        padded = room(images * times(over, SIZE), x.dtype)
         gathered((cols, images, over, padded))
         unfolded((padded, images, given, boundary, x))
     else:
@@ -123,7 +125,7 @@ def triple(w, K, Cg, given, word, groups, boundary, flip):
     if max(entries, K * P, groups * Cg * inputs) > 2**31 - 1:
         raise ValueError("w would give a matrix whose indices int32 cannot hold; call kernel2row outside compiled code")
     require(entries * (w.itemsize + 4))
-    data, indices, indptr = np.empty(entries, w.dtype), np.empty(entries, np.int32), np.empty(K * P + 1, np.int32)
+    data, indices, indptr = room(entries, w.dtype), room(entries, INDEX), np.empty(K * P + 1, np.int32)
     indptr[K * P] = entries
     if K * P > 0:
         rows_in, line_in, chunk, team = as_table(rows), as_table(line), kernel2row.chunk_of(P, L_out), team_for(entries)

@@ -9,7 +9,7 @@ import numpy as np
 from ..._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE, VALID
 from .._jit import extent, first_tap
 from ..addresses import through
-from ..callers import as_input, require
+from ..callers import as_input, require, room
 from ..lines import times
 from .algorithms import product, weights
 from .choice import FORWARD, GRAD_INPUT, IMPLICIT, choose, choose_for_weights, kind_of, lanes_of
@@ -41,8 +41,7 @@ def forward(x, N, C, w, K, Cg, bias, biased, given, word, groups, boundary, fill
         raise ValueError("bias must have shape (K,)")
     axes = axes_of((given, word, boundary, flip))
     shape, T = shape_of(N, K, axes, OUT), times(axes, KERNEL)
-    require(size_of(shape) * x.itemsize)
-    y = np.empty(size_of(shape), x.dtype)
+    y = room(size_of(shape), x.dtype)
     if y.size > 0 and w.size > 0:
         algorithm = IMPLICIT
         if auto:
@@ -89,7 +88,7 @@ def convolve(x, w, given, word, boundary, fill, auto):
     shape = out.copy()
     for a in range(d):
         shape[a + 2] = -(-out[a + 2] // given[STRIDES, a])
-    y = np.empty(size_of(shape), x.dtype)
+    y = room(size_of(shape), x.dtype)
     for i in range(y.size):
         rest, at, step = i, 0, 1
         for a in range(d - 1, -1, -1):
@@ -155,15 +154,14 @@ def grad_input(N, C, w, K, Cg, dy, M, L, given, word, groups, boundary, flip, au
     axes = axes_of((given, word, boundary, flip))
     check_output(M, N, L, K, given, axes)
     shape = shape_of(N, C, axes, SIZE)
-    require(size_of(shape) * dy.itemsize)
-    dx = np.empty(size_of(shape), dy.dtype)
+    dx = room(size_of(shape), dy.dtype)
     if dx.size > 0 and dy.size > 0 and w.size > 0:
         algorithm = IMPLICIT
         if auto:
             algorithm = choose((GRAD_INPUT, kind_of(dy.dtype), lanes_of(dy.dtype), N, C, K, groups, axes))
         if folds(given, boundary):
             over = with_padding(axes, given)
-            padded = np.empty(N * C * times(over, SIZE), dy.dtype)
+            padded = room(N * C * times(over, SIZE), dy.dtype)
             _by_phases((dy, w, N, C, K, groups, over, algorithm, padded))
             unfolded((padded, N * C, given, boundary, dx))
         else:
