@@ -61,9 +61,9 @@ def refusal(algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: str
         return f"fill_value={geometry.fill_value!r} makes the map affine, and a matrix is linear"
     if algorithm == "winograd":
         ones = (1,) * geometry.d
-        if geometry.kernel != (3, 3) or (geometry.stride, geometry.dilation) != (ones, ones):
+        if geometry.kernel != (3, 3) or geometry.stride not in (ones, (2, 2)) or geometry.dilation != ones:
             return (
-                f"it needs a 3x3 kernel with stride 1 and dilation 1, got kernel {geometry.kernel}, "
+                f"it needs a 3x3 kernel with stride 1 or 2 and dilation 1, got kernel {geometry.kernel}, "
                 f"stride {geometry.stride}, dilation {geometry.dilation}"
             )
     if algorithm in ("winograd", "fft") and dtype.kind not in "fc":
@@ -241,6 +241,9 @@ def sizes_of(product: str, algorithm: str, g: ConvGeometry, dtype: np.dtype) -> 
     rows, times = g.axis_rows, 1
     if product != "grad_input" or algorithm == "im2col":
         return _from_rows(g.N, g.C, g.K, g.groups, rows, dtype), times
+    if algorithm == "winograd":  # a tile holds all phases
+        rows = tuple((out, kernel, -(-size // stride), 0, stride, step) for size, kernel, out, _, stride, step in rows)
+        return _from_rows(g.N, g.K, g.C, g.groups, rows, dtype), times
     phase = []
     for size, kernel, out, _, stride, step in rows:
         m = stride // gcd(stride, step)
@@ -338,12 +341,12 @@ def _im2col(s: Sizes) -> tuple[float, ...]:
 
 
 def _winograd(s: Sizes) -> tuple[float, ...]:
-    tiles = s.N * -(-s.out[0] // 4) * -(-s.out[-1] // 4)
+    tiles, places = s.N * -(-s.out[0] // 4) * -(-s.out[-1] // 4), 36 if s.stride[0] == 1 else 81
     return (
         1,
-        s.share * 36 * s.G * _up(s.K // s.G, s.lanes) * (s.C // s.G) * _up(tiles, 2),  # multiply-adds
-        s.share * 36 * s.C * tiles,  # values of transformed tiles
-        s.share * 36 * s.K * tiles,
+        s.share * places * s.G * _up(s.K // s.G, s.lanes) * (s.C // s.G) * _up(tiles, 2),  # multiply-adds
+        s.share * places * s.C * tiles,  # values of transformed tiles
+        s.share * places * s.K * tiles,
         s.share * 36 * s.K * s.C // s.G,  # values of transformed kernels
     )
 

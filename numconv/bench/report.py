@@ -14,8 +14,8 @@ from .peers import Settings
 
 GREEN, RED, BOLD, PLAIN = "\033[32m", "\033[31m", "\033[1m", "\033[0m"
 
-#: F(4x4, 3x3) needs 36 multiplications for 16 outputs where the sums need 144.
-WINOGRAD_SAVES = 4
+#: Multiplications that Winograd does, by stride, where the sum needs 144.
+WINOGRAD_NEEDS = {1: 36, 2: 81}
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Report:
         if not (measured.ours and measured.peak) or measured.algorithm == "fft":
             return None
         if measured.algorithm == "winograd" and case.kind != "grad_weight":
-            flops //= WINOGRAD_SAVES
+            flops = flops * WINOGRAD_NEEDS[case.stride] // 144
         needs = {
             "fma": flops / measured.peak, "memory": case.nbytes(self.settings.dtype) / max(self.memory.values()),
         }

@@ -12,7 +12,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from ..._indexing import KERNEL, OUT, SIZE, STEP
+from ..._indexing import CONSTANT, KERNEL, OUT, SIZE, STEP, STRIDE
 from .. import direct, im2col, implicit, patch, stencil, winograd
 from .._jit import helper
 from ..addresses import through
@@ -20,13 +20,13 @@ from ..blocks import blocks_for_weights, is_complex
 from ..callers import as_input, as_table, known, team_for, threads_of
 from ..lines import merged, table, times
 from ..simd import ALIGNED, aligned, lanes
-from .choice import DIRECT, WINOGRAD
+from .choice import DIRECT, SPREAD, STRIDED, TILES, WINOGRAD
 from .tables import launcher, shape_of, size_of, steps_of
 
 _implicit, _implicit_grad_weight = through(implicit._forward), through(implicit._grad_weight)
 _sums, _sums_grad_weight = through(direct._forward), through(direct._grad_weight)
 _stencil, _stencil_grad_weight = through(stencil._forward), through(stencil._grad_weight)
-_weights, _winograd = through(winograd._weights), through(winograd._forward)
+_weights, _winograd = through(winograd._weights, later=True), through(winograd._forward, later=True)
 
 
 # forward, and what is done by it ------------------------------------------------------------------------------------
@@ -49,11 +49,38 @@ def by_implicit(x, N, C, w, terms, k_step, c_step, bias, groups, axes, boundary,
 
 @launcher
 def by_winograd(x, N, C, w, terms, k_step, c_step, bias, groups, axes, boundary, fill, y, begin, steps):
-    """``winograd.forward``, and its ``grad_input`` where the steps of the weights have changed places."""
-    K, R, L = bias.size, axes[0, OUT], axes[1, OUT]
-    Cg, Kg, turned = C // groups, K // groups, k_step < c_step
-    team = team_for(y.size * Cg * terms.size)
-    b = winograd.blocks_of(N, Cg, Kg, groups, (R, L), turned, x.dtype, threads_of(team))
+    """``winograd.forward``."""
+    K, size = bias.size, (axes[0, OUT], axes[1, OUT])
+    team = team_for(y.size * (C // groups) * terms.size)
+    scheme = TILES if axes[0, STRIDE] == 1 else STRIDED
+    b = winograd.blocks_of(scheme, N, C // groups, K // groups, groups, size, False, x.dtype, threads_of(team))
+    if axes[0, STRIDE] == 1:
+        in_tiles(team, b, x, N, C, w, bias, axes, boundary, fill, size, y)
+    else:
+        in_tiles(team, winograd.Strided(*b), x, N, C, w, bias, axes, boundary, fill, size, y)
+
+
+@launcher
+def by_winograd_back(dy, w, N, C, K, groups, axes, dx):
+    """``winograd.grad_input``."""
+    stride, size, bias = axes[0, STRIDE], (axes[0, SIZE], axes[1, SIZE]), as_input(np.zeros(C, dx.dtype))
+    team, back = team_for(dx.size * (K // groups) * 9), np.empty((2, 6), np.int64)
+    for a in range(2):
+        for column, value in enumerate(
+            winograd.back((axes[a, 0], axes[a, 1], axes[a, 2], axes[a, 3], axes[a, 4], axes[a, 5]))
+        ):
+            back[a, column] = value
+    scheme, out = TILES if stride == 1 else SPREAD, (back[0, OUT], back[1, OUT])
+    b = winograd.blocks_of(scheme, N, K // groups, C // groups, groups, out, True, dx.dtype, threads_of(team))
+    if stride == 1:
+        in_tiles(team, b, dy, N, K, w, bias, back, CONSTANT, dx.dtype.type(0), size, dx)
+    else:
+        in_tiles(team, winograd.Spread(*b), dy, N, K, w, bias, back, CONSTANT, dx.dtype.type(0), size, dx)
+
+
+@helper
+def in_tiles(team, b, x, N, C, w, bias, axes, boundary, fill, size, y):
+    """What both have in common; ``y`` is ``(N, K, *size)``."""
     row, column = 3 * axes[0, STEP], axes[1, STEP]
     taps = 2 * max(-row, 0) + 2 * max(-column, 0), row, column
     memory = np.empty(b.shared + threads_of(team) * b.each + ALIGNED, x.dtype)
@@ -61,11 +88,30 @@ def by_winograd(x, N, C, w, terms, k_step, c_step, bias, groups, axes, boundary,
     U, own = memory[first : first + b.shared], memory[first + b.shared : memory.size - ALIGNED + first]
     own = own.reshape((threads_of(team), b.each))
     if not b.own:
-        _weights((team_for(b.shared // 4), w, Kg, Cg, taps, b, U, own))
+        _weights((team_for(b.shared // 4), w, bias.size // b.groups, C // b.groups, taps, b, U, own))
     _winograd((
         team, as_table(x.reshape((N, C, axes[0, SIZE], axes[1, SIZE]))), w, taps, bias, as_table(axes), boundary, fill,
-        b, U, own, y.reshape((N, K, R, L)),
+        b, U, own, y.reshape((N, bias.size, size[0], size[1])),
     ))
+
+
+def back(algorithm, arguments):
+    """``dX`` by Winograd; False where it is by phases."""
+    raise NotImplementedError
+
+
+@overload(back)
+def _back(algorithm, arguments):
+    if arguments[0].dtype != types.float32:
+        return lambda algorithm, arguments: False
+    winograd = through(by_winograd_back, later=True)
+
+    def back(algorithm, arguments):
+        if algorithm == WINOGRAD:
+            winograd(arguments)
+        return algorithm == WINOGRAD
+
+    return back
 
 
 @helper

@@ -31,6 +31,9 @@ FORWARD, GRAD_INPUT, GRAD_WEIGHT = range(3)
 KINDS = ("float32", "float64", "integer", "complex")
 FLOAT32 = np.dtype(np.float32)
 
+#: The tiles of Winograd's products: stride 1, and stride 2 there and back.
+TILES, STRIDED, SPREAD = (winograd.SCHEMES[kind] for kind in (winograd.Blocks, winograd.Strided, winograd.Spread))
+
 #: ``COSTS`` as a table; what nobody measured, or auto does not take, is infinitely dear.
 AMOUNTS = 10
 COSTS = np.zeros((3, 3, len(KINDS), AMOUNTS))
@@ -82,59 +85,64 @@ def cost_of(typing_context, costs, amounts):
 
 
 @helper
-def sizes_of(product, N, C, K, G, axes, lanes):
-    """``select.sizes_of``. How often it is done does not matter: the same for all algorithms here."""
+def sizes_of(product, algorithm, N, C, K, G, axes, lanes):
+    """``select.sizes_of``."""
     d = axes.shape[0]
     kernel, out, stride = np.empty(d, np.int64), np.empty(d, np.int64), np.empty(d, np.int64)
     step, reach = np.empty(d, np.int64), np.empty(d, np.int64)
-    work = N * K * C // G
+    work, times = N * K * C // G, 1
     for a in range(d):
         k, o, s, t = axes[a, KERNEL], axes[a, OUT], axes[a, STRIDE], abs(axes[a, STEP])
         if product == GRAD_INPUT:
             m, size = s // gcd(s, t), axes[a, SIZE]
-            k, o, s, t = -(-k // m), -(-size // s), 1, t * m // s
+            o = -(-size // s)
+            if algorithm != WINOGRAD:  # there a tile holds all phases
+                times *= min(m, k, size)
+                k, s, t = -(-k // m), 1, t * m // s
         kernel[a], out[a], stride[a], step[a] = max(k, 1), max(o, 1), max(s, 1), t
         reach[a] = (out[a] - 1) * stride[a] + (kernel[a] - 1) * t + 1
         work *= kernel[a] * out[a]
     if product == GRAD_INPUT:
         C, K = K, C
     share = 1.0 if work < select.LITTLE else 0.5
-    return Sizes(N, C, K, G, kernel, out, reach, stride, step, lanes, work, share)
+    return Sizes(N, C, K, G, kernel, out, reach, stride, step, lanes, work, share), times
 
 
 @helper
 def winograd_serves(N, C, K, G, axes):
     """Whether it computes such a product, with kernels that are not too many when they are transformed."""
     d = axes.shape[0]
-    able = d == 2
+    able = d == 2 and axes[0, STRIDE] == axes[1, STRIDE] <= 2
     for a in range(d):
-        able = able and axes[a, KERNEL] == 3 and axes[a, STRIDE] == 1 and abs(axes[a, STEP]) == 1
+        able = able and axes[a, KERNEL] == 3 and abs(axes[a, STEP]) == 1
     if not able:
         return False
-    size, out = axes[:, SIZE].copy(), axes[:, OUT].copy()
-    forth = winograd.blocks_of(N, C // G, K // G, G, out, False, FLOAT32, 2)
-    back = winograd.blocks_of(N, K // G, C // G, G, size, True, FLOAT32, 2)
-    most = max(forth.shared + 2 * forth.each, back.shared + 2 * back.each)
+    there, back = (TILES, TILES) if axes[0, STRIDE] == 1 else (STRIDED, SPREAD)
+    size, out = (axes[0, SIZE] + 1, axes[1, SIZE] + 1), (axes[0, OUT], axes[1, OUT])
+    forth = winograd.blocks_of(there, N, C // G, K // G, G, out, False, FLOAT32, 2)
+    backward = winograd.blocks_of(back, N, K // G, C // G, G, size, True, FLOAT32, 2)
+    most = max(forth.shared + 2 * forth.each, backward.shared + 2 * backward.each)
     return 4 * most + (256 << 10) <= select.WORKSPACE
 
 
 @launcher
 def fastest(product, kind, lanes, N, C, K, G, axes):
     """The algorithm that ``select`` takes among those here, forward or for the input gradient."""
-    s = sizes_of(product, N, C, K, G, axes, lanes)
-    best, least = IMPLICIT, cost_of(COSTS[product, IMPLICIT, kind], _implicit(s))
-    direct = cost_of(COSTS[product, DIRECT, kind], _direct(s))
+    s, times = sizes_of(product, IMPLICIT, N, C, K, G, axes, lanes)
+    best, least = IMPLICIT, times * cost_of(COSTS[product, IMPLICIT, kind], _implicit(s))
+    direct = times * cost_of(COSTS[product, DIRECT, kind], _direct(s))
     if direct < least:
         best, least = DIRECT, direct
     if kind != 0 or not winograd_serves(N, C, K, G, axes):
         return best
-    return WINOGRAD if cost_of(COSTS[product, WINOGRAD, kind], _winograd(s)) < least else best
+    s, times = sizes_of(product, WINOGRAD, N, C, K, G, axes, lanes)
+    return WINOGRAD if times * cost_of(COSTS[product, WINOGRAD, kind], _winograd(s)) < least else best
 
 
 @launcher
 def fastest_for_weights(kind, lanes, N, C, K, G, axes):
     """The same for the gradient to the weights."""
-    s = sizes_of(GRAD_WEIGHT, N, C, K, G, axes, lanes)
+    s, _ = sizes_of(GRAD_WEIGHT, IMPLICIT, N, C, K, G, axes, lanes)
     direct = cost_of(COSTS[GRAD_WEIGHT, DIRECT, kind], _direct_grad_weight(s))
     return DIRECT if direct < cost_of(COSTS[GRAD_WEIGHT, IMPLICIT, kind], _implicit_grad_weight(s)) else IMPLICIT
 

@@ -11,7 +11,7 @@ from .._jit import extent, first_tap
 from ..addresses import through
 from ..callers import as_input, require, room
 from ..lines import times
-from .algorithms import product, weights
+from .algorithms import back, product, weights
 from .choice import FORWARD, GRAD_INPUT, IMPLICIT, choose, choose_for_weights, kind_of, lanes_of
 from .tables import (
     DILATIONS,
@@ -104,6 +104,8 @@ def convolve(x, w, given, word, boundary, fill, auto):
 @launcher
 def by_phases(dy, w, N, C, K, groups, axes, algorithm, dx):
     """Under zero padding, for each phase of the stride a forward product of ``dy``."""
+    if back(algorithm, (dy, w, N, C, K, groups, axes, dx)):
+        return
     d, T = axes.shape[0], times(axes, KERNEL)
     steps, bias = steps_of(shape_of(N, C, axes, SIZE)), as_input(np.zeros(C, dx.dtype))
     phases = 1

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import overload
 
-from .vectors import REGISTERS, Vectors, lanes, vector_code
+from .vectors import REGISTERS, Vectors, lanes, places, vector_code
 
 #: Rows and vectors of the largest register tile of ``panel_sum``, and of the smaller ones that it takes for the rest.
 ROWS, VECTORS = ((6, 4, 2), (4, 2, 1)) if REGISTERS == 32 else ((6, 4, 2), (2, 1))
@@ -63,8 +62,9 @@ def sandwich(matrix: Any, with_sum: bool = False) -> Any:
                         total = zero
                         for p in range(inner):
                             for q in range(inner):
-                                value = source[s0 + p * s_row + q * s_column + j * s_next + lane]
-                                total += value * (m[i][p] * m[k][q])
+                                if m[i][p] * m[k][q] != 0:
+                                    value = source[s0 + p * s_row + q * s_column + j * s_next + lane]
+                                    total += value * (m[i][p] * m[k][q])
                         target[t0 + i * t_row + k * t_column + j * t_next + lane] = total
                         everything += total
                 if with_sum:
@@ -111,73 +111,106 @@ def sandwich(matrix: Any, with_sum: bool = False) -> Any:
     return product
 
 
-def sandwich_of_rows(matrix: Any) -> Any:
-    """``sandwich`` for tiles that begin four pixels apart in six lines of pixels, ``step`` apart.
+def sandwich_of_rows(matrix: Any, apart: int) -> Any:
+    """``sandwich`` for tiles side by side in lines of pixels, ``apart`` from one to the next, 4 or 8.
 
-    Entry number ``e`` of tile ``t`` goes to ``target[t0 + e * t_step + t]``. Whole vectors of pixels are read and of
-    tiles written.
+    What a tile reads is the pixels up to the next one and then the first ones of the next, but where ``ends`` is not 0
+    others: column ``c`` of these begins each line, ``c * room`` from its begin, and behind them come the tiles' own
+    pixels. A line is so long as to hold ``room`` tiles, which are whole vectors. As many lines as the result has rows
+    follow, for what is between, and ``ends``. Entry number ``e`` of tile ``t`` goes to ``target[t0 + e * t_step + t]``,
+    whole vectors of tiles.
     """
     m = tuple(tuple(float(value) for value in row) for row in matrix)
-    window = len(m)
+    side, window = len(m), len(m[0])
+    others = window - apart
 
-    def product(lines, l0, step, tiles, target, t0, t_step, zero):
+    def product(lines, l0, room, tiles, target, t0, t_step, zero):
         for t in range(tiles):
-            for i in range(window):
-                for k in range(window):
+            for i in range(side):
+                for k in range(side):
                     total = zero
                     for p in range(window):
                         for q in range(window):
-                            total += lines[l0 + p * step + 4 * t + q] * (m[i][p] * m[k][q])
-                    target[t0 + (i * window + k) * t_step + t] = total
+                            begin = l0 + p * window * room
+                            at = begin + others * room + apart * t + q
+                            if q >= apart and lines[l0 + (window + side) * window * room + t] != 0:
+                                at = begin + (q - apart) * room + t
+                            if m[i][p] * m[k][q] != 0:
+                                total += lines[at] * (m[i][p] * m[k][q])
+                    target[t0 + (i * side + k) * t_step + t] = total
 
-    def generate(v, lines, step, tiles, target, t_step):
+    def generate(v, lines, room, tiles, target, t_step):
         word, build = ir.IntType(64), v.builder
-        reach = 5  # vectors of pixels that a vector of tiles covers, and one more for the last tile
-        mixed = cgutils.alloca_once(build, ir.ArrayType(v.vector, window * reach))
-        mixed = build.ptrtoint(mixed, word)
+        step, other = build.mul(room, word(window)), build.mul(room, word(others))
+        mixed = v.at(lines, build.mul(step, word(window)))
+        ends = build.gep(mixed, [build.mul(step, word(side))])
+
+        def down(u, _):
+            values = [v.load(v.at(lines, build.add(u, build.mul(word(i), step)))) for i in range(window)]
+            for i, value in enumerate(v.combine(m, values)):
+                v.store(value, build.gep(mixed, [build.add(u, build.mul(word(i), step))]))
+            return []
+
+        def own(pixels):
+            if apart == 4:
+                return v.windows(pixels)[:window]
+            halves = []  # even pixels, and odd ones
+            for odd in (0, 1):
+                order = places(range(odd, 2 * v.lanes, 2))
+                pairs = zip(pixels[0:8:2], pixels[1:8:2], strict=True)
+                halves.append(v.windows([*(build.shuffle_vector(*pair, order) for pair in pairs), pixels[8]]))
+            return [halves[q % 2][q // 2] for q in range(window)]
 
         def body(t, _):
-            begin = build.mul(t, word(4))
-
-            def down(u, _):
-                at = build.add(begin, build.mul(u, word(v.lanes)))
-                values = [v.load(v.at(lines, build.add(at, build.mul(word(i), step)))) for i in range(window)]
-                for i, value in enumerate(v.combine(m, values)):
-                    v.store(value, v.at(mixed, build.add(build.mul(u, word(v.lanes)), word(i * reach * v.lanes))))
-                return []
+            end = build.fcmp_ordered("!=", v.load(build.gep(ends, [t])), v.zero)
 
             def across(i, _):
-                at = build.mul(i, word(reach * v.lanes))
-                pixels = [v.load(v.at(mixed, build.add(at, word(u * v.lanes)))) for u in range(reach)]
-                row = build.add(t, build.mul(build.mul(i, word(window)), t_step))
-                for k, value in enumerate(v.combine(m, v.windows(pixels))):
+                line = build.mul(i, step)
+                begin = build.add(build.add(line, other), build.mul(t, word(apart)))
+                places_of = [build.add(begin, word(u * v.lanes)) for u in range(apart + 1)]
+                columns = own([v.load(build.gep(mixed, [place])) for place in places_of])
+                for c in range(others):
+                    there = build.add(build.add(line, build.mul(room, word(c))), t)
+                    columns[apart + c] = build.select(end, v.load(build.gep(mixed, [there])), columns[apart + c])
+                row = build.add(t, build.mul(build.mul(i, word(side)), t_step))
+                for k, value in enumerate(v.combine(m, columns)):
                     v.store(value, v.at(target, build.add(row, build.mul(word(k), t_step))))
                 return []
 
-            # the last tile ends two pixels behind its four; lanes beyond the tiles are of no use
-            ends = build.add(build.mul(build.sub(tiles, t), word(4)), word(2 + v.lanes - 1))
-            ends = build.sdiv(ends, word(v.lanes))
-            ends = build.select(build.icmp_signed("<", ends, word(reach)), ends, word(reach))
-            v.loop(ends, 1, [], down)
-            v.loop(word(window), 1, [], across)
+            v.loop(word(side), 1, [], across)
             return []
 
+        v.loop(build.add(other, build.mul(tiles, word(apart))), v.lanes, [], down)
         v.loop(tiles, v.lanes, [], body)
 
     codes = {types.float32: vector_code(32, 5, generate), types.float64: vector_code(64, 5, generate)}
 
     @overload(product)
-    def _product(lines, l0, step, tiles, target, t0, t_step, zero):
+    def _product(lines, l0, room, tiles, target, t0, t_step, zero):
         if zero not in codes:
             return product
         code, size = codes[zero], zero.bitwidth // 8
 
-        def vectors(lines, l0, step, tiles, target, t0, t_step, zero):
-            code((lines + l0 * size, step, tiles, target + t0 * size, t_step))
+        def vectors(lines, l0, room, tiles, target, t0, t_step, zero):
+            code((lines + l0 * size, room, tiles, target + t0 * size, t_step))
 
         return vectors
 
     return product
+
+
+def by_kind(functions: dict[type, Any]) -> Any:
+    """The one of some functions that belongs to the type of the first argument; the others are not compiled."""
+
+    def choose(kind, *arguments):
+        return functions[type(kind)](*arguments)
+
+    @overload(choose)
+    def _choose(kind, *arguments):
+        function = functions[kind.instance_class]
+        return lambda kind, *arguments: function(*arguments)
+
+    return choose
 
 
 def _panel(
