@@ -43,21 +43,7 @@ from .lines import (
     table,
     times,
 )
-from .simd import (
-    ALIGNED,
-    HIGHEST,
-    SUMS,
-    address,
-    aligned,
-    copy_run,
-    keep,
-    outer_sum,
-    pack,
-    pack_sum,
-    put,
-    put_apart,
-    transpose,
-)
+from .simd import ALIGNED, HIGHEST, SUMS, address, aligned, copy_run, keep, outer_sum, pack, put, put_apart, transpose
 
 #: Rows of X_conv that are packed side by side: as many streams through memory as the machine foresees.
 STREAMS = 16
@@ -128,9 +114,8 @@ def _forward(team, x, w, bias, axes, boundary, fill, block, steps, places, table
             for part0 in range(0, tiles, together):  # tiles that are packed together, then multiplied strip by strip
                 part1 = min(part0 + together, tiles)
                 side_by_side = max(0, min(part1, length // width) - part0) if seamless else 0  # whole tiles
-                on_the_way = side_by_side if block[IN_PLACE] and k1 - k0 >= MR else 0
                 if packed:
-                    begin, end = (part0 + on_the_way) * width, min(part1 * width, length)
+                    begin, end = part0 * width, min(part1 * width, length)
                     run = length if columns == wide else wide
                     for q in range(0, terms, STREAMS):
                         some = min(STREAMS, terms - q)
@@ -152,13 +137,6 @@ def _forward(team, x, w, bias, axes, boundary, fill, block, steps, places, table
                     for k in range(first, last, MR):
                         height = min(MR, last - k)
                         part = part0
-                        if on_the_way and k == k0:
-                            pack_sum(
-                                a_at, a0, rows_at, 0, lines_at, l0 + part * width, terms_at, terms, width, on_the_way,
-                                panel_at, p0, depth, y_at, y0 + k * places[2] + part * width, places[2],
-                                bias_at, g * Kg + k, c > 0, zero,
-                            )  # fmt: skip
-                            part += on_the_way
                         while part < part1:
                             b_at, b0, b_terms_at, b_depth = lines_at, l0 + part * width, terms_at, width
                             if packed:
@@ -336,7 +314,7 @@ def _grad_weight(team, x, dY, axes, boundary, fill, block, terms, conjugate, par
         c, channels = piece * block[CHANNELS], min(block[CHANNELS], Cg - piece * block[CHANNELS])
         columns, rows = L_out if block[IN_PLACE] else plane(axes, block)[1], channels * T
         lines = np.empty(0 if block[IN_PLACE] else block_size(axes, block), x.dtype)
-        turned = np.zeros((wide + width) * most + ALIGNED, x.dtype)
+        turned = np.empty(width * most + ALIGNED, x.dtype)
         sums, nothing = np.empty(rows * wide + ALIGNED, x.dtype), np.zeros(HIGHEST, x.dtype)
         pixels = np.empty((most, 2), np.int64)  # each among the lines, and in its panel of turned rows
         turned0, sums0, l0 = aligned(turned), aligned(sums), 0
@@ -354,23 +332,26 @@ def _grad_weight(team, x, dY, axes, boundary, fill, block, terms, conjugate, par
             else:
                 gather_lines(x, g * Cg + c, channels, n, outer, O0, o0, axes, boundary, fill, block, lines, 0)
             for row in range(high):
-                begin = (((n * K + g * Kg) * lead_out + outer) * R_out + O0 + row) * L_out + o0
-                for k in range(0, Kg, width):  # a panel for each tile
-                    transpose(
-                        dY_at, begin + k * lead_out * R_out * L_out, lead_out * R_out * L_out, min(width, Kg - k), run,
-                        turned_at, turned0 + k * most + row * run * width, width, zero,
-                    )  # fmt: skip
                 for o in range(run):
                     pixels[row * run + o, 0], pixels[row * run + o, 1] = row * columns + o, (row * run + o) * width
             if conjugate:
                 for i in range(lines.size):
                     lines[i] = np.conj(lines[i])
-            for q in range(0, rows, MR):
-                for k in range(0, wide, width):
+            stretch = high * run if run == L_out else run  # what lies together in dY
+            begin = (((n * K + g * Kg) * lead_out + outer) * R_out + O0) * L_out + o0
+            for k in range(0, Kg, width):
+                if min(width, wide - k) > Kg - k:
+                    turned[:] = 0  # the last columns belong to no output channel
+                for p in range(0, high * run, stretch):
+                    transpose(
+                        dY_at, begin + k * lead_out * R_out * L_out + p // run * L_out, lead_out * R_out * L_out,
+                        min(width, Kg - k), stretch, turned_at, turned0 + p * width, width, zero,
+                    )  # fmt: skip
+                for q in range(0, rows, MR):
                     outer_sum(
-                        lines_at, l0, terms_at, q, turned_at, turned0 + k * most, pixels_at, high * run,
-                        min(MR, rows - q), min(width, wide - k), 1, 0, sums_at, sums0 + q * wide + k, wide, nothing_at,
-                        0, unit > first, zero,
+                        lines_at, l0, terms_at, q, turned_at, turned0, pixels_at, high * run, min(MR, rows - q),
+                        min(width, wide - k), 1, 0, sums_at, sums0 + q * wide + k, wide, nothing_at, 0, unit > first,
+                        zero,
                     )  # fmt: skip
         transpose(sums_at, sums0, wide, rows, Kg, partial_at, (part * K + g * Kg) * Q + c * T, Q, zero)
         keep(lines, turned, sums, nothing, pixels)

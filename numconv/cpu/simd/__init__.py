@@ -1,29 +1,28 @@
 """The vector room: register tiles and the moves around them. Everything else in numconv is loops around these.
 
-``tile`` multiplies matrices, ``window`` images by small kernels, ``winograd`` transforms tiles of them, ``rows`` copies
-pixels. For float32 and float64 they are written for the host's vectors; every other dtype runs the same sums as plain
-loops, which are also what Python sees when compilation is off.
+``tile`` multiplies matrices, ``panels`` brings them to it and away, ``window`` multiplies images by small kernels,
+``winograd`` transforms tiles of them, ``rows`` copies pixels. For float32 and float64 they are written for the host's
+vectors; every other dtype runs the same sums as plain loops, which are also what Python sees when compilation is off.
 """
 
+from .panels import ALIGNED as ALIGNED
+from .panels import aligned as aligned
+from .panels import copy_every_second as copy_every_second
+from .panels import copy_run as copy_run
+from .panels import pack as pack
+from .panels import put as put
+from .panels import put_apart as put_apart
+from .panels import transpose as transpose
 from .rows import copy_item as copy_item
 from .rows import copy_rows as copy_rows
 from .rows import spread_rows as spread_rows
-from .tile import ALIGNED as ALIGNED
 from .tile import HIGHEST as HIGHEST
 from .tile import SUMS as SUMS
 from .tile import WIDEST as WIDEST
 from .tile import WIDTHS as WIDTHS
-from .tile import aligned as aligned
-from .tile import copy_every_second as copy_every_second
-from .tile import copy_run as copy_run
 from .tile import multiply_add as multiply_add
 from .tile import outer_sum as outer_sum
-from .tile import pack as pack
-from .tile import pack_sum as pack_sum
-from .tile import put as put
-from .tile import put_apart as put_apart
 from .tile import sum_lanes as sum_lanes
-from .tile import transpose as transpose
 from .vectors import address as address
 from .vectors import borrowed as borrowed
 from .vectors import keep as keep

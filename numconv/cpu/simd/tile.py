@@ -1,4 +1,4 @@
-"""The register tile and the moves around it, for products of matrices that lie in memory row by row or by a table."""
+"""The register tile, for products of matrices that lie in memory row by row or by a table."""
 
 from __future__ import annotations
 
@@ -18,12 +18,6 @@ SUMS, WIDEST, HIGHEST = (24, 4, 8) if REGISTERS == 32 else (12, 3, 6)
 #: Vectors in a row of the tiles that matrices are cut into: the highest, or the widest.
 WIDTHS = (SUMS // HIGHEST, WIDEST)
 
-#: Items that an array needs more so that it can begin with a line of the cache.
-ALIGNED = VECTOR_BYTES // 4
-
-#: The tile asks for rows of ``b`` so many steps before it multiplies them.
-AHEAD = 8
-
 #: What stands for a vector where there is no vector code: a long row, so that the compiler vectorises what it can.
 PLAIN_LANES = 16
 
@@ -39,8 +33,8 @@ def outer_sum(a, a0, rows, r0, b, b0, terms, n, height, columns, tiles, depth, o
     Or it ``joins`` what ``out`` was. Each array has a place where it begins; rows of ``out`` are a ``step`` apart. The
     register tile, a sum of outer products, and the ``tiles`` beside it, which begin ``depth`` apart in ``b``.
     The operands are matrices only through a table: row ``q`` of ``b`` may begin anywhere, so the windows of an image
-    are multiplied where they lie. ``columns`` are whole vectors, as ``sum_lanes`` counts them. Here and below arrays
-    are handed on as ``address`` gives them, with a ``zero`` of their dtype.
+    are multiplied where they lie. ``columns`` are whole vectors, as ``sum_lanes`` counts them. Here and in
+    the other rooms arrays are handed on as ``address`` gives them, with a ``zero`` of their dtype.
     """
     for i in range(height):
         for j in range(tiles * columns):
@@ -51,17 +45,6 @@ def outer_sum(a, a0, rows, r0, b, b0, terms, n, height, columns, tiles, depth, o
             out[o0 + i * step + j] = before + total
 
 
-def pack_sum(
-    a, a0, rows, r0, lines, l0, terms, n, columns, tiles, panel, p0, depth, out, o0, step, start, s0, joins, zero
-):
-    """``outer_sum`` of the highest tiles there are, side by side in ``lines``, and ``pack`` in the same go."""
-    height = min(HIGHEST, SUMS * PLAIN_LANES // columns)
-    outer_sum(
-        a, a0, rows, r0, lines, l0, terms, n, height, columns, tiles, columns, out, o0, step, start, s0, joins, zero
-    )
-    pack(lines, l0, terms, 0, n, tiles * columns, panel, p0, 0, columns, depth, zero)
-
-
 def multiply_add(n, out, zero):
     """``n`` times ``SUMS`` multiply-adds of vectors, with nothing to load: what the machine can do at the most."""
     for _ in range(n):
@@ -69,62 +52,10 @@ def multiply_add(n, out, zero):
             out[i] += zero
 
 
-def put(sums, s0, s_step, n, height, target, t0, step, bias, k0, first, zero):
-    """``n`` columns of sums, rows ``s_step`` apart, join the rows of ``target`` at ``t0 + i * step``, or begin them."""
-    for i in range(height):
-        for j in range(n):
-            before = bias[k0 + i] if first else target[t0 + i * step + j]
-            target[t0 + i * step + j] = before + sums[s0 + i * s_step + j]
-
-
-def aligned(array):
-    """The first item of an array that begins a line of the cache; it may cost ``ALIGNED`` items."""
-    return -array.ctypes.data % VECTOR_BYTES // array.itemsize
-
-
-def put_apart(sums, s0, s_step, n, height, target, t0, step, apart, bias, k0, first, zero):
-    """``put`` for columns that are ``apart`` in the target. It may read, not use, a vector behind the last sum."""
-    for i in range(height):
-        for j in range(n):
-            before = bias[k0 + i] if first else target[t0 + i * step + j * apart]
-            target[t0 + i * step + j * apart] = before + sums[s0 + i * s_step + j]
-
-
-def pack(lines, l0, terms, q0, n, run, panel, p0, column, width, depth, zero):
-    """Row ``q`` of panels becomes, from ``column`` on, the ``run`` numbers from ``l0 + terms[q, 1]`` on in ``lines``.
-
-    A panel is as wide as a tile, its rows ``width`` numbers apart; the next column after the last is the first of the
-    next panel, ``depth`` on.
-    """
-    for q in range(q0, q0 + n):
-        for j in range(column, column + run):
-            panel[p0 + j // width * depth + q * width + j % width] = lines[l0 + terms[q, 1] + j - column]
-
-
-def copy_run(source, s0, n, target, t0, zero):
-    """``target[t0 : t0 + n] = source[s0 : s0 + n]``."""
-    for j in range(n):
-        target[t0 + j] = source[s0 + j]
-
-
-def copy_every_second(source, s0, n, target, t0, zero):
-    """``target[t0 : t0 + n] = source[s0 : s0 + 2 * n : 2]``."""
-    for j in range(n):
-        target[t0 + j] = source[s0 + 2 * j]
-
-
-def transpose(source, s0, s_step, n, m, target, t0, t_step, zero):
-    """``target[t0 + j * t_step + i] = source[s0 + i * s_step + j]`` for ``i < n``, ``j < m``."""
-    for i in range(n):
-        for j in range(m):
-            target[t0 + j * t_step + i] = source[s0 + i * s_step + j]
-
-
 def _row_of_tiles(
     v: Vectors, height: int, vectors: int, a: Any, rows: Any, b: Any, terms: Any, n: Any, tiles: Any,
-    depth: Any, panel: Any, out: Any, step: Any, start: Any, joins: Any,
+    depth: Any, out: Any, step: Any, start: Any, joins: Any,
 ) -> None:  # fmt: skip
-    """Tiles ``depth`` apart in ``b``; or, with a ``panel``, side by side there and copied to panels ``depth`` apart."""
     word, build = ir.IntType(64), v.builder
     rows, terms = (build.inttoptr(table, word.as_pointer()) for table in (rows, terms))
     joins = build.icmp_signed("!=", joins, word(0))
@@ -132,9 +63,7 @@ def _row_of_tiles(
     starts = [v.at(a, build.load(build.gep(rows, [word(i)]))) for i in range(height)]
 
     def tile(t: Any, _: list[Any]) -> list[Any]:
-        column, away = build.mul(t, word(width)), build.mul(t, depth)
-        corner = v.at(b, column if panel else away)
-        target = v.at(panel, away) if panel else None
+        column, corner = build.mul(t, word(width)), v.at(b, build.mul(t, depth))
         goals = [build.gep(v.at(out, column), [build.mul(word(i), step)]) for i in range(height)]
         places = [build.gep(goal, [word(j * v.lanes)]) for goal in goals for j in range(vectors)]
         for place in places:
@@ -145,12 +74,6 @@ def _row_of_tiles(
             pair = build.gep(terms, [build.mul(q, word(2))])
             term, line = build.load(pair), build.gep(corner, [build.load(build.gep(pair, [word(1)]))])
             pixels = [v.load(build.gep(line, [word(j * v.lanes)])) for j in range(vectors)]
-            for j, pixel in enumerate(pixels):
-                if panel:
-                    v.prefetch(build.gep(line, [word(width + j * v.lanes)]), level=2)  # the tile beside this one
-                    v.store(pixel, build.gep(target, [build.add(build.mul(q, word(width)), word(j * v.lanes))]))
-                else:
-                    v.prefetch(build.gep(line, [word(AHEAD * width + j * v.lanes)]))
             results = []
             for i in range(height):
                 weight = v.spread(build.gep(starts[i], [term]))
@@ -184,21 +107,9 @@ def _outer_sum(
             block = build.append_basic_block(f"tile{i}x{j}")
             choice.add_case(word(i * (WIDEST + 1) + j), block)
             build.position_at_end(block)
-            _row_of_tiles(v, i, j, a, rows, b, terms, n, tiles, depth, None, out, step, start, joins)
+            _row_of_tiles(v, i, j, a, rows, b, terms, n, tiles, depth, out, step, start, joins)
             build.branch(after)
     build.position_at_end(after)
-
-
-def _pack_sum(
-    v: Vectors, a: Any, rows: Any, b: Any, terms: Any, n: Any, vectors: Any, tiles: Any, depth: Any,
-    panel: Any, out: Any, step: Any, start: Any, joins: Any,
-) -> None:  # fmt: skip
-    word, build = ir.IntType(64), v.builder
-    tallest, widest = ((min(HIGHEST, SUMS // j), j) for j in WIDTHS)
-    with build.if_else(build.icmp_signed("==", vectors, word(WIDEST))) as (wide, narrow):
-        for branch, shape in ((wide, widest), (narrow, tallest)):
-            with branch:
-                _row_of_tiles(v, *shape, a, rows, b, terms, n, tiles, depth, panel, out, step, start, joins)
 
 
 def _multiply_add(v: Vectors, n: Any, out: Any) -> None:
@@ -209,194 +120,8 @@ def _multiply_add(v: Vectors, n: Any, out: Any) -> None:
         v.store(total, v.at(out, word(i * v.lanes)))
 
 
-def _put(
-    v: Vectors, sums: Any, s_step: Any, n: Any, height: Any, target: Any, step: Any, bias: Any, first: Any
-) -> None:
-    word, build = ir.IntType(64), v.builder
-    whole = build.and_(n, word(-v.lanes))
-    rest = v.first(build.sub(n, whole))
-
-    def rows(joins: bool) -> None:
-        def row(i: Any, _: list[Any]) -> list[Any]:
-            start = v.spread(v.at(bias, i))
-            source, goal = v.at(sums, build.mul(i, s_step)), v.at(target, build.mul(i, step))
-
-            def piece(p: Any, _: list[Any]) -> list[Any]:
-                place = build.gep(goal, [p])
-                v.store(build.fadd(v.load(place) if joins else start, v.load(build.gep(source, [p]))), place)
-                return []
-
-            v.loop(whole, v.lanes, [], piece)
-            place = build.gep(goal, [whole])
-            before = v.load_some(place, rest) if joins else start
-            v.store_some(build.fadd(before, v.load_some(build.gep(source, [whole]), rest)), place, rest)
-            return []
-
-        v.loop(height, 1, [], row)
-
-    with build.if_else(build.icmp_signed("!=", first, word(0))) as (begin, go_on):
-        with begin:
-            rows(joins=False)
-        with go_on:
-            rows(joins=True)
-
-
-def _put_apart(
-    v: Vectors, sums: Any, s_step: Any, n: Any, height: Any, target: Any, step: Any, apart: Any, bias: Any, first: Any
-) -> None:
-    word, build = ir.IntType(64), v.builder
-    begins = build.icmp_signed("!=", first, word(0))
-    even = ir.Constant(v.mask, [1 - j % 2 for j in range(v.lanes)])
-
-    def row(i: Any, _: list[Any]) -> list[Any]:
-        start = v.at(bias, i)
-        source, goal = v.at(sums, build.mul(i, s_step)), v.at(target, build.mul(i, step))
-
-        def pair(j: Any, _: list[Any]) -> list[Any]:
-            total = v.load(build.gep(source, [j]))
-            for half in range(2):  # the first half of the sums, then the other, each before a gap
-                place = build.gep(goal, [build.add(build.mul(j, word(2)), word(half * v.lanes))])
-                left = build.sub(build.mul(build.sub(n, j), word(2)), word(half * v.lanes))
-                there = build.and_(even, v.first(left))
-                spaced = v.pick(total, [(half * v.lanes + lane) // 2 for lane in range(v.lanes)])
-                before = build.select(begins, v.spread(start), v.load_some(place, there))
-                v.store_some(build.fadd(before, spaced), place, there)
-            return []
-
-        def item(j: Any, _: list[Any]) -> list[Any]:
-            place = build.gep(goal, [build.mul(j, apart)])
-            before = build.select(begins, build.load(start), build.load(place))
-            build.store(build.fadd(before, build.load(build.gep(source, [j]))), place)
-            return []
-
-        with build.if_else(build.icmp_signed("==", apart, word(2))) as (by_pairs, one_by_one):
-            with by_pairs:
-                v.loop(n, v.lanes, [], pair)
-            with one_by_one:
-                v.loop(n, 1, [], item)
-        return []
-
-    v.loop(height, 1, [], row)
-
-
-def _pack(
-    v: Vectors, lines: Any, terms: Any, n: Any, run: Any, panel: Any, column: Any, width: Any, depth: Any
-) -> None:
-    """``column`` is one of the first panel."""
-    word, build = ir.IntType(64), v.builder
-    terms = build.inttoptr(terms, word.as_pointer())
-    panels = build.sdiv(build.add(build.add(column, run), build.sub(width, word(1))), width)
-
-    def piece(i: Any, _: list[Any]) -> list[Any]:
-        left = build.sub(build.mul(i, width), column)  # where the panel begins in the run
-        begin = build.select(build.icmp_signed(">", left, word(0)), left, word(0))
-        end = build.add(left, width)
-        length = build.sub(build.select(build.icmp_signed("<", run, end), run, end), begin)
-        source = v.at(lines, begin)
-        goal = v.at(panel, build.add(build.mul(i, depth), build.sub(begin, left)))
-        whole = build.and_(length, word(-v.lanes))
-        rest, ragged = v.first(build.sub(length, whole)), build.icmp_signed("<", whole, length)
-
-        def row(q: Any, _: list[Any]) -> list[Any]:
-            line = build.gep(source, [build.load(build.gep(terms, [build.add(build.mul(q, word(2)), word(1))]))])
-            target = build.gep(goal, [build.mul(q, width)])
-
-            def vector(p: Any, _: list[Any]) -> list[Any]:
-                v.store(v.load(build.gep(line, [p])), build.gep(target, [p]))
-                return []
-
-            v.loop(whole, v.lanes, [], vector)
-            with build.if_then(ragged):
-                v.store_some(v.load_some(build.gep(line, [whole]), rest), build.gep(target, [whole]), rest)
-            return []
-
-        v.loop(n, 1, [], row)
-        return []
-
-    v.loop(panels, 1, [], piece)
-
-
-def _copy(v: Vectors, source: Any, n: Any, target: Any) -> None:
-    whole = v.builder.and_(n, ir.IntType(64)(-v.lanes))
-
-    def body(p: Any, _: list[Any]) -> list[Any]:
-        v.store(v.load(v.at(source, p)), v.at(target, p))
-        return []
-
-    v.loop(whole, v.lanes, [], body)
-    rest = v.first(v.builder.sub(n, whole))
-    v.store_some(v.load_some(v.at(source, whole), rest), v.at(target, whole), rest)
-
-
-def _copy_every_second(v: Vectors, source: Any, n: Any, target: Any) -> None:
-    build, word = v.builder, ir.IntType(64)
-    even = ir.Constant(ir.VectorType(ir.IntType(32), v.lanes), [2 * j for j in range(v.lanes)])
-
-    def body(p: Any, _: list[Any]) -> list[Any]:
-        pair = v.at(source, build.mul(p, word(2)))
-        low = v.load_some(pair, v.first(build.mul(build.sub(n, p), word(2))))
-        high = v.load_some(
-            build.gep(pair, [word(v.lanes)]), v.first(build.sub(build.mul(build.sub(n, p), word(2)), word(v.lanes + 1)))
-        )
-        v.store_some(build.shuffle_vector(low, high, even), v.at(target, p), v.first(build.sub(n, p)))
-        return []
-
-    v.loop(n, v.lanes, [], body)
-
-
-def _transpose(v: Vectors, source: Any, s_step: Any, target: Any, t_step: Any) -> None:
-    """A square of ``lanes`` by ``lanes``, in registers: at each stage pairs of rows trade halves, quarters, …"""
-    word, build = ir.IntType(64), v.builder
-    rows = [v.load(v.at(source, build.mul(word(i), s_step))) for i in range(v.lanes)]
-    half = v.lanes // 2
-    while half:
-        low = [j % (2 * half) % half + j // (2 * half) * 2 * half + (v.lanes if j // half % 2 else 0)
-               for j in range(v.lanes)]  # fmt: skip
-        masks = [ir.Constant(ir.VectorType(ir.IntType(32), v.lanes), [j + add for j in low]) for add in (0, half)]
-        for i in range(v.lanes):
-            if i // half % 2 == 0:
-                pair = rows[i], rows[i + half]
-                rows[i], rows[i + half] = (build.shuffle_vector(*pair, mask) for mask in masks)
-        half //= 2
-    for j, row in enumerate(rows):
-        v.store(row, v.at(target, build.mul(word(j), t_step)))
-
-
 _SUM_CODE = {types.float32: vector_code(32, 13, _outer_sum), types.float64: vector_code(64, 13, _outer_sum)}
-_PACK_SUM_CODE = {types.float32: vector_code(32, 13, _pack_sum), types.float64: vector_code(64, 13, _pack_sum)}
 _PEAK_CODE = {types.float32: vector_code(32, 2, _multiply_add), types.float64: vector_code(64, 2, _multiply_add)}
-_PUT_CODE = {types.float32: vector_code(32, 8, _put), types.float64: vector_code(64, 8, _put)}
-_APART_CODE = {types.float32: vector_code(32, 9, _put_apart), types.float64: vector_code(64, 9, _put_apart)}
-_PACK_CODE = {types.float32: vector_code(32, 8, _pack), types.float64: vector_code(64, 8, _pack)}
-_COPY_CODE = {types.float32: vector_code(32, 3, _copy), types.float64: vector_code(64, 3, _copy)}
-_SECOND_CODE = {
-    types.float32: vector_code(32, 3, _copy_every_second), types.float64: vector_code(64, 3, _copy_every_second)
-}
-_TURN_CODE = {types.float32: vector_code(32, 4, _transpose), types.float64: vector_code(64, 4, _transpose)}
-
-
-@overload(copy_run)
-def _copy_run(source, s0, n, target, t0, zero):
-    if zero not in _COPY_CODE:
-        return copy_run
-    code, size = _COPY_CODE[zero], zero.bitwidth // 8
-
-    def vectors(source, s0, n, target, t0, zero):
-        code((source + s0 * size, n, target + t0 * size))
-
-    return vectors
-
-
-@overload(copy_every_second)
-def _copy_every_second_run(source, s0, n, target, t0, zero):
-    if zero not in _SECOND_CODE:
-        return copy_every_second
-    code, size = _SECOND_CODE[zero], zero.bitwidth // 8
-
-    def vectors(source, s0, n, target, t0, zero):
-        code((source + s0 * size, n, target + t0 * size))
-
-    return vectors
 
 
 @overload(outer_sum)
@@ -419,93 +144,9 @@ def _sum_tile(
     return row_of_tiles
 
 
-@overload(pack_sum)
-def _pack_sum_tile(
-    a, a0, rows, r0, lines, l0, terms, n, columns, tiles, panel, p0, depth, out, o0, step, start, s0, joins, zero
-):
-    if zero not in _SUM_CODE:
-        return pack_sum
-    code, size = _PACK_SUM_CODE[zero], zero.bitwidth // 8
-    lanes = VECTOR_BYTES // size
-
-    def row_of_tiles(
-        a, a0, rows, r0, lines, l0, terms, n, columns, tiles, panel, p0, depth, out, o0, step, start, s0, joins, zero
-    ):
-        code((
-            a + a0 * size, rows + r0 * 8, lines + l0 * size, terms, n, columns // lanes, tiles, depth,
-            panel + p0 * size, out + o0 * size, step, start + s0 * size, np.int64(joins),
-        ))  # fmt: skip
-
-    return row_of_tiles
-
-
 @overload(multiply_add)
 def _multiply_add_loop(n, out, zero):
     if zero not in _PEAK_CODE:
         return multiply_add
     code = _PEAK_CODE[zero]
     return lambda n, out, zero: code((n, out))
-
-
-@overload(aligned)
-def _aligned(array):
-    return aligned
-
-
-@overload(pack)
-def _pack_panel(lines, l0, terms, q0, n, run, panel, p0, column, width, depth, zero):
-    if zero not in _PACK_CODE:
-        return pack
-    code, size = _PACK_CODE[zero], zero.bitwidth // 8
-
-    def vectors(lines, l0, terms, q0, n, run, panel, p0, column, width, depth, zero):
-        at = p0 + column // width * depth + q0 * width
-        code((lines + l0 * size, terms + q0 * 16, n, run, panel + at * size, column % width, width, depth))
-
-    return vectors
-
-
-@overload(put)
-def _put_tile(sums, s0, s_step, n, height, target, t0, step, bias, k0, first, zero):
-    if zero not in _PUT_CODE:
-        return put
-    code, size = _PUT_CODE[zero], zero.bitwidth // 8
-
-    def vectors(sums, s0, s_step, n, height, target, t0, step, bias, k0, first, zero):
-        code((sums + s0 * size, s_step, n, height, target + t0 * size, step, bias + k0 * size, np.int64(first)))
-
-    return vectors
-
-
-@overload(put_apart)
-def _put_apart_tile(sums, s0, s_step, n, height, target, t0, step, apart, bias, k0, first, zero):
-    if zero not in _APART_CODE:
-        return put_apart
-    code, size = _APART_CODE[zero], zero.bitwidth // 8
-
-    def vectors(sums, s0, s_step, n, height, target, t0, step, apart, bias, k0, first, zero):
-        code((
-            sums + s0 * size, s_step, n, height, target + t0 * size, step, apart, bias + k0 * size, np.int64(first),
-        ))  # fmt: skip
-
-    return vectors
-
-
-@overload(transpose)
-def _transpose_block(source, s0, s_step, n, m, target, t0, t_step, zero):
-    if zero not in _TURN_CODE:
-        return transpose
-    code, one, size = _TURN_CODE[zero], _COPY_CODE[zero], zero.bitwidth // 8
-    square = VECTOR_BYTES // size
-
-    def vectors(source, s0, s_step, n, m, target, t0, t_step, zero):
-        rows, columns = n // square * square, m // square * square
-        for i in range(0, rows, square):
-            for j in range(0, columns, square):
-                begin, end = s0 + i * s_step + j, t0 + j * t_step + i
-                code((source + begin * size, s_step, target + end * size, t_step))
-        for i in range(n):
-            for j in range(columns if i < rows else 0, m):
-                one((source + (s0 + i * s_step + j) * size, 1, target + (t0 + j * t_step + i) * size))
-
-    return vectors
