@@ -129,7 +129,8 @@ def test_the_choice_is_that_of_auto(dtype):
         else:
             g = conv_geometry(case.x, case.w, **case.geometry)
         for product, got in zip(select.PRODUCTS, choices(g, dtype), strict=True):
-            able = [e for e in select.estimates(product, g, dtype) if e.algorithm in choice.CHOICES and not e.why_not]
+            offered = choice.CHOICES[: 2 if product == "grad_weight" else 3]
+            able = [e for e in select.estimates(product, g, dtype) if e.algorithm in offered and not e.why_not]
             fits = [e for e in able if select.workspace(e.algorithm, g, dtype, "cpu") <= select.WORKSPACE]
             assert got == min(fits, key=lambda e: e.seconds).algorithm, (case.name, product)
             taken.add(got)
