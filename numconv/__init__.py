@@ -11,6 +11,7 @@ Names load on first use, so that importing numconv imports neither numba nor Sci
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'numconv' has no attribute {name!r}")
     value = getattr(import_module(f"numconv.{_ROOM_OF[name]}"), name)
     globals()[name] = value  # from now on a plain attribute
+    if "numconv.overloads" in sys.modules:  # numba is there and has asked what it may compile
+        sys.modules["numconv.overloads"].register(name, value)
     return value
 
 

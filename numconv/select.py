@@ -226,16 +226,17 @@ class Sizes(NamedTuple):
     stride: tuple[int, ...]
     step: tuple[int, ...]
     lanes: int  # numbers in a vector register of the machine that was measured; 1 without vector code
+    multiply_adds: int  # those of the sum as it is written
+    share: float  # how much of the work one of two threads does: all of it where it is too little to share
 
-    @property
-    def multiply_adds(self) -> int:
-        """Those of the sum as it is written."""
-        return self.N * self.K * prod(self.out) * self.C // self.G * prod(self.kernel)
 
-    @property
-    def share(self) -> float:
-        """How much of the work one of two threads does: all of it where it is too little to share."""
-        return 1.0 if self.multiply_adds < 1 << 17 else 0.5
+#: Multiply-adds that are not shared.
+LITTLE = 1 << 17
+
+
+def lanes_of(dtype: np.dtype) -> int:
+    """The ``lanes`` of ``Sizes``."""
+    return 64 // dtype.itemsize if dtype.kind == "f" else 1
 
 
 def sizes_of(product: str, algorithm: str, g: ConvGeometry, dtype: np.dtype) -> tuple[Sizes, int]:
@@ -262,7 +263,9 @@ def _from_rows(N: int, C: int, K: int, G: int, rows: Sequence[tuple[int, ...]], 
     kernel, out, stride = (tuple(max(row[i], 1) for row in rows) for i in (1, 2, 4))  # nothing counts as one pixel
     step = tuple(abs(row[5]) for row in rows)
     reach = tuple((o - 1) * s + (k - 1) * t + 1 for k, o, s, t in zip(kernel, out, stride, step, strict=True))
-    return Sizes(N, C, K, G, kernel, out, reach, stride, step, 64 // dtype.itemsize if dtype.kind == "f" else 1)
+    work = N * K * prod(out) * C // G * prod(kernel)
+    share = 1.0 if work < LITTLE else 0.5
+    return Sizes(N, C, K, G, kernel, out, reach, stride, step, lanes_of(dtype), work, share)
 
 
 def _up(n: int, multiple: int) -> int:
@@ -346,8 +349,8 @@ def _im2col(s: Sizes) -> tuple[float, ...]:
 
 def _winograd(s: Sizes) -> tuple[float, ...]:
     tiles, places = s.N, 36 if s.stride[0] == 1 else 81
-    for out, step in zip(s.out, s.step, strict=True):
-        tiles *= step * -(-out // (4 * step))
+    for a in range(2):
+        tiles *= s.step[a] * -(-s.out[a] // (4 * s.step[a]))
     return (
         1,
         s.share * places * s.G * _up(s.K // s.G, s.lanes) * (s.C // s.G) * _up(tiles, 2),  # multiply-adds

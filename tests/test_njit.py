@@ -1,21 +1,25 @@
 """numconv's functions inside ``@njit`` functions: the same bits as outside, serial and in parallel loops."""
 
 import os
+import random
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
-import numba  # noqa: F401  # for the script
+import numba
 import numpy as np
 import pytest
-from conftest import assert_same, values
+from conftest import assert_same, normal, values
 from numba import njit, prange
 from numba.core.errors import NumbaError
 
 import numconv as nc
-from numconv import conv, overloads
+from numconv import _memory, conv, overloads, select
+from numconv.bench import cases
+from numconv.cpu.compiled import algorithms, choice
+from numconv.geometry import conv_geometry, plain_geometry
 
 overloads.init()  # numba does so itself where numconv is installed
 
@@ -30,6 +34,9 @@ import sys, numconv
 assert 'numba' not in sys.modules
 import numba
 assert 'numconv.cpu' not in sys.modules
+from numconv import overloads
+overloads.init()
+assert not any(name.startswith(('numconv.api', 'numconv.cpu.')) for name in {*sys.modules} - {'numconv.cpu.words'})
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -50,8 +57,8 @@ def layers(x, w, bias):
 
 def plain(x, w, s):
     a, b = x[0, 0], w[0, 0]
-    same = nc.convolve(a, b, "same", boundary="wrap", stride=s, algorithm="implicit")
-    return same, nc.convolve(b, a, "valid", stride=2, algorithm="implicit")
+    same = nc.convolve(a, b, "same", boundary="wrap", stride=s)
+    return same, nc.convolve(b, a, "valid", stride=2)
 
 
 def windows(x, cols):
@@ -91,8 +98,142 @@ def test_integers_are_exact_and_wrap():
 def in_a_loop(xs, w):
     sums = np.empty(len(xs))
     for i in prange(len(xs)):
-        sums[i] = nc.conv(xs[i], w, padding=1, algorithm="implicit").sum()
+        sums[i] = nc.conv(xs[i], w, padding=1).sum() + nc.conv(xs[i], w[:, :1], padding=1, groups=8).sum()
     return sums
+
+
+def product(x, w, stride, dilation, groups):
+    y = nc.conv(x, w, stride=stride, dilation=dilation, padding=1, groups=groups)
+    dx = nc.conv_grad_input(x.shape, w, y, stride=stride, dilation=dilation, padding=1, groups=groups)
+    folded = nc.conv_grad_input(
+        x.shape, w, y, stride=stride, dilation=dilation, padding=1, groups=groups, boundary="reflect"
+    )
+    dw = nc.conv_grad_weight(x, w.shape, y, stride=stride, dilation=dilation, padding=1, groups=groups)
+    return y, dx, folded, dw
+
+
+compiled_product = njit(product)
+there, back = choice.FORWARD, choice.GRAD_INPUT
+compiled_choice = njit(lambda g: (choice.choose((there, *g)), choice.choose((back, *g)), choice.choose_for_weights(g)))
+
+
+def choices(geometry, dtype):
+    """What compiled code takes."""
+    g, dtype = geometry, np.dtype(dtype)
+    sizes = choice.kind_of(dtype), choice.lanes_of(dtype), g.N, g.C, g.K, g.groups, g.axes
+    return [choice.CHOICES[taken] for taken in compiled_choice(sizes)]
+
+
+def geometries():
+    """Layers of the benchmarks, and others at random that Winograd's algorithm may serve or just not."""
+    for case in cases.choose(("resnet50", "image", "1d", "3d")):
+        if case.kind == "convolve":
+            yield plain_geometry(case.x, case.w, "same", dilation=1, boundary=case.boundary)
+        else:
+            yield conv_geometry(case.x, case.w, **case.geometry)
+    draw = random.Random(0)
+    for _ in range(200):
+        groups, Cg, Kg = draw.choice([1, 1, 2]), 2 ** draw.randrange(11), 2 ** draw.randrange(11)
+        stride, dilation = draw.choice([(1, 1), (1, 1), (2, 1), (2, 2), (1, 2), (1, (1, 4)), ((1, 2), 1)])
+        size, kernel = (draw.randrange(9, 120), draw.randrange(9, 120)), draw.choice([(3, 3)] * 9 + [(3, 2)])
+        yield conv_geometry(
+            (draw.randrange(1, 4), groups * Cg, *size), (groups * Kg, Cg, *kernel), stride=stride, dilation=dilation,
+            padding=draw.randrange(3), groups=groups,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "complex64"])
+def test_the_choice_is_that_of_auto(dtype, monkeypatch):
+    monkeypatch.setattr(numba, "get_num_threads", lambda: 2)  # whose memory is what auto limits in compiled code
+    dtype, taken = np.dtype(dtype), set()
+    for g in geometries():
+        for product, got in zip(select.PRODUCTS, choices(g, dtype), strict=True):
+            offered = [e for e in select.estimates(product, g, dtype) if e.algorithm in choice.CHOICES]
+            able = [e for e in offered if not e.why_not]
+            fits = [e for e in able if select.workspace(e.algorithm, g, dtype, "cpu") <= select.WORKSPACE]
+            assert got == min(fits, key=lambda e: e.seconds).algorithm, (g, product)
+            taken.add((product, got))
+            if got == "winograd":
+                taken.add((product, "dilated" if max(g.dilation) > 1 else "strided" if max(g.stride) > 1 else "plain"))
+    expected = {(product, name) for product in select.PRODUCTS for name in ("implicit", "direct")}
+    if dtype == np.float32:
+        expected |= {(product, name) for product in select.PRODUCTS for name in ("winograd", "plain")}
+        expected |= {("forward", "dilated"), ("grad_input", "dilated")}
+    assert expected <= taken
+    assert dtype == np.float32 or expected == taken
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "stride", "dilation", "groups", "dtype", "expected"),
+    [
+        ((1, 64, 40, 37), (64, 64, 3, 3), 1, 1, 1, "float32", ["winograd"] * 3),
+        ((1, 96, 60, 60), (96, 96, 3, 3), 1, 2, 1, "float32", ["winograd", "winograd", "implicit"]),
+        ((2, 8, 40, 37), (16, 1, 3, 3), (2, 1), 1, 8, "float32", ["direct"] * 3),
+        ((2, 40, 9, 8), (48, 40, 3, 2), 2, 1, 1, "float32", ["implicit"] * 3),
+        ((1, 3, 300), (2, 3, 5), 3, 1, 1, "float64", ["direct"] * 3),
+        ((1, 2, 20, 17), (4, 1, 3, 2), 2, 1, 2, "int64", ["direct"] * 3),
+    ],
+)
+def test_every_algorithm_has_the_same_bits_inside(x, w, stride, dilation, groups, dtype, expected):
+    rest = {"stride": stride, "dilation": dilation, "padding": 1, "groups": groups}
+    assert choices(conv_geometry(x, w, **rest), dtype) == expected
+    X, W = values(x, dtype), values(w, dtype, 1)
+    forward, grad_input, grad_weight = expected
+    y = conv(X, W, algorithm=forward, **rest)
+    want = (
+        y, nc.conv_grad_input(x, W, y, algorithm=grad_input, **rest),
+        nc.conv_grad_input(x, W, y, algorithm=grad_input, boundary="reflect", **rest),
+        nc.conv_grad_weight(X, w, y, algorithm=grad_weight, **rest),
+    )
+    strides, dilations = ((n,) * (len(x) - 2) if isinstance(n, int) else n for n in (stride, dilation))
+    for threads in (1, numba.config.NUMBA_NUM_THREADS):
+        numba.set_num_threads(threads)
+        for got, known in zip(compiled_product(X, W, strides, dilations, groups), want, strict=True):
+            assert_same(got, known)
+
+
+def read_only(array):
+    """As launchers take their inputs."""
+    view = array.reshape(-1)
+    view.flags.writeable = False
+    return view
+
+
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_winograd_in_each_of_its_ways(stride, dilation, flip):
+    """Whatever auto takes: the launchers themselves, over an image with a pixel that is not finite."""
+    rest = {"stride": stride, "dilation": dilation, "padding": 2, "groups": 2, "flip": flip}
+    g = conv_geometry((2, 10, 31, 18), (18, 5, 3, 3), **rest)
+    x, w = normal((2, 10, 31, 18), np.float32), normal((18, 5, 3, 3), np.float32, 1)
+    x[1, 3, 4, 5] = np.inf
+    axes, edge, nothing = g.axes.copy(), g.boundary_code, np.float32(0)
+    dy, y = normal(g.output_shape, np.float32, 2), np.empty(g.output_shape, np.float32)
+    dx, dw = np.empty_like(x), np.empty_like(w)
+    flat_x, flat_w, terms, steps = read_only(x), read_only(w), np.arange(9), np.array(y.strides) // 4
+    algorithms.by_winograd(
+        flat_x, 2, 10, flat_w, terms, 45, 9, read_only(np.zeros(18, np.float32)), 2, axes, edge, nothing,
+        y.reshape(-1), 0, steps,
+    )  # fmt: skip
+    assert_same(y, conv(x, w, algorithm="winograd", **rest))
+    algorithms.by_winograd_back(read_only(dy), flat_w, 2, 10, 18, 2, axes, dx.reshape(-1))
+    assert_same(dx, nc.conv_grad_input(x.shape, w, dy, algorithm="winograd", **rest))
+    if stride == dilation == 1:
+        for pixel in (np.inf, 1):
+            x[1, 3, 4, 5] = pixel
+            algorithms.weights_by_winograd(flat_x, 2, 10, read_only(dy), 18, axes, edge, nothing, dw.reshape(-1))
+            assert_same(dw, nc.conv_grad_weight(x, w.shape, dy, algorithm="winograd", **rest))
+
+
+def test_memory_is_asked_for_before_it_is_taken(monkeypatch):
+    compiled = njit(lambda x, lo: nc.im2col(x, 3, padding=lo))
+    x = np.zeros((1, 1), np.float32)
+    assert compiled(x, 2).shape == (9, 9)
+    with pytest.raises(MemoryError, match=f"needs.*{9 * 2000001**2 * 4}"):
+        compiled(x, 1000001)
+    monkeypatch.setattr(_memory, "available", lambda: 1 << 24)
+    with pytest.raises(MemoryError, match=f"{9 * 1003**2 * 4}, {1 << 24}"):
+        compiled(x, 502)
 
 
 SCRIPT = """

@@ -77,6 +77,13 @@ class Cache(FunctionCache):
     def save_overload(self, sig: Any, data: Any) -> None:
         self._try(super().save_overload, sig, data)
 
+    def holds(self, sig: Any, target_context: Any) -> bool:
+        """Whether the index names this, without a look at the code itself."""
+        try:
+            return self._index_key(sig, target_context.codegen()) in self._cache_file._load_index()
+        except (OSError, *DAMAGED):
+            return False
+
     def flush(self) -> None:
         self._try(super().flush)
 

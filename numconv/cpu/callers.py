@@ -1,13 +1,9 @@
-"""What compiled code of the caller needs to call numconv: whether to start threads, arrays as kernels take them, and
-launchers by their address.
-"""
+"""What compiled code of the caller needs: may it start threads, is there memory, arrays as kernels take them."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import pickle
-from collections.abc import Callable
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -16,12 +12,17 @@ import numpy as np
 from llvmlite import ir
 from numba import extending, types
 from numba.core import cgutils
+from numba.core.errors import RequireLiteralValue
 from numba.core.imputils import impl_ret_borrowed
 from numba.np.arrayobj import populate_array
+from numba.np.numpy_support import as_dtype, from_dtype
 
+from .._memory import ALWAYS_THERE
 from . import _jit
 from ._jit import ALONE, helper
-from .words import ASK, BELOW, FIRST, IN_PARALLEL, LAUNCHER, LOAD, NAME, THREADS, words
+from .blocks import item_bytes
+from .simd import lanes, panel_width
+from .words import ASK, AVAILABLE, BELOW, IN_PARALLEL, LAUNCHER, MEMORY, NAME, THREADS, words
 
 intrinsic: Any = extending.intrinsic  # numba adds the context to calls, which its types do not know
 
@@ -53,7 +54,8 @@ def _library(name: str) -> Any:
         return None
 
 
-def _words(builder):
+def words_in(builder):
+    """The words as a module of compiled code names them."""
     size = ir.ArrayType(_WORD, words.size)
     if NAME not in builder.module.globals:
         ir.GlobalVariable(builder.module, size, NAME)
@@ -65,7 +67,7 @@ def _word(typing_context, i):
     """One of the words."""
 
     def codegen(context, builder, signature, values):
-        return builder.load(builder.gep(_words(builder), [_WORD(0), values[0]]))
+        return builder.load(builder.gep(words_in(builder), [_WORD(0), values[0]]))
 
     return types.intp(types.intp), codegen
 
@@ -75,7 +77,7 @@ def _call_word(typing_context, i):
     """The result of a function whose address is one of the words."""
 
     def codegen(context, builder, signature, values):
-        address = builder.load(builder.gep(_words(builder), [_WORD(0), values[0]]))
+        address = builder.load(builder.gep(words_in(builder), [_WORD(0), values[0]]))
         function = builder.inttoptr(address, ir.FunctionType(_STATUS, []).as_pointer())
         return builder.zext(builder.call(function, []), _WORD)
 
@@ -87,12 +89,13 @@ def _is_pythons(typing_context):
     """Whether Python knows this thread. It does not know those that numba has started."""
 
     def codegen(context, builder, signature, values):
-        return _pythons(builder)
+        return pythons(builder)
 
     return types.boolean(), codegen
 
 
-def _pythons(builder):
+def pythons(builder):
+    """Whether Python knows this thread."""
     kind = ir.FunctionType(cgutils.voidptr_t, [])
     state = builder.call(cgutils.get_or_insert_function(builder.module, kind, "PyGILState_GetThisThreadState"), [])
     return cgutils.is_not_null(builder, state)
@@ -148,99 +151,167 @@ def as_table(typing_context, array):
     return view(array), codegen
 
 
-# launchers ----------------------------------------------------------------------------------------------------------
+@intrinsic
+def spatial(typing_context, rows, padding, d):
+    """A table with a column for each of ``d`` axes: padding before and behind, then the rows.
 
-
-def through(launcher: Any) -> Callable[[Any], Any]:
-    """A way to call a compiled launcher, with its arguments as a tuple, that leaves its code where it is.
-
-    A plain call would link all of it into the caller's function, and compile it again for every caller. Here the
-    caller's code asks for the address: it stands in a table, under a number that follows from name and types. Code
-    that was cached on disk puts it there as it is loaded; if it is missing, Python is asked.
+    A row is an int, or a tuple whose last ``d`` ints count; padding an int, a tuple of them, or one of pairs. The table
+    lives as long as the function that asks for it.
     """
-    name = launcher.py_func.__name__
+    if not isinstance(d, types.IntegerLiteral):
+        raise RequireLiteralValue("d must be known to the compiler")
+    axes, given = d.literal_value, [*rows]
+    result = types.Array(types.int64, 2, "C")
+
+    def codegen(context, builder, signature, values):
+        def number(value: Any, kind: Any) -> Any:
+            if isinstance(kind, types.Omitted):
+                return _WORD(kind.value)
+            return context.cast(builder, value, kind, types.int64)
+
+        def column(value: Any, kind: Any, a: int) -> Any:
+            if not isinstance(kind, types.BaseTuple):
+                return number(value, kind)
+            items: Any = kind
+            a += len(items) - axes
+            return number(builder.extract_value(value, a), items[a])
+
+        table: list[Any] = []
+        kinds: list[Any] = list(padding) if isinstance(padding, types.BaseTuple) else []  # type: ignore[call-overload]
+        pairs = all(isinstance(kind, types.BaseTuple) for kind in kinds) and kinds
+        for side in (0, 1):
+            if pairs:
+                both = zip(cgutils.unpack_tuple(builder, values[1]), kinds, strict=True)
+                table += [number(builder.extract_value(pair, side), kind[side]) for pair, kind in both]
+            else:
+                table += [column(values[1], padding, a) for a in range(axes)]
+        for value, kind in zip(cgutils.unpack_tuple(builder, values[0]), given, strict=True):
+            table += [column(value, kind, a) for a in range(axes)]
+        block = cgutils.alloca_once(builder, ir.ArrayType(_WORD, max(len(table), 1)))
+        for i, value in enumerate(table):
+            builder.store(value, builder.gep(block, [_WORD(0), _WORD(i)]))
+        return _array(context, builder, result, builder.bitcast(block, _WORD.as_pointer()), (len(table) // axes, axes))
+
+    return result(rows, padding, d), codegen
+
+
+def _array(context, builder, kind, data, shape, meminfo=None):
+    """An array over memory that is there."""
+    array = context.make_array(kind)(context, builder)
+    itemsize = context.get_abi_sizeof(context.get_data_type(kind.dtype))
+    shape = [n if isinstance(n, ir.Value) else _WORD(n) for n in shape]
+    strides: list[Any] = []
+    step = _WORD(itemsize)
+    for n in reversed(shape):
+        strides.insert(0, step)
+        step = builder.mul(step, n)
+    populate_array(array, data, shape, strides, _WORD(itemsize), meminfo)
+    return array._getvalue()
+
+
+def _scalar(kind: Any) -> Any:
+    @intrinsic
+    def read(typing_context, value):
+        def codegen(context, builder, signature, values):
+            (given,) = signature.args
+            if isinstance(given, types.Omitted):
+                return context.get_constant(kind, given.value)
+            return context.cast(builder, values[0], given, kind)
+
+        return kind(value), codegen
+
+    return read
+
+
+as_int, as_bool = _scalar(types.int64), _scalar(types.boolean)
+
+
+def nothing(dtype: np.dtype) -> Any:
+    """What gives an empty input, whatever it gets."""
+    result = types.Array(from_dtype(dtype), 1, "C", readonly=True)
 
     @intrinsic
-    def call(typing_context, arguments):
-        given = tuple(types.unliteral(t) for t in arguments)
-        result = _compiled(name, given).signature.return_type
-        key = pickle.dumps((name, given))
-
+    def empty(typing_context, value):
         def codegen(context, builder, signature, values):
-            context.active_code_library._reload_init.add(Loader(key))
-            number = Loader(key)()
-            text = context.insert_const_bytes(builder.module, key, name=f"launcher.{name}")
-            address = _find(builder, number, text, len(key))
-            with builder.if_then(cgutils.is_null(builder, address), likely=False):
-                message = f"numconv's {name} is not loaded in this process: call it once outside of parallel loops"
-                context.call_conv.return_user_exc(builder, RuntimeError, (message,))
-            kind = context.call_conv.get_function_type(result, given)
-            unpacked = [
-                context.cast(builder, value, old, new)
-                for value, old, new in zip(cgutils.unpack_tuple(builder, values[0]), arguments, given, strict=True)
-            ]
-            function = builder.inttoptr(address, kind.as_pointer())
-            status, value = context.call_conv.call_function(builder, function, result, given, unpacked)
-            with cgutils.if_unlikely(builder, status.is_error):
-                context.call_conv.return_status_propagate(builder, status)
-            return value
+            data = cgutils.get_null_value(context.get_data_type(result.dtype).as_pointer())
+            return _array(context, builder, result, data, [0])
 
-        return result(arguments), codegen
+        return result(value), codegen
 
-    return call
+    return empty
 
 
-class Loader:
-    """Brings a launcher for some types into memory, and its address into the table."""
+@intrinsic
+def formed(typing_context, flat, shape, axes):
+    """A flat array in the form that the last so many items of ``shape`` say."""
+    if not isinstance(axes, types.IntegerLiteral):
+        raise RequireLiteralValue("axes must be known to the compiler")
+    result = types.Array(flat.dtype, axes.literal_value, "C")
 
-    def __init__(self, key: bytes) -> None:
-        self.key = key
+    def codegen(context, builder, signature, values):
+        source = context.make_array(flat)(context, builder, values[0])
+        sizes = context.make_array(shape)(context, builder, values[1])
+        first = builder.sub(sizes.nitems, _WORD(result.ndim))
+        places = [builder.gep(sizes.data, [builder.add(first, _WORD(a))]) for a in range(result.ndim)]
+        form = [builder.load(place) for place in places]
+        value = _array(context, builder, result, source.data, form, source.meminfo)
+        return impl_ret_borrowed(context, builder, result, value)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Loader) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __call__(self) -> int:
-        """The number of the launcher: its key in short."""
-        number = int.from_bytes(hashlib.sha256(self.key).digest()[:8], "little", signed=True)
-        entries = words[FIRST:].reshape(-1, 2)
-        if number not in entries[:, 0]:
-            cres = _compiled(*pickle.loads(self.key))
-            place = int((entries[:, 0] == 0).argmax())
-            entries[place, 1] = cres.library.get_pointer_to_function(cres.fndesc.llvm_func_name)
-            entries[place, 0] = number
-        return number
+    return result(flat, shape, axes), codegen
 
 
-def _compiled(name: str, given: tuple[Any, ...]) -> Any:
-    launcher = getattr(import_module("numconv.cpu.compiled"), name)
-    launcher.compile(given)
-    return launcher.overloads[given]
+@helper
+def require(nbytes):
+    """Refuse what does not fit into memory, before it is taken. Threads of a parallel loop go by the last answer."""
+    if nbytes >= ALWAYS_THERE:
+        if _is_pythons():
+            _call_word(MEMORY)
+        if nbytes > _word(AVAILABLE):
+            raise MemoryError("bytes that the result needs, and that are available:", nbytes, _word(AVAILABLE))
 
 
-def _find(builder: Any, number: int, text: Any, length: int) -> Any:
-    """The address of a launcher, or 0."""
-    table = _words(builder)
-    found = cgutils.alloca_once_value(builder, _WORD(0))
+@intrinsic
+def _in_large_pages(typing_context, array):
+    """Ask Linux for large pages, as NumPy does for its arrays: to touch as much in small ones takes much longer."""
 
-    def look():
-        with cgutils.for_range(builder, _WORD((words.size - FIRST) // 2)) as loop:
-            at = builder.add(_WORD(FIRST), builder.mul(loop.index, _WORD(2)))
-            entry = builder.load(builder.gep(table, [_WORD(0), at]))
-            with builder.if_then(builder.icmp_signed("==", entry, _WORD(number))):
-                place = builder.gep(table, [_WORD(0), builder.add(at, _WORD(1))])
-                builder.store(builder.load(place), found)
-                loop.do_break()
-            with builder.if_then(builder.icmp_signed("==", entry, _WORD(0))):
-                loop.do_break()
+    def codegen(context, builder, signature, values):
+        if sys.platform == "linux":
+            source = context.make_array(array)(context, builder, values[0])
+            begin = builder.ptrtoint(source.data, _WORD)
+            end = builder.add(begin, builder.mul(source.nitems, source.itemsize))
+            begin = builder.and_(builder.add(begin, _WORD(PAGE - 1)), _WORD(-PAGE))
+            kind = ir.FunctionType(_STATUS, [_WORD, _WORD, _STATUS])
+            advise = cgutils.get_or_insert_function(builder.module, kind, "madvise")
+            builder.call(advise, [begin, builder.sub(end, begin), _STATUS(MADV_HUGEPAGE)])
+        return context.get_dummy_value()
 
-    look()
-    missing = builder.and_(cgutils.is_null(builder, builder.load(found)), _pythons(builder))
-    with builder.if_then(missing, likely=False):
-        ask = builder.load(builder.gep(table, [_WORD(0), _WORD(LOAD)]))
-        kind = ir.FunctionType(_STATUS, [cgutils.voidptr_t, _WORD])
-        builder.call(builder.inttoptr(ask, kind.as_pointer()), [text, _WORD(length)])
-        look()
-    return builder.load(found)
+    return types.void(array), codegen
+
+
+#: From how many bytes on, a page, and Linux' word for them.
+LARGE, PAGE, MADV_HUGEPAGE = 1 << 22, 1 << 12, 14
+
+
+@helper
+def room(count, dtype):
+    """An array of so many items, whatever they hold; refused if there is no memory for it."""
+    require(count * item_bytes(dtype))
+    array = np.empty(count, dtype)
+    if count * item_bytes(dtype) >= LARGE:
+        _in_large_pages(array)
+    return array
+
+
+def known(function: Any) -> Any:
+    """What compiled code sees of a function of a dtype: its result."""
+
+    @extending.overload(function)
+    def constant(dtype):
+        result = function(as_dtype(dtype.dtype))
+        return lambda dtype: result
+
+    return function
+
+
+for function in (lanes, panel_width):
+    known(function)

@@ -226,7 +226,13 @@ def unturned(w: np.ndarray, axes: np.ndarray) -> np.ndarray:
 def block_length(images: int, shape: tuple[int, ...]) -> int:
     """How much of a row one task owns: all of it, unless there are too few rows for the threads, as in 1-D."""
     rows = images * prod(shape[:-1])
-    return max(shape[-1], 1) if rows >= 64 else max(1024, -(-shape[-1] // 64))
+    return row_part(rows, shape[-1])
+
+
+@helper
+def row_part(rows: int, length: int) -> int:
+    """The same of so many rows."""
+    return max(length, 1) if rows >= 64 else max(1024, -(-length // 64))
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:

@@ -13,15 +13,15 @@ one line.
 from __future__ import annotations
 
 from functools import lru_cache
-from math import gcd, prod
-from typing import NamedTuple
+from math import gcd
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ._jit import helper, row_source, source
-from .rows import shared_lines
-from .simd import ABREAST, IMAGE, MASKED, NO_PIXELS, STACKED, WINDOW, copy_item, copy_rows, lanes
+from .rows import lines_of
+from .simd import ABREAST, ENTRY, IMAGE, MASKED, NO_PIXELS, STACKED, WINDOW, copy_item, copy_rows, lanes
 
 #: Output columns of a block in vectors, and its rows in tiles.
 ACROSS, DOWN = 16, 4
@@ -76,60 +76,84 @@ class Layout(NamedTuple):
 @lru_cache(maxsize=256)
 def layout(row: tuple[int, ...], last: tuple[int, ...], vector: int) -> Layout:
     """The layout for the table's entries of the last two axes."""
-    lines, shift = shared_lines(np.array([last]))
+    return Layout(*arranged(row, last, vector))
+
+
+@helper
+def arranged(row: Any, last: Any, vector: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The arrays of a ``Layout``."""
+    lines, shift = lines_of(last)
     folded = row[OUT] == row[KERNEL] == 1
     stride, step = (1, 1) if folded else (row[STRIDE], abs(row[STEP]))
-    apart = step // gcd(stride, step)
-    classes = stride // gcd(stride, step)
-    stacks: list[tuple[int, ...]] = []
-    order: list[int] = []
-
-    def stack(rows: list[list[int]], input_row: int, line: int, ahead: int, between: int) -> None:
-        # Kernel rows, each a list of as many taps, in parts of about equal height.
-        parts = -(-len(rows) // STACKED)
-        for p in range(parts):
-            a, b = len(rows) * p // parts, len(rows) * (p + 1) // parts
-            place = (0, a * between) if folded else (a * between, 0)
-            stacks.append((input_row + place[0], line, ahead + place[1], b - a, len(rows[0]), len(order)))
-            order.extend(tap for taps in zip(*rows[a:b], strict=True) for tap in taps)
-
-    for first_row in range(min(classes, row[KERNEL])):
-        for first in range(min(lines, last[KERNEL])):
-            on_line = list(range(first, last[KERNEL], lines))
-            if folded and shift and vector % shift == 0:
-                width = vector // shift
-                rest = len(on_line) % width
-                for begin, end in ((0, rest), (rest, width)):  # the last row may be shorter
-                    rows = [on_line[i + begin : i + end] for i in range(0, len(on_line) - begin, width)]
-                    if end > begin and rows:
-                        stack(rows, 0, first, begin * shift, vector)
-            else:
-                rows = [[r * last[KERNEL] + t for t in on_line] for r in range(first_row, row[KERNEL], classes)]
-                stack(rows, first_row * step, first, 0, apart * stride)
-    taps = np.arange(row[KERNEL] * last[KERNEL]).reshape(row[KERNEL], last[KERNEL])
-    ascending = taps[:: -1 if row[STEP] < 0 else 1, :: -1 if last[STEP] < 0 else 1].ravel()  # in the input
+    apart, classes = step // gcd(stride, step), stride // gcd(stride, step)
+    R_k, L_k = row[KERNEL], last[KERNEL]
+    width = vector // shift if folded and shift and vector % shift == 0 else 0  # taps of a row that is a vector
+    stacks, order = np.empty((R_k * L_k, 6), np.int64), np.empty(R_k * L_k, np.int64)
+    count, weight = 0, 0
+    for first_row in range(min(classes, R_k)):
+        for first in range(min(lines, L_k)):
+            on_line = -(-(L_k - first) // lines)
+            for half in range(2 if width else 1):
+                if width:  # the last row may be shorter, so its taps and the others' are apart
+                    begin, end = (0, on_line % width) if half == 0 else (on_line % width, width)
+                    rows, taps = -(-(on_line - begin) // width) if end > begin else 0, end - begin
+                    tap, to_next, ahead, between = first + begin * lines, width * lines, begin * shift, vector
+                else:
+                    rows, taps = -(-(R_k - first_row) // classes), on_line
+                    tap, to_next, ahead, between = first_row * L_k + first, classes * L_k, 0, apart * stride
+                parts = -(-rows // STACKED)
+                for p in range(parts):  # of about equal height
+                    a, b = rows * p // parts, rows * (p + 1) // parts
+                    stacks[count, 0] = first_row * step + (0 if folded else a * between)
+                    stacks[count, 1], stacks[count, 2] = first, ahead + (a * between if folded else 0)
+                    stacks[count, 3], stacks[count, 4], stacks[count, 5] = b - a, taps, weight
+                    count += 1
+                    for t in range(taps):
+                        for r in range(a, b):
+                            at = tap + r * to_next + t * lines
+                            R, L = at // L_k, at % L_k  # taps ascend in the input
+                            order[weight] = (R_k - 1 - R if row[STEP] < 0 else R) * L_k + (
+                                L_k - 1 - L if last[STEP] < 0 else L
+                            )
+                            weight += 1
     tile = (WINDOW if folded else ABREAST) * vector
     columns = min(ACROSS * WINDOW * vector if folded else ACROSS * vector, -(-last[OUT] // tile) * tile)
     high = 1 if folded else WINDOW * (apart if apart > 1 else min(DOWN, -(-row[OUT] // WINDOW)))
-    between = 0 if folded else apart * stride
-    patch_rows = (high - 1) * stride + (row[KERNEL] - 1) * step + 1
-    line_size = columns + (-(-last[KERNEL] // lines) - 1) * shift
-    places = [
-        [((line * patch_rows + r) * line_size + ahead, *rest, 0, 0) for r, line, ahead, *rest in stacks],
-        [
-            (r * last[SIZE] + line * abs(last[STEP]) + ahead, *rest, r, line * abs(last[STEP]) + ahead)
-            for r, line, ahead, *rest in stacks
-        ],
-    ]
+    patch_rows = (high - 1) * stride + (R_k - 1) * step + 1
+    line_size = columns + (-(-L_k // lines) - 1) * shift
+    places = np.zeros((2, count * ENTRY), np.int64)
+    for i in range(count):
+        r, line, ahead = stacks[i, 0], stacks[i, 1], stacks[i, 2]
+        column = line * abs(last[STEP]) + ahead
+        places[0, i * ENTRY] = (line * patch_rows + r) * line_size + ahead
+        places[1, i * ENTRY] = r * last[SIZE] + column
+        for j in range(3):
+            places[0, i * ENTRY + 1 + j] = places[1, i * ENTRY + 1 + j] = stacks[i, 3 + j]
+        places[1, i * ENTRY + 4], places[1, i * ENTRY + 5] = r, column
     units = max(1, PATCH // (lines * patch_rows * line_size))
-    reach = [(axis[KERNEL] - 1) * axis[STEP] for axis in (row, last)]
-    edge = MASKED and not folded and last[STRIDE] <= 2 and abs(reach[1]) < columns  # far taps have no row of blanks
+    between = 0 if folded else apart * stride
+    down, across = (R_k - 1) * row[STEP], (L_k - 1) * last[STEP]
+    edge = MASKED and not folded and last[STRIDE] <= 2 and abs(across) < columns  # far taps have no row of blanks
     sizes = (
-        shift, apart, between, lines, patch_rows, line_size, high, columns, units, vector, len(order), last[KERNEL],
-        abs(last[STEP]), row[START] + min(0, reach[0]), last[START] + min(0, reach[1]), row[SIZE], last[SIZE], row[OUT],
+        shift, apart, between, lines, patch_rows, line_size, high, columns, units, vector, len(order), L_k,
+        abs(last[STEP]), row[START] + min(0, down), last[START] + min(0, across), row[SIZE], last[SIZE], row[OUT],
         last[OUT], row[STRIDE], last[STRIDE], last[STRIDE] if edge else 0,
     )
-    return Layout(np.array(places, np.int64).reshape(2, -1), ascending[order], np.array(sizes, np.int64))
+    return places, order, np.array(sizes)
+
+
+@helper
+def completed(sizes: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """The sizes of a layout with those of the leading axes."""
+    last, every = len(sizes), np.ones(CHANNEL + 1, np.int64)
+    for i in range(last):
+        every[i] = sizes[i]
+    for a in range(len(axes)):
+        every[CHANNEL] *= axes[a, SIZE]
+        if a < len(axes) - 2:
+            every[LEAD_TAPS] *= axes[a, KERNEL]
+            every[LEAD_OUT] *= axes[a, OUT]
+    return every
 
 
 @lru_cache(maxsize=1024)
@@ -138,8 +162,7 @@ def prepared(table: bytes, dtype: np.dtype) -> tuple[np.ndarray, Layout]:
     rows = [tuple(row) for row in np.frombuffer(table, np.int64).reshape(-1, 6).tolist()]
     rows = [ONE_ROW] * (2 - len(rows)) + rows
     plan, axes = layout(*rows[-2:], lanes(dtype)), np.array(rows)
-    lead = prod(axes[:-2, KERNEL].tolist()), prod(axes[:-2, OUT].tolist()), prod(axes[:, SIZE].tolist())
-    plan = plan._replace(sizes=np.append(plan.sizes, lead))
+    plan = plan._replace(sizes=completed(plan.sizes, axes))
     for array in (axes, plan.entries, plan.sizes):
         array.flags.writeable = False
     return axes, plan

@@ -5,8 +5,6 @@ from __future__ import annotations
 from math import gcd
 from typing import Any
 
-import numpy as np
-
 from .._indexing import KERNEL, START, STEP, STRIDE
 from ._jit import first_output, helper, row_source, source
 
@@ -108,8 +106,3 @@ def lines_of(axis: Any) -> tuple[int, int]:
     lines = stride // gcd(stride, step)
     shift = lines * step // stride
     return (lines, shift) if lines < kernel and shift <= FAR else (kernel, 0)
-
-
-def shared_lines(axes: np.ndarray) -> tuple[int, int]:
-    """``lines_of`` the last axis."""
-    return lines_of(axes[-1].tolist())

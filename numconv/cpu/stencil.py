@@ -287,6 +287,7 @@ def grad_weight(
     dW.reshape(-1, taps)[:, plan.order] = partial.sum(axis=0).reshape(-1, taps)
 
 
+@helper
 def parts_of(units: int, tasks: int) -> int:
     """Into how many parts a sum over ``units`` is split, next to ``tasks`` that are independent anyway.
 

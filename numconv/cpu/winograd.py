@@ -1,17 +1,8 @@
-"""Winograd's minimal filtering F(4x4, 3x3): 36 multiplications where the sum needs 144.
+"""Winograd's products, forward and for the input gradient: the formulas stand in ``schemes.py``.
 
-    y = A^T [sum over c of (G w G^T) * (B^T x B)] A
-
-for each tile of 4 x 4 outputs (Lavin and Gray, "Fast algorithms for convolutional neural networks", CVPR 2016). Each of
-the 36 products is a matrix product, ``M[xi] = V[xi]^T @ U[xi]`` with a row for each tile and a column for each output
-channel. Tiles lie side by side in the vectors that transform pixels, output channels in those of kernels and outputs.
-
-With stride 2 an output meets two even pixels and an odd one, ``y[o] = w[0] e[o] + w[2] e[o + 1] + w[1] d[o]``: four
-outputs are F(4, 2), 5 multiplications, and 4 more, in two dimensions 81 where the sum needs 144. In the input gradient
-even pixels are F(4, 2) of the output's gradient, and odd ones a product each. Both are the formula above with other
-matrices. The last four rows of G are alike, so a transformed kernel has 36 places for either stride.
-
-With dilation the pixels of each phase are an image of their own, whose tiles are those of stride 1.
+Each of the products of transformed pixels and kernels is a matrix product, ``M[xi] = V[xi]^T @ U[xi]`` with a row for
+each tile and a column for each output channel. Tiles lie side by side in the vectors that transform pixels, output
+channels in those of kernels and outputs.
 
 A tile whose outputs are not all finite is summed again as it is written: the transforms mix all pixels of a tile, and
 may overflow where the sum does not. A pixel or weight that is not finite always shows, for nothing makes NaN finite.
@@ -19,8 +10,7 @@ may overflow where the sum does not. A pixel or weight that is not finite always
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import NamedTuple
+from typing import Any
 
 import numba
 import numpy as np
@@ -29,123 +19,28 @@ from .._indexing import CONSTANT, OUT, SIZE, START, STEP, STRIDE
 from .._memory import workspace as memory
 from ..geometry import ConvGeometry, axes_table
 from ._jit import Kernel, first_output, flat, helper, source, tasks_of
-from .simd import (
-    address,
-    borrowed,
-    by_kind,
-    copy_every_second,
-    copy_run,
-    keep,
-    lanes,
-    panel_sum,
-    panel_width,
-    sandwich,
-    sandwich_of_rows,
-    transpose,
-    turn,
+from .schemes import (
+    CHANNELS,
+    PLACES,
+    SCHEMES,
+    TAPS,
+    WINDOW,
+    Blocks,
+    Dilated,
+    Spread,
+    Strided,
+    blocks_of,
+    cut,
+    of_outputs,
+    of_pixels,
+    of_weights,
+    scheme_of,
+    taps_of,
 )
+from .simd import address, borrowed, by_kind, copy_every_second, copy_run, keep, panel_sum, transpose, turn
 
-TILE, TAPS = 4, 3
-WINDOW = TILE + TAPS - 1
-PLACES = WINDOW * WINDOW  #: of a transformed kernel
-
-#: Where the polynomials are interpolated, besides infinity, for three and for two taps: pairs of signs halve the work,
-#: and near one powers stay near one, which keeps the rounding near that of the plain sum. All of A and B is exact in
-#: binary.
-POINTS = {3: (0, 5 / 8, -5 / 8, 3 / 2, -3 / 2), 2: (3 / 8, -3 / 8, 5 / 4, -5 / 4)}
-
-
-def transforms(taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``A^T``, ``G`` and ``B^T`` of F(4, taps): Lagrange's interpolation, infinity as the last point."""
-    points, window = POINTS[taps], TILE + taps - 1
-    powers = np.vander(points, window, increasing=True)
-    scale = np.array([np.prod([p - q for q in points if q != p]) for p in points])
-    A = np.vstack([powers[:, :TILE], np.eye(TILE)[-1]])
-    G = np.vstack([powers[:, :taps] / scale[:, None], np.eye(taps)[-1]])
-    B = np.zeros((window, window))
-    for row, p in enumerate(points):
-        B[row, :-1] = np.poly([q for q in points if q != p])[::-1]
-    B[-1] = np.poly(points)[::-1]
-    return A.T, G, B
-
-
-def with_odd() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """For stride 2 ``A^T (4, 9)``, ``G (6, 3)``, ``B^T (9, 9)``, and back ``A^T (8, 9)``, ``B^T (9, 5)``.
-
-    Rows and columns are F(4, 2)'s and then those of the odd pixels; of the equal rows of G there is one.
-    """
-    A, G, B = transforms(2)
-    G_odd, B_odd, A_back = np.zeros((WINDOW, TAPS)), np.zeros((9, 9)), np.zeros((8, 9))
-    G_odd[:5, ::2], G_odd[5, 1] = G, 1
-    B_odd[:5, ::2], B_odd[5:, 1::2] = B, np.eye(4)
-    A_back[::2, :5], A_back[1::2, 5:] = A, np.eye(4)
-    return np.hstack([A, np.eye(4)]), G_odd, B_odd, A_back, np.vstack([B, np.eye(5)[1:]])
-
-
-AT, G, BT = transforms(TAPS)
-
-#: Channels added up at a time: sums of sums round less, and a panel of so many stays in the L1 cache for all tiles.
-#: Fewer where each worker transforms its kernels itself, which then wait for their product in the L2 cache.
-CHANNELS, FEWER = 64, 32
-
-#: Tiles of a block at the most, up to how many tiles in all kernels are transformed by each worker for itself, and
-#: vectors between the places of U, V and M, so that they do not meet in one set of the cache.
-TILES, FEW, PAD = 48, 24, 5
-
-
-class Blocks(NamedTuple):
-    """How the work is cut, and where things lie in memory, in numbers of the dtype."""
-
-    tile: int  #: outputs of a tile along an axis
-    apart: int  #: pixels from one tile to the next
-    window: int  #: pixels that a tile reads along an axis
-    side: int  #: and numbers that they become
-    groups: int
-    turned: int  #: 1 if kernels are numbered (g, c, k), for the input gradient, and not (g, k, c)
-    slack: int  #: numbers in a vector
-    tiles: int  #: tiles of the largest block, and filled up to whole vectors
-    room: int
-    blocks: int  #: blocks of tiles, shares of the output channels in each
-    shares: int
-    width: int  #: output channels at a time, how often in a group, and how many summed channels
-    columns: int
-    channels: int
-    own: int  #: 1 if each worker transforms the kernels that it needs
-    U_step: int  #: from one place to the next
-    V_step: int
-    M_step: int
-    M: int  #: where things begin in what a worker has for itself, which begins with V
-    U: int
-    lines: int
-    result: int
-    squares: int
-    each: int  #: all of that, and the transformed kernels of all workers
-    shared: int
-
-
-class Strided(Blocks):
-    """The same for stride 2."""
-
-
-class Dilated(Blocks):
-    """The same for dilation: of pixels so far apart each phase is an image of its own."""
-
-
-class Spread(Blocks):
-    """The same for the input gradient of stride 2."""
-
-
-#: The first numbers of ``Blocks``, by its type, for which code is compiled when it is first used.
-SCHEMES = {
-    Blocks: (TILE, TILE, WINDOW, WINDOW), Dilated: (TILE, TILE, WINDOW, WINDOW), Strided: (4, 8, 9, 9),
-    Spread: (8, 4, 5, 9),
-}  # fmt: skip
-
-AT_2, G_2, BT_2, AT_BACK, BT_BACK = with_odd()
-MATRICES = {Blocks: (AT, G, BT), Dilated: (AT, G, BT), Strided: (AT_2, G_2, BT_2), Spread: (AT_BACK, G_2, BT_BACK)}
-of_weights = by_kind({kind: sandwich(matrices[1]) for kind, matrices in MATRICES.items()})
-of_pixels = by_kind({kind: sandwich_of_rows(matrices[2], SCHEMES[kind][1]) for kind, matrices in MATRICES.items()})
-of_outputs = by_kind({kind: sandwich(matrices[0], with_sum=True) for kind, matrices in MATRICES.items()})
+#: Bytes of the tables of runs and edges of a thread, at the most.
+TABLES = 128 << 10
 
 
 @helper
@@ -454,14 +349,15 @@ def grad_input(dY: np.ndarray, w: np.ndarray, geometry: ConvGeometry, dX: np.nda
     no_bias, nothing = np.zeros(dX.shape[1], dtype=dX.dtype), dX.dtype.type(0)
     kind = _kind(geometry.stride[0], max(geometry.dilation), Spread)
     if dX.size:
-        _run(kind, dY, w, True, no_bias, axes_table([*map(_back, geometry.axis_rows)]), CONSTANT, nothing, dX)
+        _run(kind, dY, w, True, no_bias, axes_table([*map(back, geometry.axis_rows)]), CONSTANT, nothing, dX)
 
 
 def _kind(stride: int, dilation: int, strided: type[Blocks]) -> type[Blocks]:
     return strided if stride > 1 else Dilated if dilation > 1 else Blocks
 
 
-def _back(row: tuple[int, ...]) -> tuple[int, ...]:
+@helper
+def back(row: tuple[int, ...]) -> tuple[int, ...]:
     """An axis of the input gradient, whose tiles begin with a pixel that two taps meet if the stride is 2.
 
     That may be the pixel before the image; then there is an output more than ``dX`` has.
@@ -487,9 +383,8 @@ def _run(
     (N, C), K, dtype, workers = x.shape[:2], y.shape[1], y.dtype, numba.get_num_threads()
     groups = (K if turned else C) // w.shape[1]
     out, dilation = tuple(axes[:, OUT].tolist()), tuple(abs(axes[:, STEP]).tolist())
-    b = kind(*cut(*SCHEMES[kind], N, C // groups, K // groups, groups, out, dilation, turned, dtype, workers))
-    steps = TAPS * int(np.sign(axes[0, STEP])), int(np.sign(axes[1, STEP]))
-    taps = sum(-2 * step for step in steps if step < 0), *steps  # the first, from row to row, from column to column
+    b = kind(*cut(SCHEMES[kind], N, C // groups, K // groups, groups, out, dilation, turned, dtype, workers))
+    taps = taps_of(axes)
     x, w = flat(x, *x.shape), flat(w, w.size)
     with memory(b.shared + workers * b.each, dtype) as everything:
         U, own = everything[: b.shared], everything[b.shared :].reshape(workers, b.each)
@@ -500,49 +395,25 @@ def _run(
         )
 
 
-@lru_cache(maxsize=1024)
-def cut(
-    tile: int, apart: int, window: int, side: int, N: int, Cg: int, Kg: int, groups: int, out: tuple[int, ...],
-    dilation: tuple[int, ...], turned: bool, dtype: np.dtype, workers: int,
-) -> Blocks:
-    """Blocks of tiles for each worker; where there are too few of them, shares of the output channels."""
-    slack, T = lanes(dtype), N
-    for outputs, phases in zip(out, dilation, strict=True):
-        T *= phases * -(-outputs // phases // tile)
-    pairs, width = max(1, -(-T // 2)), min(panel_width(dtype), max(1, -(-Kg // slack)) * slack)
-    columns, most = max(1, -(-Kg // width)), max(1, TILES * PLACES // side**2 // slack) * slack
-    blocks, own = -(-pairs * 2 // most), min(FEW, most) >= T
-    if not own:
-        blocks = min(pairs, max(blocks, -(-blocks * groups // workers) * workers // max(groups, 1)))
-    shares = min(columns, max(1, workers // max(groups * blocks, 1)))
-    tiles, pad, channels = -(-pairs // blocks) * 2, PAD * slack, FEWER if own else CHANNELS
-    room = -(-tiles // slack) * slack
-    U_step = (channels if own else Cg) * width + pad
-    V_step, M_step = Cg * room + pad, tiles * width + pad
-    sizes = (
-        side**2 * V_step, side**2 * M_step, PLACES * U_step if own else 0,
-        ((window + side) * window + 1) * room, (tile * tile + 1) * tiles * slack + slack * slack,
-        (TAPS * TAPS * slack + 2 * slack + 8) * slack,
-    )  # fmt: skip
-    M, U, lines, result, squares, each = (int(at) for at in np.cumsum([-(-size // slack) * slack for size in sizes]))
-    return Blocks(
-        tile, apart, window, side, groups, int(turned), slack, tiles, room, blocks, shares, width, columns, channels,
-        int(own), U_step, V_step, M_step, M, U, lines, result, squares, each,
-        0 if own else groups * columns * PLACES * U_step,
-    )
-
-
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
-    """Bytes that any product takes beside its arguments: transformed kernels, and a block's tiles for each thread."""
+    """Bytes that any product takes beside its arguments."""
     from . import winograd_weights
 
     g, workers = geometry, numba.get_num_threads()
-    Cg, Kg = g.C // g.groups, g.K // g.groups
-    there, back = (SCHEMES[_kind(g.stride[0], max(g.dilation), strided)] for strided in (Strided, Spread))
-    forward = cut(*there, g.N, Cg, Kg, g.groups, g.out, g.dilation, False, dtype, workers)
-    size = tuple(n + s - 1 for n, s in zip(g.size, g.stride, strict=True))
-    backward = cut(*back, g.N, Kg, Cg, g.groups, size, g.dilation, True, dtype, workers)
-    tables = 128 << 10
-    products = max((b.shared + workers * b.each) * dtype.itemsize for b in (forward, backward)) + workers * tables
+    products = dtype.itemsize * numbers(
+        g.N, g.C // g.groups, g.K // g.groups, g.groups, g.size, g.out, g.stride[0], g.dilation, dtype, workers
+    )
     plain = max(*g.stride, *g.dilation) == 1  # others have no weight gradient here
-    return max(products, winograd_weights.workspace(g, dtype) if plain else 0)
+    return max(products + workers * TABLES, winograd_weights.workspace(g, dtype) if plain else 0)
+
+
+@helper
+def numbers(
+    N: int, Cg: int, Kg: int, groups: int, size: Any, out: Any, stride: int, dilation: Any, dtype: np.dtype,
+    workers: int,
+) -> int:
+    """How many ``forward`` or ``grad_input`` takes: transformed kernels, and a block's tiles for each worker."""
+    whole = size[0] + stride - 1, size[1] + stride - 1  # as many as begin with pixels before the image
+    there = blocks_of(scheme_of(stride, False), N, Cg, Kg, groups, out, dilation, False, dtype, workers)
+    back = blocks_of(scheme_of(stride, True), N, Kg, Cg, groups, whole, dilation, True, dtype, workers)
+    return max(there.shared + workers * there.each, back.shared + workers * back.each)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -23,8 +23,9 @@ from .._indexing import CONSTANT, START, STEP
 from .._memory import workspace as memory
 from ..geometry import ConvGeometry
 from ._jit import Kernel, flat, helper, source, tasks_of
+from .blocks import item_bytes
+from .schemes import AT, BT, PAD, PLACES, TAPS, TILE, WINDOW, G, taps_of, up
 from .simd import address, borrowed, keep, lanes, panel_sum, sandwich, to_lanes, turn
-from .winograd import AT, BT, PAD, PLACES, TAPS, TILE, WINDOW, G
 
 of_outputs, of_pixels, of_sums = sandwich(AT.T), sandwich(BT), sandwich(G.T)
 
@@ -46,6 +47,7 @@ class Blocks(NamedTuple):
     K_blocks: int
     C: int  #: likewise input channels
     C_blocks: int
+    tasks: int  #: blocks of kernels times parts of the tiles
     Z_step: int  #: from one of the 36 places to the next
     V_step: int
     M_step: int
@@ -53,11 +55,6 @@ class Blocks(NamedTuple):
     M: int
     square: int
     each: int  #: all of that
-
-    @property
-    def tasks(self) -> int:
-        """Blocks of kernels times parts of the tiles."""
-        return self.groups * self.K_blocks * self.C_blocks * self.parts
 
 
 @helper
@@ -200,16 +197,14 @@ def grad_weight(
     groups = x.shape[1] // Cg
     b = cut(N, Cg, K // groups, groups, tuple(out), dtype)
     workers = min(b.tasks, numba.get_num_threads())
-    steps = TAPS * int(axes[0, STEP]), int(axes[1, STEP])
-    taps = sum(-2 * step for step in steps if step < 0), *steps  # the first, from row to row, from column to column
     finite, nothing = np.empty(b.tasks, np.bool_), np.zeros(b.slack, dtype)
-    with memory(workers * b.each + (b.parts * dW.size if b.parts > 1 else 0), dtype) as everything:
+    with memory(numbers(b, dW.size, workers), dtype) as everything:
         own = everything[: workers * b.each].reshape(workers, b.each)
         partial = everything[own.size :] if b.parts > 1 else dW
         partial = partial.reshape(b.parts, K, dW[0].size)
         _sums(
-            flat(x, *x.shape), flat(dY, *dY.shape), taps, axes, boundary, fill, dtype.kind == "c", b, nothing, own,
-            partial, finite, work=dY.size * dW[0].size,
+            flat(x, *x.shape), flat(dY, *dY.shape), taps_of(axes), axes, boundary, fill, dtype.kind == "c", b, nothing,
+            own, partial, finite, work=dY.size * dW[0].size,
         )  # fmt: skip
         if b.parts > 1:
             np.add.reduce(partial, axis=0, out=dW.reshape(K, dW[0].size))
@@ -219,33 +214,45 @@ def grad_weight(
         implicit.grad_weight(x, dY, axes, boundary, fill, dW)
 
 
-@lru_cache(maxsize=1024)
-def cut(N: int, Cg: int, Kg: int, groups: int, out: tuple[int, ...], dtype: np.dtype) -> Blocks:
+@helper
+def blocks_of(N: int, Cg: int, Kg: int, groups: int, out: Any, dtype: np.dtype) -> Blocks:
     """Blocks of kernels, and parts of the tiles where blocks alone are few."""
     slack, T = lanes(dtype), N * -(-out[0] // TILE) * -(-out[1] // TILE)
-    unit, wide = max(slack, 2), WIDE // dtype.itemsize
+    unit, wide = max(slack, 2), WIDE // item_bytes(dtype)
     K_blocks, C_blocks = -(-Kg // wide), -(-Cg // wide)
     parts = max(1, min(TASKS // (groups * K_blocks * C_blocks), T // LEAST))
     few = -(-FEW // (groups * parts))  # at the least so many blocks
     K_blocks = max(K_blocks, min(-(-few // C_blocks), -(-Kg // unit)))
     C_blocks = max(C_blocks, min(-(-few // K_blocks), -(-Cg // unit)))
-    K, C = (-(-n // blocks // unit) * unit for n, blocks in ((Kg, K_blocks), (Cg, C_blocks)))
+    K, C = up(-(-Kg // K_blocks), unit), up(-(-Cg // C_blocks), unit)
     K_blocks, C_blocks = -(-Kg // K), -(-Cg // C)  # fewer if whole vectors made them larger
     tiles, pad = min(TILES, -(-T // parts)), PAD * slack
     Z_step, V_step, M_step = tiles * K + pad, tiles * C + pad, K * C + pad
+    V = up(PLACES * Z_step, slack)
+    M = V + up(PLACES * V_step, slack)
+    square = M + up(PLACES * M_step, slack)
     window = WINDOW * (tiles * TILE + TAPS - 1) * slack
-    sizes = (PLACES * Z_step, PLACES * V_step, PLACES * M_step, max(window, (TAPS * TAPS + slack) * C))
-    V, M, square, each = (int(at) for at in np.cumsum([-(-size // slack) * slack for size in sizes]))
+    each = square + up(max(window, (TAPS * TAPS + slack) * C), slack)
     return Blocks(
-        groups, slack, parts, tiles, K, K_blocks, C, C_blocks, Z_step, V_step, M_step, V, M, square, each
+        groups, slack, parts, tiles, K, K_blocks, C, C_blocks, groups * K_blocks * C_blocks * parts, Z_step, V_step,
+        M_step, V, M, square, each,
     )  # fmt: skip
 
 
+#: The same, once for each of its arguments.
+cut = lru_cache(maxsize=1024)(blocks_of)
+
+
+@helper
+def numbers(b: Blocks, weights: int, workers: int) -> int:
+    """How many ``grad_weight`` takes: a block of kernels for each worker, and the parts of all weights."""
+    return min(b.tasks, workers) * b.each + (b.parts * weights if b.parts > 1 else 0)
+
+
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
-    """Bytes that ``grad_weight`` takes beside its arguments: a block of kernels for each thread, and the parts."""
+    """Bytes that ``grad_weight`` takes beside its arguments."""
     g = geometry
     if not (g.N and g.C and g.K and prod(g.out)):
         return 0
     b = cut(g.N, g.C // g.groups, g.K // g.groups, g.groups, g.out, dtype)
-    parts = b.parts * g.K * g.C // g.groups * TAPS * TAPS if b.parts > 1 else 0
-    return (min(b.tasks, numba.get_num_threads()) * b.each + parts) * dtype.itemsize
+    return numbers(b, g.K * g.C // g.groups * TAPS * TAPS, numba.get_num_threads()) * dtype.itemsize

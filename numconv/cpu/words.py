@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 
 import numpy as np
 from llvmlite import binding
@@ -17,10 +18,10 @@ SERIAL_BELOW = 1 << 17
 
 #: The address of the launcher (0: compute alone; -1: nobody has asked), below how much work nobody asks, the address
 #: of the function to ask, how many threads there are, and the address of OpenMP's ``omp_in_parallel``, or 0.
-#: The last is the address of the function that loads a launcher. Behind it lie pairs: the number of a launcher, and its
-#: address.
-LAUNCHER, BELOW, ASK, THREADS, IN_PARALLEL, LOAD = range(6)
-FIRST, LAUNCHERS = 6, 512
+#: Then the address of the function that loads a launcher, that of the one to ask how much memory there is, and its last
+#: answer in bytes. Behind them lie pairs: the number of a launcher, and its address.
+LAUNCHER, BELOW, ASK, THREADS, IN_PARALLEL, LOAD, MEMORY, AVAILABLE = range(8)
+FIRST, LAUNCHERS = 8, 512
 NAME = "numconv_words"
 
 
@@ -35,15 +36,23 @@ def _ask() -> int:
 
 @ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64)
 def _load(key: int, length: int) -> int:
-    from .callers import Loader
+    from .addresses import Loader
 
     Loader(ctypes.string_at(key, length))()
     return 0
 
 
+@ctypes.CFUNCTYPE(ctypes.c_int32)
+def _memory() -> int:
+    from .._memory import available
+
+    words[AVAILABLE] = available()
+    return 0
+
+
 words = np.zeros(FIRST + 2 * LAUNCHERS, dtype=np.int64)
-words[LAUNCHER], words[BELOW], words[THREADS] = -1, SERIAL_BELOW, 1
-for at, function in ((ASK, _ask), (LOAD, _load)):
+words[LAUNCHER], words[BELOW], words[THREADS], words[AVAILABLE] = -1, SERIAL_BELOW, 1, sys.maxsize
+for at, function in ((ASK, _ask), (LOAD, _load), (MEMORY, _memory)):
     words[at] = ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
