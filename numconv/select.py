@@ -28,6 +28,9 @@ PRODUCTS: tuple[str, ...] = get_args(Product)
 #: What ``auto`` may take beyond inputs and outputs, in bytes.
 WORKSPACE = 64 << 20
 
+#: Weights beyond which ``auto`` does not take direct sums, which read all of them for each block of pixels.
+MANY_WEIGHTS = 1 << 22
+
 #: Where each device has kernels for it.
 ON: dict[str, tuple[str, ...]] = {"cpu": ALGORITHMS, "cuda": ("im2col", "kernel2row", "implicit", "direct")}
 
@@ -121,6 +124,8 @@ def estimates(product: str, geometry: ConvGeometry, dtype: np.dtype, device: str
         why_not = refusal(algorithm, geometry, dtype) or NOT_BY_ITSELF.get(algorithm, "")
         if algorithm == "im2col" and computed.kind == "f":
             why_not = "it multiplies by BLAS, whose threads stay awake and hold up the calls that follow"
+        if algorithm == "direct" and prod(geometry.kernel_shape) > MANY_WEIGHTS:
+            why_not = "so many weights are read anew for each block of pixels"
         if algorithm == "winograd" and computed.name != "float32" and not why_not:
             why_not = "it rounds more, which matters where more than float32 is asked for"
         if (product, algorithm) == ("grad_weight", "winograd") and not why_not and not has_grad_weight(

@@ -143,8 +143,7 @@ def geometries():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "complex64"])
-def test_the_choice_is_that_of_auto(dtype, monkeypatch):
-    monkeypatch.setattr(numba, "get_num_threads", lambda: 2)  # whose memory is what auto limits in compiled code
+def test_the_choice_is_that_of_auto(dtype):
     dtype, taken = np.dtype(dtype), set()
     for g in geometries():
         for product, got in zip(select.PRODUCTS, choices(g, dtype), strict=True):

@@ -300,3 +300,18 @@ def test_the_fit_finds_costs_that_made_the_times(sweep, monkeypatch):
     worse = sweep.fit(lines[:200])
     worse["forward"]["direct"] = {kind: (0.0,) * len(costs) for kind, costs in worse["forward"]["direct"].items()}
     assert np.mean(np.array(sweep.regrets(lines[200:], worse)["forward"]) <= 1.1) < 0.9
+
+
+@pytest.mark.parametrize("channels", [384, 448, 480, 512, 528, 544, 560, 576, 608])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_choice_is_the_same_for_any_number_of_threads(channels, stride, monkeypatch):
+    """Near the limit of what kernels transformed by Winograd may take; beyond it is another algorithm."""
+    shapes, fits = ((2, channels, 56, 56), (channels, channels, 3, 3)), set()
+    for threads in (1, 2, 3, 8, 64):
+        monkeypatch.setattr(numba, "get_num_threads", lambda threads=threads: threads)
+        geometry = conv_geometry(*shapes, padding=1, stride=stride)
+        nbytes = select.workspace("winograd", geometry, np.dtype("float32"), "cpu")
+        fits.add(nbytes <= select.WORKSPACE)
+        plans.make_plan.cache_clear()
+        assert fits == {plans.make_plan(geometry, np.dtype("float32"), "cpu", "auto").choice.grad_input == "winograd"}
+    assert len(fits) == 1

@@ -72,6 +72,9 @@ CHANNELS, FEWER = 64, 32
 #: vectors between the places of U, V and M, so that they do not meet in one set of the cache.
 TILES, FEW, PAD = 48, 24, 5
 
+#: Bytes that workers may have for themselves all together, and those of the tables of runs and edges of each.
+ROOM, TABLES = 64 << 20, 128 << 10
+
 
 class Blocks(NamedTuple):
     """How the work is cut, and where things lie in memory, in numbers of the dtype."""
@@ -182,3 +185,9 @@ def up(n: int, multiple: int) -> int:
 
 #: The same, once for each of its arguments.
 cut = lru_cache(maxsize=1024)(blocks_of)
+
+
+@helper
+def workers_of(threads: int, each: int, shared: int, item: int) -> int:
+    """How many threads work where each needs memory of its own: no more than there is room for, but two."""
+    return max(1, min(threads, max(2, (ROOM - shared * item) // (each * item + TABLES))))

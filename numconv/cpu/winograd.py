@@ -19,10 +19,12 @@ from .._indexing import CONSTANT, OUT, SIZE, START, STEP, STRIDE
 from .._memory import workspace as memory
 from ..geometry import ConvGeometry, axes_table
 from ._jit import Kernel, first_output, flat, helper, source, tasks_of
+from .blocks import item_bytes
 from .schemes import (
     CHANNELS,
     PLACES,
     SCHEMES,
+    TABLES,
     TAPS,
     WINDOW,
     Blocks,
@@ -36,11 +38,9 @@ from .schemes import (
     of_weights,
     scheme_of,
     taps_of,
+    workers_of,
 )
 from .simd import address, borrowed, by_kind, copy_every_second, copy_run, keep, panel_sum, transpose, turn
-
-#: Bytes of the tables of runs and edges of a thread, at the most.
-TABLES = 128 << 10
 
 
 @helper
@@ -380,11 +380,11 @@ def _run(
     kind: type[Blocks], x: np.ndarray, w: np.ndarray, turned: bool, bias: np.ndarray, axes: np.ndarray, boundary: int,
     fill: np.generic, y: np.ndarray,
 ) -> None:
-    (N, C), K, dtype, workers = x.shape[:2], y.shape[1], y.dtype, numba.get_num_threads()
+    (N, C), K, dtype, threads = x.shape[:2], y.shape[1], y.dtype, numba.get_num_threads()
     groups = (K if turned else C) // w.shape[1]
     out, dilation = tuple(axes[:, OUT].tolist()), tuple(abs(axes[:, STEP]).tolist())
-    b = kind(*cut(SCHEMES[kind], N, C // groups, K // groups, groups, out, dilation, turned, dtype, workers))
-    taps = taps_of(axes)
+    b = kind(*cut(SCHEMES[kind], N, C // groups, K // groups, groups, out, dilation, turned, dtype, threads))
+    taps, workers = taps_of(axes), workers_of(threads, b.each, b.shared, dtype.itemsize)
     x, w = flat(x, *x.shape), flat(w, w.size)
     with memory(b.shared + workers * b.each, dtype) as everything:
         U, own = everything[: b.shared], everything[b.shared :].reshape(workers, b.each)
@@ -396,24 +396,33 @@ def _run(
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
-    """Bytes that any product takes beside its arguments."""
+    """Bytes that any product takes beside its arguments: two workers at the least, whatever threads there are.
+
+    So what has room for two has room for any number, and a choice by memory is the same for all of them.
+    """
     from . import winograd_weights
 
-    g, workers = geometry, numba.get_num_threads()
-    products = dtype.itemsize * numbers(
-        g.N, g.C // g.groups, g.K // g.groups, g.groups, g.size, g.out, g.stride[0], g.dilation, dtype, workers
-    )
+    g = geometry
+    sizes = g.N, g.C // g.groups, g.K // g.groups, g.groups, g.size, g.out, g.stride[0], g.dilation, dtype
+    products = max(bytes_of(*sizes, threads) for threads in (2, numba.get_num_threads()))
     plain = max(*g.stride, *g.dilation) == 1  # others have no weight gradient here
-    return max(products + workers * TABLES, winograd_weights.workspace(g, dtype) if plain else 0)
+    return max(products, winograd_weights.workspace(g, dtype) if plain else 0)
 
 
 @helper
-def numbers(
+def bytes_of(
     N: int, Cg: int, Kg: int, groups: int, size: Any, out: Any, stride: int, dilation: Any, dtype: np.dtype,
-    workers: int,
+    threads: int,
 ) -> int:
-    """How many ``forward`` or ``grad_input`` takes: transformed kernels, and a block's tiles for each worker."""
+    """What ``forward`` or ``grad_input`` takes: transformed kernels, and a block's tiles for each worker."""
     whole = size[0] + stride - 1, size[1] + stride - 1  # as many as begin with pixels before the image
-    there = blocks_of(scheme_of(stride, False), N, Cg, Kg, groups, out, dilation, False, dtype, workers)
-    back = blocks_of(scheme_of(stride, True), N, Kg, Cg, groups, whole, dilation, True, dtype, workers)
-    return max(there.shared + workers * there.each, back.shared + workers * back.each)
+    there = blocks_of(scheme_of(stride, False), N, Cg, Kg, groups, out, dilation, False, dtype, threads)
+    back = blocks_of(scheme_of(stride, True), N, Kg, Cg, groups, whole, dilation, True, dtype, threads)
+    return max(bytes_with(there.shared, there.each, dtype, threads), bytes_with(back.shared, back.each, dtype, threads))
+
+
+@helper
+def bytes_with(shared: int, each: int, dtype: np.dtype, threads: int) -> int:
+    """What workers take together."""
+    item = item_bytes(dtype)
+    return shared * item + workers_of(threads, each, shared, item) * (each * item + TABLES)

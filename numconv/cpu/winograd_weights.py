@@ -24,7 +24,7 @@ from .._memory import workspace as memory
 from ..geometry import ConvGeometry
 from ._jit import Kernel, flat, helper, source, tasks_of
 from .blocks import item_bytes
-from .schemes import AT, BT, PAD, PLACES, TAPS, TILE, WINDOW, G, taps_of, up
+from .schemes import AT, BT, PAD, PLACES, TAPS, TILE, WINDOW, G, taps_of, up, workers_of
 from .simd import address, borrowed, keep, lanes, panel_sum, sandwich, to_lanes, turn
 
 of_outputs, of_pixels, of_sums = sandwich(AT.T), sandwich(BT), sandwich(G.T)
@@ -196,9 +196,9 @@ def grad_weight(
     (K, Cg), dtype, N, out = dW.shape[:2], dW.dtype, dY.shape[0], dY.shape[2:]
     groups = x.shape[1] // Cg
     b = cut(N, Cg, K // groups, groups, tuple(out), dtype)
-    workers = min(b.tasks, numba.get_num_threads())
+    workers = workers_for(b, dW.size, dtype, numba.get_num_threads())
     finite, nothing = np.empty(b.tasks, np.bool_), np.zeros(b.slack, dtype)
-    with memory(numbers(b, dW.size, workers), dtype) as everything:
+    with memory(workers * b.each + parts_size(b, dW.size), dtype) as everything:
         own = everything[: workers * b.each].reshape(workers, b.each)
         partial = everything[own.size :] if b.parts > 1 else dW
         partial = partial.reshape(b.parts, K, dW[0].size)
@@ -244,15 +244,29 @@ cut = lru_cache(maxsize=1024)(blocks_of)
 
 
 @helper
-def numbers(b: Blocks, weights: int, workers: int) -> int:
-    """How many ``grad_weight`` takes: a block of kernels for each worker, and the parts of all weights."""
-    return min(b.tasks, workers) * b.each + (b.parts * weights if b.parts > 1 else 0)
+def parts_size(b: Blocks, weights: int) -> int:
+    """Numbers in the parts of all weights; one part is the result."""
+    return b.parts * weights if b.parts > 1 else 0
+
+
+@helper
+def workers_for(b: Blocks, weights: int, dtype: np.dtype, threads: int) -> int:
+    """How many threads have a block of kernels each."""
+    return min(b.tasks, workers_of(threads, b.each, parts_size(b, weights), item_bytes(dtype)))
+
+
+@helper
+def bytes_of(b: Blocks, weights: int, dtype: np.dtype, threads: int) -> int:
+    """What they take, and the parts."""
+    workers = workers_for(b, weights, dtype, threads)
+    return (workers * b.each + parts_size(b, weights)) * item_bytes(dtype)
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
-    """Bytes that ``grad_weight`` takes beside its arguments."""
+    """Bytes that ``grad_weight`` takes beside its arguments, with two workers at the least."""
     g = geometry
     if not (g.N and g.C and g.K and prod(g.out)):
         return 0
     b = cut(g.N, g.C // g.groups, g.K // g.groups, g.groups, g.out, dtype)
-    return numbers(b, g.K * g.C // g.groups * TAPS * TAPS, numba.get_num_threads()) * dtype.itemsize
+    weights = g.K * g.C // g.groups * TAPS * TAPS
+    return max(bytes_of(b, weights, dtype, threads) for threads in (2, numba.get_num_threads()))

@@ -91,10 +91,11 @@ def by_winograd_back(dy, w, N, C, K, groups, axes, dx):
 @helper
 def in_tiles(team, b, x, N, C, w, bias, axes, boundary, fill, size, y):
     """What both have in common; ``y`` is ``(N, K, *size)``."""
-    taps, memory = schemes.taps_of(axes), np.empty(b.shared + threads_of(team) * b.each + ALIGNED, x.dtype)
+    taps, workers = schemes.taps_of(axes), schemes.workers_of(threads_of(team), b.each, b.shared, x.itemsize)
+    memory = np.empty(b.shared + workers * b.each + ALIGNED, x.dtype)
     first = aligned(memory)
     U, own = memory[first : first + b.shared], memory[first + b.shared : memory.size - ALIGNED + first]
-    own = own.reshape((threads_of(team), b.each))
+    own = own.reshape((workers, b.each))
     if not b.own:
         _weights((team_for(b.shared // 4), w, bias.size // b.groups, C // b.groups, taps, b, U, own))
     _winograd((
@@ -293,7 +294,7 @@ def weights_by_winograd(x, N, C, dY, K, axes, boundary, fill, dW):
     Cg, team = Q // times(axes, KERNEL), team_for(dY.size * Q)
     G = C // Cg
     b = winograd_weights.blocks_of(N, Cg, K // G, G, out, x.dtype)
-    workers = min(b.tasks, threads_of(team))
+    workers = winograd_weights.workers_for(b, dW.size, x.dtype, threads_of(team))
     memory = np.empty(workers * b.each + ALIGNED, x.dtype)
     first = aligned(memory)
     own = memory[first : memory.size - ALIGNED + first].reshape((workers, b.each))

@@ -20,6 +20,7 @@ from .. import winograd, winograd_weights
 from .._jit import helper
 from ..addresses import through
 from ..callers import known
+from ..lines import times
 from .tables import launcher, size_of
 
 #: Algorithms, in ``select``'s order, and products.
@@ -113,6 +114,12 @@ def dilation_of(axes):
 
 
 @helper
+def direct_serves(C, K, G, axes):
+    """Whether weights are few enough for direct sums."""
+    return K * (C // G) * times(axes, KERNEL) <= select.MANY_WEIGHTS
+
+
+@helper
 def winograd_serves(product, N, C, K, G, axes):
     """Whether it computes such a product, and all three of them with little memory."""
     if axes.shape[0] != 2 or axes[0, KERNEL] != 3 or axes[1, KERNEL] != 3:
@@ -125,10 +132,10 @@ def winograd_serves(product, N, C, K, G, axes):
     if product == GRAD_WEIGHT and not plain:
         return False
     Cg, Kg, size, out = C // G, K // G, (axes[0, SIZE], axes[1, SIZE]), (axes[0, OUT], axes[1, OUT])
-    most = 4 * winograd.numbers(N, Cg, Kg, G, size, out, stride, dilation, FLOAT32, 2) + 2 * winograd.TABLES
+    most = winograd.bytes_of(N, Cg, Kg, G, size, out, stride, dilation, FLOAT32, 2)
     if plain:
         b = winograd_weights.blocks_of(N, Cg, Kg, G, out, FLOAT32)
-        most = max(most, 4 * winograd_weights.numbers(b, K * Cg * 9, 2))
+        most = max(most, winograd_weights.bytes_of(b, K * Cg * 9, FLOAT32, 2))
     return most <= select.WORKSPACE
 
 
@@ -138,7 +145,7 @@ def fastest(product, kind, lanes, N, C, K, G, axes):
     s, times = sizes_of(product, IMPLICIT, N, C, K, G, axes, lanes)
     best, least = IMPLICIT, times * cost_of(COSTS[product, IMPLICIT, kind], _implicit(s))
     direct = times * cost_of(COSTS[product, DIRECT, kind], _direct(s))
-    if direct < least:
+    if direct < least and direct_serves(C, K, G, axes):
         best, least = DIRECT, direct
     if kind != 0 or not winograd_serves(product, N, C, K, G, axes):
         return best
@@ -152,7 +159,7 @@ def fastest_for_weights(kind, lanes, N, C, K, G, axes):
     s, _ = sizes_of(GRAD_WEIGHT, IMPLICIT, N, C, K, G, axes, lanes)
     best, least = IMPLICIT, cost_of(COSTS[GRAD_WEIGHT, IMPLICIT, kind], _implicit_grad_weight(s))
     direct = cost_of(COSTS[GRAD_WEIGHT, DIRECT, kind], _direct_grad_weight(s))
-    if direct < least:
+    if direct < least and direct_serves(C, K, G, axes):
         best, least = DIRECT, direct
     if kind != 0 or not winograd_serves(GRAD_WEIGHT, N, C, K, G, axes):
         return best
