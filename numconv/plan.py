@@ -14,6 +14,7 @@ from . import arrays, dispatch, matrices, select, stream
 from .arguments import one_of
 from .geometry import SCALARS, ConvGeometry, frozen
 from .products import Products
+from .select import Choice as Choice  # for who reads the annotations of ConvPlan
 
 if TYPE_CHECKING:
     import scipy.sparse

@@ -28,8 +28,9 @@ PRODUCTS: tuple[str, ...] = get_args(Product)
 #: What ``auto`` may take beyond inputs and outputs, in bytes.
 WORKSPACE = 64 << 20
 
-#: Weights beyond which ``auto`` does not take direct sums, which read all of them for each block of pixels.
-MANY_WEIGHTS = 1 << 22
+#: Weights beyond which ``auto`` does not take direct sums, which read all of them for each block of pixels; and
+#: channels of a group, in and out, from which on vector code has always been faster with products of matrices.
+MANY_WEIGHTS, MANY_CHANNELS = 1 << 22, 32
 
 #: Where each device has kernels for it.
 ON: dict[str, tuple[str, ...]] = {"cpu": ALGORITHMS, "cuda": ("im2col", "kernel2row", "implicit", "direct")}
@@ -126,6 +127,10 @@ def estimates(product: str, geometry: ConvGeometry, dtype: np.dtype, device: str
             why_not = "it multiplies by BLAS, whose threads stay awake and hold up the calls that follow"
         if algorithm == "direct" and prod(geometry.kernel_shape) > MANY_WEIGHTS:
             why_not = "so many weights are read anew for each block of pixels"
+        if algorithm == "direct" and computed.kind == "f" and min(geometry.C, geometry.K) >= (
+            MANY_CHANNELS * geometry.groups
+        ):
+            why_not = "with many channels in and out the sums are a product of matrices"
         if algorithm == "winograd" and computed.name != "float32" and not why_not:
             why_not = "it rounds more, which matters where more than float32 is asked for"
         if (product, algorithm) == ("grad_weight", "winograd") and not why_not and not has_grad_weight(

@@ -28,8 +28,9 @@ CHOICES = ("implicit", "direct", "winograd")
 IMPLICIT, DIRECT, WINOGRAD = range(3)
 FORWARD, GRAD_INPUT, GRAD_WEIGHT = range(3)
 
-#: Dtypes that have costs.
+#: Dtypes that have costs; the first are floats.
 KINDS = ("float32", "float64", "integer", "complex")
+FLOATS = 2
 FLOAT32 = np.dtype(np.float32)
 
 #: ``COSTS`` as a table; what nobody measured, or auto does not take, is infinitely dear.
@@ -114,9 +115,10 @@ def dilation_of(axes):
 
 
 @helper
-def direct_serves(C, K, G, axes):
-    """Whether weights are few enough for direct sums."""
-    return K * (C // G) * times(axes, KERNEL) <= select.MANY_WEIGHTS
+def direct_serves(kind, C, K, G, axes):
+    """Whether weights and channels are few enough for direct sums."""
+    product = kind < FLOATS and min(C, K) >= select.MANY_CHANNELS * G
+    return not product and K * (C // G) * times(axes, KERNEL) <= select.MANY_WEIGHTS
 
 
 @helper
@@ -145,7 +147,7 @@ def fastest(product, kind, lanes, N, C, K, G, axes):
     s, times = sizes_of(product, IMPLICIT, N, C, K, G, axes, lanes)
     best, least = IMPLICIT, times * cost_of(COSTS[product, IMPLICIT, kind], _implicit(s))
     direct = times * cost_of(COSTS[product, DIRECT, kind], _direct(s))
-    if direct < least and direct_serves(C, K, G, axes):
+    if direct < least and direct_serves(kind, C, K, G, axes):
         best, least = DIRECT, direct
     if kind != 0 or not winograd_serves(product, N, C, K, G, axes):
         return best
@@ -159,7 +161,7 @@ def fastest_for_weights(kind, lanes, N, C, K, G, axes):
     s, _ = sizes_of(GRAD_WEIGHT, IMPLICIT, N, C, K, G, axes, lanes)
     best, least = IMPLICIT, cost_of(COSTS[GRAD_WEIGHT, IMPLICIT, kind], _implicit_grad_weight(s))
     direct = cost_of(COSTS[GRAD_WEIGHT, DIRECT, kind], _direct_grad_weight(s))
-    if direct < least and direct_serves(C, K, G, axes):
+    if direct < least and direct_serves(kind, C, K, G, axes):
         best, least = DIRECT, direct
     if kind != 0 or not winograd_serves(GRAD_WEIGHT, N, C, K, G, axes):
         return best
