@@ -127,6 +127,7 @@ INTERRUPTED = """
 import os, signal, threading, time
 import numpy as np, numconv as nc
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started to ignore it
 x, w = np.ones((2500, 2500)), np.ones((31, 31))
 plan = nc.plan_convolve(x.shape, w.shape, algorithm="direct", dtype=float, max_bytes={max_bytes})
 small = nc.plan_convolve((200, 201), (31, 31), algorithm="direct", dtype=float)
