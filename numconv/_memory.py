@@ -16,6 +16,9 @@ import numpy as np
 #: Requests below this many bytes are not worth asking the system about.
 ALWAYS_THERE = 1 << 24
 
+#: What an algorithm that ``auto`` picks may take beyond inputs and outputs, in bytes.
+WORKSPACE = 64 << 20
+
 #: Bytes of workspace that a thread keeps for its next call: a new page costs a microsecond when it is first touched,
 #: which for a small layer is as much as the work itself. Arrays beyond it come in large pages.
 KEPT = 16 << 20

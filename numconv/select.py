@@ -13,6 +13,7 @@ from math import gcd, log2, prod
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from . import arrays, dispatch
+from ._memory import WORKSPACE
 from .arguments import one_of
 from .costs import COSTS
 from .geometry import ConvGeometry
@@ -24,9 +25,6 @@ Algorithm = Literal["auto", "im2col", "kernel2row", "implicit", "direct", "winog
 ALGORITHMS: tuple[str, ...] = get_args(Algorithm)[1:]
 Product = Literal["forward", "grad_input", "grad_weight"]
 PRODUCTS: tuple[str, ...] = get_args(Product)
-
-#: What ``auto`` may take beyond inputs and outputs, in bytes.
-WORKSPACE = 64 << 20
 
 #: Weights beyond which ``auto`` does not take direct sums, which read all of them for each block of pixels; and
 #: channels of a group, in and out, from which on vector code has always been faster with products of matrices.

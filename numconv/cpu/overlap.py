@@ -11,6 +11,7 @@ import numpy as np
 import scipy.fft
 
 from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
+from .._memory import WORKSPACE
 from ._jit import SERIAL_BELOW, helper, source
 
 #: Numbers in a block at most, in the spectra of a task's blocks, and in the spectra of the kernels that are kept.
@@ -19,8 +20,8 @@ BLOCK, TASK, KERNELS = 1 << 18, 1 << 19, 1 << 20
 #: Numbers a task should have, so that calls cost little beside the transforms.
 WORTH = 1 << 15
 
-#: Bytes for all of it: with more threads than these feed, the others stay idle.
-WORKSPACE = 56 << 20
+#: Bytes for all spectra, which leaves a little for the rest: with more threads than these feed, the others stay idle.
+ROOM = WORKSPACE - (8 << 20)
 
 
 class Tiling(NamedTuple):
@@ -99,7 +100,7 @@ class Blocks:
         self.batches = -(-self.count // (self.together * self.some.blocks))
         self.sizes = tuple(np.array(column, np.int64) for column in (self.length, tile, tiles))
         self.spatial = tuple(range(2, 2 + len(axes)))
-        spare = (WORKSPACE - self.kernel_bytes) // self.thread_bytes
+        spare = (ROOM - self.kernel_bytes) // self.thread_bytes
         self.workers = 1 if work < SERIAL_BELOW else max(1, min(numba.get_num_threads(), spare))
 
     @property

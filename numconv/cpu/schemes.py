@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._indexing import STEP
+from .._memory import WORKSPACE
 from ._jit import helper
 from .simd import by_kind, lanes, panel_width, sandwich, sandwich_of_rows
 
@@ -72,8 +73,8 @@ CHANNELS, FEWER = 64, 32
 #: vectors between the places of U, V and M, so that they do not meet in one set of the cache.
 TILES, FEW, PAD = 48, 24, 5
 
-#: Bytes that workers may have for themselves all together, and those of the tables of runs and edges of each.
-ROOM, TABLES = 64 << 20, 128 << 10
+#: Bytes of the tables of runs and edges of a worker.
+TABLES = 128 << 10
 
 
 class Blocks(NamedTuple):
@@ -190,4 +191,4 @@ cut = lru_cache(maxsize=1024)(blocks_of)
 @helper
 def workers_of(threads: int, each: int, shared: int, item: int) -> int:
     """How many threads work where each needs memory of its own: no more than there is room for, but two."""
-    return max(1, min(threads, max(2, (ROOM - shared * item) // (each * item + TABLES))))
+    return max(1, min(threads, max(2, (WORKSPACE - shared * item) // (each * item + TABLES))))
