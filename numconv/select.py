@@ -112,6 +112,23 @@ def workspace(algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: s
     return int(dispatch.backend(device, algorithm).workspace(geometry, arrays.computed_in(dtype)))
 
 
+def unfit(product: str, algorithm: str, g: ConvGeometry, computed: np.dtype) -> str:
+    """Why ``auto`` does not take an algorithm that could serve, whatever it costs; empty if it may."""
+    if algorithm in NOT_BY_ITSELF:
+        return NOT_BY_ITSELF[algorithm]
+    if algorithm == "im2col" and computed.kind == "f":
+        return "it multiplies by BLAS, whose threads stay awake and hold up the calls that follow"
+    if algorithm == "direct" and prod(g.kernel_shape) > MANY_WEIGHTS:
+        return "so many weights are read anew for each block of pixels"
+    if algorithm == "direct" and computed.kind == "f" and min(g.C, g.K) >= MANY_CHANNELS * g.groups:
+        return "with many channels in and out the sums are a product of matrices"
+    if algorithm == "winograd" and computed.name != "float32":
+        return "it rounds more, which matters where more than float32 is asked for"
+    if algorithm == "winograd" and product == "grad_weight" and not has_grad_weight(algorithm, g, "cpu"):
+        return "its weight gradient is the implicit one"
+    return ""
+
+
 def estimates(product: str, geometry: ConvGeometry, dtype: np.dtype, device: str = "cpu") -> list[Estimate]:
     """What to expect of every algorithm for one of ``PRODUCTS``."""
     if device == "cuda":
@@ -120,21 +137,7 @@ def estimates(product: str, geometry: ConvGeometry, dtype: np.dtype, device: str
     amounts = GRAD_WEIGHT_AMOUNTS if product == "grad_weight" else AMOUNTS
     found = []
     for algorithm in ALGORITHMS:
-        why_not = refusal(algorithm, geometry, dtype) or NOT_BY_ITSELF.get(algorithm, "")
-        if algorithm == "im2col" and computed.kind == "f":
-            why_not = "it multiplies by BLAS, whose threads stay awake and hold up the calls that follow"
-        if algorithm == "direct" and prod(geometry.kernel_shape) > MANY_WEIGHTS:
-            why_not = "so many weights are read anew for each block of pixels"
-        if algorithm == "direct" and computed.kind == "f" and min(geometry.C, geometry.K) >= (
-            MANY_CHANNELS * geometry.groups
-        ):
-            why_not = "with many channels in and out the sums are a product of matrices"
-        if algorithm == "winograd" and computed.name != "float32" and not why_not:
-            why_not = "it rounds more, which matters where more than float32 is asked for"
-        if (product, algorithm) == ("grad_weight", "winograd") and not why_not and not has_grad_weight(
-            algorithm, geometry, device
-        ):
-            why_not = "its weight gradient is the implicit one"
+        why_not = refusal(algorithm, geometry, dtype) or unfit(product, algorithm, geometry, computed)
         costs = COSTS[product].get(algorithm, {}).get(like(computed))
         if not why_not and not costs:
             why_not = "no measurement says what it costs"
