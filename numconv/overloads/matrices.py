@@ -45,6 +45,7 @@ def window_of(kernel_size: Any, axes: int, name: str) -> int:
 
 
 def im2col(x, kernel_size, stride=1, padding=0, dilation=1, boundary="constant", fill_value=0, flip=True, out=None):
+    """``numconv.im2col`` of arguments of these types."""
     refuse(out=out)
     array("x", x)
     dtype = as_dtype(x.dtype)
@@ -77,6 +78,7 @@ def col2im(
     cols, input_shape, kernel_size, stride=1, padding=0, dilation=1, boundary="constant", fill_value=0, flip=True,
     reduce="sum", out=None,
 ):
+    """``numconv.col2im`` of arguments of these types."""
     refuse(out=out)
     axes = shape_reader("input_shape", input_shape)
     d = window_of(kernel_size, axes, "input_shape")
@@ -109,6 +111,7 @@ def col2im(
 def kernel2row(
     w, input_size, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=True, triple=False
 ):
+    """``numconv.kernel2row`` of arguments of these types."""
     array("w", w)
     known = plain(input_size)
     d = len(known) if isinstance(known, types.BaseTuple) else 1
@@ -154,6 +157,7 @@ def read_triple(data: Any, indices: Any, indptr: Any, **vector: Any) -> tuple[An
 
 
 def csr_matvec(data, indices, indptr, x, out=None):
+    """``numconv.csr_matvec`` of arguments of these types."""
     refuse(out=out)
     read_data, read_indices, read_indptr, read, give = read_triple(data, indices, indptr, x=x)
 
@@ -164,6 +168,7 @@ def csr_matvec(data, indices, indptr, x, out=None):
 
 
 def csr_rmatvec(data, indices, indptr, y, columns, out=None):
+    """``numconv.csr_rmatvec`` of arguments of these types."""
     refuse(out=out)
     one_int("columns", columns)
     read_data, read_indices, read_indptr, read, give = read_triple(data, indices, indptr, y=y)

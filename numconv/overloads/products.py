@@ -43,6 +43,7 @@ def conv(
     x, w, bias=None, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=False,
     algorithm="auto", out=None,
 ):
+    """``numconv.conv`` of arguments of these types."""
     refuse(out=out)
     auto = word("algorithm", algorithm, ALGORITHMS) == "auto"
     array("w", w)
@@ -93,6 +94,7 @@ def conv_grad_input(
     input_shape, w, dy, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=False,
     algorithm="auto", out=None,
 ):
+    """``numconv.conv_grad_input`` of arguments of these types."""
     d = gradient("w", w, "dy", dy, out)
     auto = word("algorithm", algorithm, ALGORITHMS) == "auto"
     if shape_reader("input_shape", input_shape) != dy.ndim:
@@ -122,6 +124,7 @@ def conv_grad_weight(
     x, kernel_shape, dy, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=False,
     algorithm="auto", out=None,
 ):
+    """``numconv.conv_grad_weight`` of arguments of these types."""
     array("x", x)
     axes = shape_reader("kernel_shape", kernel_shape)
     d = axes - 2
@@ -153,6 +156,7 @@ def conv_grad_weight(
 def convolve(
     x, w, mode="full", boundary="constant", fill_value=0, stride=1, dilation=1, axes=None, algorithm="auto", out=None
 ):
+    """``numconv.convolve`` of arguments of these types."""
     refuse(axes=axes, out=out)
     auto = word("algorithm", algorithm, ALGORITHMS) == "auto"
     array("x", x)
