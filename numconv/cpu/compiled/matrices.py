@@ -142,8 +142,8 @@ def triple(w, K, Cg, given, word, groups, boundary, flip):
                 step, rest = step * axes[c, KERNEL], rest // axes[c, KERNEL]
             turned[i] = w[i - t + at]
         _values((
-            team, as_table(turned.reshape((K, Cg * count))), Cg, inputs, as_table(axes), boundary, a, b, rows_in,
-            line_in, chunk, data,
+            team, as_table(turned.reshape((K, Cg * count))), Cg, count, inputs, as_table(axes), boundary, a, b,
+            rows_in, line_in, chunk, data,
         ))
     return data, indices, indptr
 
