@@ -279,8 +279,10 @@ def _conv_geometry(
 def plain_geometry(
     input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], mode: str, *, dilation: Any, **rest: Any
 ) -> ConvGeometry:
-    """The geometry of SciPy's modes."""
+    """The geometry of SciPy's modes. Nothing has no convolution, as NumPy says too."""
     d = len(kernel_shape)
+    if 0 in input_shape:
+        raise ValueError(f"x must have at least one pixel along every axis that is convolved, got {input_shape}")
     padding = mode_padding(mode, kernel_shape, per_axis("dilation", dilation, d, 1))
     return conv_geometry(input_shape, kernel_shape, plain=True, padding=padding, dilation=dilation, **rest)
 

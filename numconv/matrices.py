@@ -54,7 +54,7 @@ def _take(x: np.ndarray, fill: np.ndarray, g: ConvGeometry, X_conv: np.ndarray) 
     index = np.arange(prod(g.size), dtype=np.int64).reshape(g.size)
     spatial = replace(g, plain=True, batched=False, N=1, C=1, K=1, groups=1, fill_value=-1 * (g.boundary_code == 0))
     index_conv = im2col(index, spatial)
-    pixels = x.reshape(g.N, g.C, -1)
+    pixels = x.reshape(g.N, g.C, prod(g.size))
     target = X_conv.reshape(g.N, g.C, *index_conv.shape)
     inside = index_conv >= 0
     target[:, :, inside] = pixels[:, :, index_conv[inside]]
@@ -119,7 +119,7 @@ def local_matrix(w: np.ndarray, geometry: ConvGeometry) -> scipy.sparse.csr_arra
     from scipy.sparse import csr_array
 
     g = geometry
-    kernels = sparse_ready(w).reshape(prod(g.out), g.K, -1)
+    kernels = sparse_ready(w).reshape(prod(g.out), g.K, g.C // g.groups * prod(g.kernel))
     W_conv = csr_array(dispatch.backend("cpu", "local").triple(kernels, g), shape=g.matrix_shape, copy=False)
     W_conv.has_canonical_format = True
     return W_conv

@@ -60,11 +60,12 @@ class ConvOperator(LinearOperator):
         plan._require(prod(shape) * computed.itemsize + plan._workspace, shape, vectors)
         images, w = arrays.ready(vectors.T, computed), arrays.ready(self.w, computed)
         result = np.empty(shape, dtype=computed)
+        given, wanted = _as_images(plan, images, not adjoint), _as_images(plan, result, adjoint)
         if adjoint:
-            dispatch.placed(plan.device, images, plan._grad_input)(images, w, result)
+            dispatch.placed(plan.device, images, plan._grad_input)(given, w, wanted)
         else:
             no_bias = np.zeros(plan.geometry.K, computed)
-            dispatch.placed(plan.device, images, plan._forward)(images, w, no_bias, result)
+            dispatch.placed(plan.device, images, plan._forward)(given, w, no_bias, wanted)
         return arrays.as_result(result, dtype).T
 
     def _matmat(self, X: np.ndarray) -> np.ndarray:
@@ -96,18 +97,25 @@ def cupy_operator(plan: ConvPlan, w: Any) -> Any:
         dtype = arrays.product_dtype(vectors=X, plan=plan.dtype)
         now = plan if dtype == plan.dtype else replace(plan, dtype=dtype)
         computed = arrays.computed_in(dtype)
-        images, w = X.reshape(X.shape[0], -1).swapaxes(0, 1).ready(computed), weights.ready(computed)
+        images, w = X.reshape(X.shape[0], prod(X.shape[1:])).swapaxes(0, 1).ready(computed), weights.ready(computed)
         result = w.place.empty((images.shape[0], M[1 if adjoint else 0]), computed)
+        given, wanted = _as_images(plan, images, not adjoint), _as_images(plan, result, adjoint)
         if adjoint:
-            now._grad_input(images, w, result)
+            now._grad_input(given, w, wanted)
         else:
-            now._forward(images, w, w.place.zeros(plan.geometry.K, computed), result)
+            now._forward(given, w, w.place.zeros(plan.geometry.K, computed), wanted)
         columns = w.place.empty((result.shape[1], *X.shape[1:]), dtype)
         columns.reshape(result.shape[::-1])[...] = result.swapaxes(0, 1)
         return give(columns)
 
     forward, adjoint = partial(apply, adjoint=False), partial(apply, adjoint=True)
     return OfCuPy(M, matvec=forward, rmatvec=adjoint, matmat=forward, rmatmat=adjoint, dtype=plan.dtype)
+
+
+def _as_images(plan: ConvPlan, rows: Any, inputs: bool) -> Any:
+    """Rows of numbers as so many images: inputs of the plan or outputs. An empty row does not say how many there are."""
+    g = plan.geometry
+    return rows.reshape(rows.shape[0], *((g.C, *g.size) if inputs else (g.K, *g.out)))
 
 
 class NormalizedOperator(LinearOperator):
@@ -271,7 +279,7 @@ def _squares(w: np.ndarray, rows: tuple[tuple[int, ...], ...], boundary: int) ->
 
     def squares(w: np.ndarray) -> np.ndarray:
         """With the axis of ``w`` that comes after ``C`` left as it is."""
-        return _squares(w.reshape(K, -1, *w.shape[3:]), rest, boundary).reshape(*w.shape[1:3], *after)
+        return _squares(w.reshape(K, prod(w.shape[1:3]), *w.shape[3:]), rest, boundary).reshape(*w.shape[1:3], *after)
 
     first, stop = 0, out  # outputs that no boundary folds
     if boundary != CONSTANT:

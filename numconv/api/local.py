@@ -181,7 +181,7 @@ def conv_local_grad_weight(
         image, gradient = arrays.ready(x, computed), arrays.ready(dy, computed)
         _room().grad_weight(
             image.reshape(g.N, g.C, *g.size), gradient.reshape(g.N, g.K, *g.out), g.axes, g.boundary_code, fill,
-            dw.reshape(prod(g.out), g.K, -1),
+            dw.reshape(_rows(g)),
         )
 
     return give(arrays.deliver(compute, shape, dtype, out, x, dy, computed=computed))
@@ -270,7 +270,12 @@ def _geometry(
 
 def _weights(w: np.ndarray, g: ConvGeometry, dtype: np.dtype) -> np.ndarray:
     """The kernels as matrices ``(prod out, K, C/groups * prod k)``."""
-    return arrays.ready(w, dtype).reshape(prod(g.out), g.K, -1)
+    return arrays.ready(w, dtype).reshape(_rows(g))
+
+
+def _rows(g: ConvGeometry) -> tuple[int, int, int]:
+    """The shape of all kernels, each output channel's weights in a row."""
+    return prod(g.out), g.K, g.C // g.groups * prod(g.kernel)
 
 
 def _room() -> Any:
