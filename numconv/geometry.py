@@ -9,15 +9,11 @@ from itertools import product
 from math import gcd, prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._indexing import extent, first_tap, output_size
+from ._indexing import FAR, extent, first_tap, largest_index, output_size
 from .arguments import BOUNDARIES, as_int, as_number, as_padding, as_shape, mode_padding, one_of, per_axis, spatial_size
 
 if TYPE_CHECKING:
     import numpy as np
-
-
-#: Positions stay below this, so that no sum of a few of them leaves int64.
-FAR = 2**60
 
 
 class Phase(NamedTuple):
@@ -254,12 +250,12 @@ def _conv_geometry(
     one_of("boundary", boundary, BOUNDARIES)
     if boundary != "constant" and fill_value != 0:
         raise ValueError(f"fill_value is only for boundary='constant', got {fill_value!r} with boundary={boundary!r}")
-    reaches = [max(dil, extent(k, dil)) for k, dil in zip(kernel, dilation, strict=True)]
-    for name, given, largest in (
-        ("stride", stride, max(stride)), ("dilation", dilation, max(reaches)), ("padding", pairs, max(map(max, pairs)))
-    ):
-        if largest >= FAR:
-            raise ValueError(f"{name} must keep all positions below 2**60, got {given} for a kernel of shape {kernel}")
+    if largest_index(N, C, K, groups, size, kernel, stride, dilation, *zip(*pairs, strict=True)) >= FAR:
+        raise ValueError(
+            f"stride, dilation and padding must keep all positions and sizes, and products of these, below 2**60, got "
+            f"stride={stride}, dilation={dilation}, padding={pairs} for {x_name} of shape {x_shape} and {w_name} of "
+            f"shape {w_shape}"
+        )
     out = tuple(
         output_size(n, k, s, dil, lo, hi)
         for n, k, s, dil, (lo, hi) in zip(size, kernel, stride, dilation, pairs, strict=True)

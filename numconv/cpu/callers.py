@@ -19,7 +19,7 @@ from numba.np.numpy_support import as_dtype, from_dtype
 
 from .._memory import ALWAYS_THERE
 from . import _jit
-from ._jit import ALONE, helper
+from ._jit import ALONE, capped, helper
 from .blocks import item_bytes
 from .simd import lanes, panel_width
 from .words import ASK, AVAILABLE, BELOW, IN_PARALLEL, LAUNCHER, MEMORY, NAME, THREADS, words
@@ -295,7 +295,7 @@ LARGE, PAGE, MADV_HUGEPAGE = 1 << 22, 1 << 12, 14
 @helper
 def room(count, dtype):
     """An array of so many items, whatever they hold; refused if there is no memory for it."""
-    require(count * item_bytes(dtype))
+    require(capped(count, item_bytes(dtype)))
     array = np.empty(count, dtype)
     if count * item_bytes(dtype) >= LARGE:
         _in_large_pages(array)

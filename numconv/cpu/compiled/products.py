@@ -7,7 +7,7 @@ from math import gcd
 import numpy as np
 
 from ..._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE, VALID
-from .._jit import extent, first_tap
+from .._jit import capped, first_tap
 from ..addresses import through
 from ..callers import as_input, require, room
 from ..lines import times
@@ -39,7 +39,7 @@ def forward(x, N, C, w, K, Cg, bias, biased, given, word, groups, boundary, fill
         bias = as_input(np.zeros(K, x.dtype))
     if bias.size != K:
         raise ValueError("bias must have shape (K,)")
-    axes = axes_of((given, word, boundary, flip))
+    axes = axes_of((given, word, boundary, flip, N, C, K, groups))
     shape, T = shape_of(N, K, axes, OUT), times(axes, KERNEL)
     y = room(size_of(shape), x.dtype)
     if y.size > 0 and w.size > 0:
@@ -61,17 +61,21 @@ _forward = through(forward)
 @launcher
 def convolve(x, w, given, word, boundary, fill, auto):
     """``convolve`` of plain arrays with SciPy's modes; returns ``y`` flat, and its shape."""
-    d, larger, same = given.shape[1], True, True
+    d, larger, same, items = given.shape[1], True, True, 1
     spread = np.empty(d, np.int64)
     for a in range(d):
-        spread[a] = extent(given[TAPS, a], given[DILATIONS, a])
+        if given[PIXELS, a] < 1:
+            raise ValueError("x must have at least one pixel along every axis")
+        spread[a] = capped(given[TAPS, a] - 1, given[DILATIONS, a]) + 1
+        items = capped(items, spread[a])
         larger = larger and 0 < given[PIXELS, a] <= spread[a]
         same = same and given[PIXELS, a] == spread[a]
     no_bias = as_input(np.zeros(1, x.dtype))
     if word != VALID or not larger or same:
         return _forward((x, 1, 1, w, 1, 1, no_bias, True, given, word, 1, boundary, fill, True, auto))
     # the kernel is the larger: spread out by its dilation it becomes the input; then every stride-th value is kept
-    wide = np.zeros(size_of(spread), x.dtype)
+    require(capped(items, x.itemsize))
+    wide = np.zeros(items, x.dtype)
     for i in range(w.size):
         rest, at, step = i, 0, 1
         for a in range(d - 1, -1, -1):
@@ -153,7 +157,7 @@ _by_phases = through(by_phases)
 def grad_input(N, C, w, K, Cg, dy, M, L, given, word, groups, boundary, flip, auto):
     """``dX = W_conv.T @ dY_flat`` for ``dy (M, L, *out)``; returns ``dX (N, C, *in)`` flat, and its shape."""
     check_groups(C, K, Cg, groups)
-    axes = axes_of((given, word, boundary, flip))
+    axes = axes_of((given, word, boundary, flip, N, C, K, groups))
     check_output(M, N, L, K, given, axes)
     shape = shape_of(N, C, axes, SIZE)
     dx = room(size_of(shape), dy.dtype)
@@ -181,10 +185,10 @@ def grad_input(N, C, w, K, Cg, dy, M, L, given, word, groups, boundary, flip, au
 def grad_weight(x, N, C, K, Cg, dy, M, L, given, word, groups, boundary, fill, flip, auto):
     """``dW = dY_flat @ X_conv^H`` for ``dy (M, L, *out)``; returns ``dW (K, C/G, *k)`` flat, and its shape."""
     check_groups(C, K, Cg, groups)
-    axes = axes_of((given, word, boundary, flip))
+    axes = axes_of((given, word, boundary, flip, N, C, K, groups))
     check_output(M, N, L, K, given, axes)
     shape = shape_of(K, Cg, axes, KERNEL)
-    require(size_of(shape) * x.itemsize)
+    require(capped(size_of(shape), x.itemsize))
     dw = np.zeros(size_of(shape), x.dtype)
     if dw.size > 0 and dy.size > 0:
         algorithm = IMPLICIT
