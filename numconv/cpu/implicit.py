@@ -40,6 +40,7 @@ from .lines import (
     gather_lines,
     merged,
     plane,
+    steps_along,
     table,
     times,
 )
@@ -215,7 +216,7 @@ def product(
     part = y[(slice(None), slice(None), *place)] if place else y
     begin = (part.ctypes.data - y.ctypes.data) // y.itemsize if place else 0
     axes, size, block, steps, places, tables = _layout(
-        axes.tobytes(), begin, part.strides, y.dtype, N, C // groups, bias.size // groups, groups,
+        axes.tobytes(), begin, part.shape, part.strides, y.dtype, N, C // groups, bias.size // groups, groups,
         (w.size // groups, k_step, c_step), w_terms.tobytes(), numba.get_num_threads(),
     )
     _forward(
@@ -226,11 +227,11 @@ def product(
 
 @lru_cache(maxsize=1024)
 def _layout(
-    table_of_axes: bytes, begin: int, strides: tuple[int, ...], dtype: np.dtype, N: int, C: int, K: int, G: int,
-    w_steps: tuple[int, int, int], w_terms: bytes, threads: int,
+    table_of_axes: bytes, begin: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype, N: int, C: int,
+    K: int, G: int, w_steps: tuple[int, int, int], w_terms: bytes, threads: int,
 ) -> tuple[np.ndarray, ...]:
     axes, terms = np.frombuffer(table_of_axes, np.int64).reshape(-1, 6), np.frombuffer(w_terms, np.int64)
-    out_steps = np.array([stride // dtype.itemsize for stride in strides])
+    out_steps = np.array(steps_along(shape, strides, dtype.itemsize))
     return fixed(layout(axes, begin, out_steps, dtype, N, C, K, G, w_steps, terms, threads))
 
 

@@ -185,12 +185,12 @@ def by_stencil(x, N, C, w, terms, k_step, c_step, bias, groups, axes, boundary, 
     for i in range(shape.size):
         every[1 + i + (i > 1 and shape.size == 3)] = steps[i]
     at_once = Cg * (terms.size // order.size) <= sizes[patch.UNITS]
-    target, at = y, begin
+    target, at, own = y, begin, steps_of(shape)
     apart = not at_once and not is_contiguous(steps, shape)
     if apart:
         target, at = np.empty(size_of(shape), y.dtype), 0
-        own = steps_of(shape)
-        for i in range(shape.size):
+    for i in range(shape.size):
+        if apart or shape[i] == 1:  # nothing steps along an axis of one
             every[1 + i + (i > 1 and shape.size == 3)] = own[i]
     _stencil((
         team_for(size_of(shape) * Cg * terms.size), x, weights, bias, as_table(axes), boundary, fill,
