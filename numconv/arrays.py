@@ -57,6 +57,24 @@ def stored_in(dtype: np.dtype, device: str) -> np.dtype:
     return dtype if device == "cuda" and dtype == np.float16 else computed_in(dtype)
 
 
+def plain_steps(array: Array) -> Array:
+    """The array with the strides of its shape, if its items lie one behind the other.
+
+    NumPy asks nothing of the stride of an axis with one item, nor of those of an empty array, so they may be anything;
+    kernels take steps from strides.
+    """
+    shape = array.shape
+    if (1 in shape or 0 in shape) and array.strides != _strides(shape, array.itemsize) and array.flags.c_contiguous:
+        return array.reshape(1, *shape).reshape(shape)
+    return array
+
+
+@lru_cache(maxsize=1024)
+def _strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Those of a new array."""
+    return tuple(itemsize * prod(shape[a + 1 :]) for a in range(len(shape)))
+
+
 def ready(array: Array, dtype: np.dtype) -> Array:
     """The array as kernels take it: contiguous, aligned, native, of this dtype. Copies only when it must."""
     if fits(array, dtype):

@@ -19,6 +19,8 @@ from typing import Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
 
+from .arrays import plain_steps
+
 F = TypeVar("F", bound=Callable[..., Any])
 Device = Literal["auto", "cpu", "cuda"]
 DEVICES: tuple[str, ...] = get_args(Device)
@@ -186,7 +188,9 @@ def read(**arguments: Any) -> tuple[list[Any], Callable[[Any], Any]]:
         if type(value) is not np.ndarray and (value is not None or name not in _OPTIONAL):
             break
     else:  # the common case, in one look
-        return list(arguments.values()), _way_to(arguments.get("out"))
+        return [value if value is None else plain_steps(value) for value in arguments.values()], _way_to(
+            arguments.get("out")
+        )
     out = arguments.get("out")
     kinds = {name: kind_of(name, value) for name, value in arguments.items() if value is not None}
     for name, value in arguments.items():
@@ -204,7 +208,7 @@ def read(**arguments: Any) -> tuple[list[Any], Callable[[Any], Any]]:
     if "cuda" in kind:
         return _read_gpu(arguments, named, kind)
     reader, give = _on_host[kind]
-    arrays = [value if value is None else reader(name, value) for name, value in arguments.items()]
+    arrays = [value if value is None else plain_steps(reader(name, value)) for name, value in arguments.items()]
     return arrays, give if out is None else _way_to(out)
 
 

@@ -113,7 +113,7 @@ def cupy_operator(plan: ConvPlan, w: Any) -> Any:
 
 
 def _as_images(plan: ConvPlan, rows: Any, inputs: bool) -> Any:
-    """Rows of numbers as so many images: inputs of the plan or outputs. An empty row does not say how many there are."""
+    """Rows of numbers as images, inputs of the plan or outputs. Empty rows would not say how many they are."""
     g = plan.geometry
     return rows.reshape(rows.shape[0], *((g.C, *g.size) if inputs else (g.K, *g.out)))
 

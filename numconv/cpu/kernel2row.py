@@ -90,7 +90,7 @@ def counts_of(axes: np.ndarray, boundary: int) -> Counts:
     for axis in axes:
         a, b = inside(axis)
         _memory.require(
-            8 * (a + int(axis[OUT]) - b), "what the outputs at the edges read", "use algorithm='implicit' or less padding"
+            8 * (a + int(axis[OUT]) - b), "what outputs at the edges read", "use algorithm='implicit', or less padding"
         )
         before, after = np.empty(a, dtype=np.int64), np.empty(int(axis[OUT]) - b, dtype=np.int64)
         _tap_counts(axis, boundary, 0, before, work=0)
