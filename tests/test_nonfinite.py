@@ -103,17 +103,12 @@ def test_compiled_code_keeps_bad_weights_where_they_are():
     def folded(w, dy):
         return nc.conv_grad_input((2, 4, 9, 7), w, dy, stride=2, padding=1, groups=2, boundary="reflect")
 
-    for dtype in (np.float32, np.complex128):
-        w, dy = values((4, 2, 3, 3), dtype), values((2, 4, 5, 4), dtype, 1)
-        w[0, 1, 0, 2], w[3, 0, 2, 2] = np.nan, np.inf
-        for function in (back, folded):
-            got, want = njit(function)(w, dy), function(w, dy)
-            np.testing.assert_array_equal(np.isfinite(got), np.isfinite(want))
-            assert 0 < np.isfinite(got).sum() < got.size
-    np.testing.assert_array_equal(njit(lambda w, dy: nc.conv_grad_input((1, 1, 8), w, dy))(W8, DY6), BACK8)
-
-
-W8, DY6, BACK8 = np.array([[[1, -2, 3]]]), np.ones((1, 1, 6), int), [[[1, -1, 2, 2, 2, 2, 1, 3]]]
+    w, dy = values((4, 2, 3, 3), np.float32), values((2, 4, 5, 4), np.float32, 1)
+    w[0, 1, 0, 2], w[3, 0, 2, 2] = np.nan, np.inf
+    for function in (back, folded):
+        got, want = njit(function)(w, dy), function(w, dy)
+        np.testing.assert_array_equal(got, want)
+        assert 0 < np.isfinite(got).sum() < got.size
 
 
 # signed zeros -------------------------------------------------------------------------------------------------------
