@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
-from math import prod
+from math import copysign, prod
 from typing import Any
 
 import numpy as np
@@ -106,7 +106,7 @@ def fits(array: Array, dtype: np.dtype) -> bool:
 
 def as_fill(value: Any, dtype: np.dtype) -> Any:
     """``fill_value`` as a scalar of ``dtype``, or an error if the dtype cannot hold it."""
-    if isinstance(value, (int, float)) and value == 0:
+    if isinstance(value, (int, float)) and value == 0 and copysign(1, value) > 0:  # most are
         return np.zeros((), dtype)[()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

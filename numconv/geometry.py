@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import product
-from math import gcd, prod
+from math import copysign, gcd, prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._indexing import FAR, extent, first_tap, largest_index, output_size
@@ -51,6 +51,11 @@ class ConvGeometry:
     boundary: str
     fill_value: complex
     flip: bool
+    #: 0.0 and -0.0 are equal numbers, but not the same constant: whether the parts of ``fill_value`` have a minus.
+    signs: tuple[bool, bool] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "signs", signs_of(self.fill_value))
 
     # shapes ---------------------------------------------------------------------------------------------------------
 
@@ -125,7 +130,8 @@ class ConvGeometry:
         return self._replace(size=size, padding=((0, 0),) * self.d, boundary="constant", fill_value=0)
 
     def _replace(self, **changes: Any) -> ConvGeometry:
-        return ConvGeometry(**{name: changes.get(name, getattr(self, name)) for name in self.__dataclass_fields__})
+        names = (name for name, item in self.__dataclass_fields__.items() if item.init)
+        return ConvGeometry(**{name: changes.get(name, getattr(self, name)) for name in names})
 
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
@@ -185,10 +191,19 @@ def conv_geometry(
     Plain: ``(*in)`` and ``(*k)``. Channelled: ``(N, C, *in)`` or ``(C, *in)`` and ``(K, C/groups, *k)``. Equal
     arguments give the same, cached object. ``names`` says what the caller calls the two arrays.
     """
+    fill_value = as_number("fill_value", fill_value)
     return _conv_geometry(
         frozen(input_shape), frozen(kernel_shape), plain, frozen(stride), frozen(padding), frozen(dilation),
-        frozen(groups), frozen(boundary), as_number("fill_value", fill_value), bool(flip), names,
+        frozen(groups), frozen(boundary), fill_value, signs_of(fill_value), bool(flip), names,
     )
+
+
+def signs_of(number: Any) -> tuple[bool, bool]:
+    """Whether the parts of a number have a minus, which 0.0 may have too."""
+    if type(number) is int:
+        return number < 0, False
+    whole = complex(number)
+    return copysign(1, whole.real) < 0, copysign(1, whole.imag) < 0
 
 
 #: Types that a cache can look up as they are.
@@ -209,7 +224,7 @@ def frozen(value: Any) -> Any:
 @lru_cache(maxsize=1024, typed=True)
 def _conv_geometry(
     input_shape: Any, kernel_shape: Any, plain: bool, stride: Any, padding: Any, dilation: Any,
-    groups: Any, boundary: Any, fill_value: Any, flip: bool, names: tuple[str, str],
+    groups: Any, boundary: Any, fill_value: Any, signs: tuple[bool, bool], flip: bool, names: tuple[str, str],
 ) -> ConvGeometry:
     x_name, w_name = names
     x_shape, w_shape = as_shape(f"{x_name}.shape", input_shape), as_shape(f"{w_name}.shape", kernel_shape)

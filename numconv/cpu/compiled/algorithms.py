@@ -13,7 +13,7 @@ from numba import types
 from numba.extending import overload
 
 from ..._indexing import CONSTANT, KERNEL, OUT, SIZE, STRIDE
-from .. import direct, im2col, implicit, patch, schemes, stencil, winograd, winograd_weights
+from .. import adjoint, direct, im2col, implicit, patch, schemes, stencil, winograd, winograd_weights
 from .._jit import helper
 from ..addresses import through
 from ..blocks import blocks_for_weights, is_complex
@@ -121,6 +121,40 @@ def _back(algorithm, arguments):
         return algorithm == WINOGRAD
 
     return back
+
+
+def sum_again(arguments):
+    """Sum again what is not finite in ``dX``, where weights are not; numbers without infinity have no need."""
+    raise NotImplementedError
+
+
+@overload(sum_again)
+def _sum_again(arguments):
+    if not isinstance(arguments[0].dtype, (types.Float, types.Complex)):
+        return lambda arguments: None
+    again = through(adjoint._sum_again, later=True)
+
+    def sum_again(arguments):
+        dy, w, N, C, K, groups, axes, dx = arguments
+        Cg, d = C // groups, axes.shape[0]
+        L_in, L_k, L_out = axes[d - 1, SIZE], axes[d - 1, KERNEL], axes[d - 1, OUT]
+        rows, lines = axes[: d - 1], times(axes[: d - 1], KERNEL)
+        if not (all_finite(w) if w.size <= dx.size // N else all_finite(dx) or all_finite(w)):
+            again((
+                team_for(dx.size * (w.size // Cg)), as_table(dy.reshape((N, K, times(rows, OUT), L_out))),
+                as_table(w.reshape((K, Cg, lines, L_k))), as_table(axes), dx.reshape((N, C, times(rows, SIZE), L_in)),
+            ))
+
+    return sum_again
+
+
+@helper
+def all_finite(array):
+    """Whether nothing in an array is NaN or infinite."""
+    nothing = array.dtype.type(0)
+    for i in range(array.size):
+        nothing += array[i] * 0
+    return nothing == 0
 
 
 @helper

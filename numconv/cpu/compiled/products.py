@@ -7,11 +7,11 @@ from math import gcd
 import numpy as np
 
 from ..._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE, VALID
-from .._jit import capped, first_tap
+from .._jit import capped, extent, first_tap, helper
 from ..addresses import through
 from ..callers import as_input, require, room
 from ..lines import times
-from .algorithms import back, product, weights
+from .algorithms import back, product, sum_again, weights
 from .choice import FORWARD, GRAD_INPUT, IMPLICIT, choose, choose_for_weights, kind_of, lanes_of
 from .tables import (
     DILATIONS,
@@ -106,10 +106,16 @@ def convolve(x, w, given, word, boundary, fill, auto):
 
 
 @launcher
+def under_zeros(dy, w, N, C, K, groups, axes, algorithm, dx):
+    """``adjoint.gathered``: the gradient under zero padding, without what the zeros of ``dy`` do to it."""
+    if not back(algorithm, (dy, w, N, C, K, groups, axes, dx)):
+        by_phases(dy, w, N, C, K, groups, axes, algorithm, dx)
+    sum_again((dy, w, N, C, K, groups, axes, dx))
+
+
+@helper
 def by_phases(dy, w, N, C, K, groups, axes, algorithm, dx):
-    """Under zero padding, for each phase of the stride a forward product of ``dy``."""
-    if back(algorithm, (dy, w, N, C, K, groups, axes, dx)):
-        return
+    """For each phase of the stride a forward product of ``dy``."""
     d, T = axes.shape[0], times(axes, KERNEL)
     steps, bias = steps_of(shape_of(N, C, axes, SIZE)), as_input(np.zeros(C, dx.dtype))
     phases = 1
@@ -150,7 +156,7 @@ def by_phases(dy, w, N, C, K, groups, axes, algorithm, dx):
             ))
 
 
-_by_phases = through(by_phases)
+_under_zeros = through(under_zeros)
 
 
 @launcher
@@ -168,10 +174,10 @@ def grad_input(N, C, w, K, Cg, dy, M, L, given, word, groups, boundary, flip, au
         if folds(given, boundary):
             over = with_padding(axes, given)
             padded = room(N * C * times(over, SIZE), dy.dtype)
-            _by_phases((dy, w, N, C, K, groups, over, algorithm, padded))
+            _under_zeros((dy, w, N, C, K, groups, over, algorithm, padded))
             unfolded((padded, N * C, given, boundary, dx))
         else:
-            _by_phases((dy, w, N, C, K, groups, axes, algorithm, dx))
+            _under_zeros((dy, w, N, C, K, groups, axes, algorithm, dx))
     else:
         for i in range(dx.size):
             dx[i] = 0
