@@ -44,15 +44,12 @@ def sum_dtype(dtype: Any, out: Any, **arrays: Any) -> np.dtype:
     """The dtype in which the sums of a product of these arrays are kept and returned, as in ``numpy.sum``.
 
     It is ``dtype`` where one is given, else ``numpy.result_type`` of the arrays, or that and of ``out`` where ``out``
-    is wider. ``out`` and the arrays may be dtypes.
+    is wider. ``out`` and the arrays may be dtypes, and ``None``.
     """
-    natural = product_dtype(**arrays)
-    if dtype is not None:
-        return _given_dtype(dtype, **{name: getattr(array, "dtype", array) for name, array in arrays.items()})
-    return natural if out is None else _widened(natural, getattr(out, "dtype", out))
-
-
-def _given_dtype(dtype: Any, **dtypes: np.dtype) -> np.dtype:
+    dtypes = {name: getattr(array, "dtype", array) for name, array in arrays.items() if array is not None}
+    natural = _product_dtype(**dtypes)
+    if dtype is None:
+        return natural if out is None else _widened(natural, getattr(out, "dtype", out))
     given = plan_dtype(dtype)
     for name, have in dtypes.items():
         if KINDS[have.kind] > KINDS[given.kind]:
@@ -72,6 +69,15 @@ def _widened(natural: np.dtype, out: np.dtype) -> np.dtype:
         out = np.empty(0, out).real.dtype  # the sums are real
     wide: np.dtype = np.result_type(natural, out)
     return natural if out.kind in "iu" and wide.kind == "f" else wide  # no integer holds both int64 and uint64
+
+
+def summands(dtype: Any, out: Any, **arrays: Any) -> tuple[list[Any], np.dtype]:
+    """The arrays and their ``sum_dtype``; those that lose by a cast to it, which ``dtype=`` asked for, are cast."""
+    sums = sum_dtype(dtype, out, **arrays)
+    if dtype is None:
+        return list(arrays.values()), sums
+    lossless = [array is None or np.can_cast(array.dtype, sums, "safe") for array in arrays.values()]
+    return [a if same else ready(a, sums) for a, same in zip(arrays.values(), lossless, strict=True)], sums
 
 
 def plan_dtype(dtype: Any) -> np.dtype:
@@ -121,8 +127,7 @@ def zeros_beside(array: Array, shape: tuple[int, ...], dtype: np.dtype) -> Array
 
 def fits(array: Array, dtype: np.dtype) -> bool:
     """Whether kernels take the array as it is."""
-    flags = array.flags
-    return array.dtype == dtype and flags.c_contiguous and flags.aligned
+    return array.dtype == dtype and (flags := array.flags).c_contiguous and flags.aligned
 
 
 def as_fill(value: Any, dtype: np.dtype) -> Any:

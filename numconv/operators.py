@@ -246,8 +246,8 @@ def _norms(symbol: np.ndarray) -> float:
 
 
 def gram_diagonal(plan: ConvPlan, w: Any) -> np.ndarray:
-    """The diagonal of ``W_conv^H @ W_conv``, ``(C, *in)`` or ``(*in)``, of the plan's dtype or its real part's."""
-    g, real = plan.geometry, np.empty(0, plan.dtype).real.dtype
+    """The diagonal of ``W_conv^H @ W_conv``, ``(C, *in)`` or ``(*in)``, of the dtype of ``numpy.sum`` of real parts."""
+    g, real = plan.geometry, np.sum(np.empty(0, plan.dtype).real).dtype
     w = _wide(_weights(plan, w, "a Gram matrix"), "a Gram matrix", np.int64)
     shape = g.size if g.plain else (g.C, *g.size)
     _memory.require(16 * prod(shape), f"the diagonal of shape {shape}", "use fewer channels or rows at a time")

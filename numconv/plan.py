@@ -309,6 +309,7 @@ class ConvPlan(Products):
         Returns
         -------
         array (C, *in) or (*in)
+            Of the plan's dtype or that of its real part; int64 or uint64 for integers, as ``numpy.sum`` has it.
 
         Raises
         ------

@@ -43,7 +43,10 @@ TOGETHER = 16
 # the functions --------------------------------------------------------------------------------------------------------
 
 
-def conv(x: Any, w: Any, bias: Any = None, *, algorithm: str = "auto", out: Any = None, **geometry: Any) -> Any:
+def conv(
+    x: Any, w: Any, bias: Any = None, *, algorithm: str = "auto", dtype: Any = None, out: Any = None,
+    **geometry: Any,
+) -> Any:
     """``numconv.conv`` of Dask arrays.
 
     Examples
@@ -57,7 +60,7 @@ def conv(x: Any, w: Any, bias: Any = None, *, algorithm: str = "auto", out: Any 
     True
     """
     x, w, bias = _lazy(x, out), _lazy(w), None if bias is None else _lazy(bias)
-    dtype = arrays.product_dtype(x=x, w=w, **({} if bias is None else {"bias": bias}))
+    (x, w, bias), dtype = arrays.summands(dtype, None, x=x, w=w, bias=bias)
     return _forward(x, w, bias, conv_geometry(x.shape, w.shape, **_frozen(geometry)), dtype, algorithm)
 
 
@@ -74,7 +77,7 @@ def correlate(x: Any, w: Any, mode: str = "full", *, out: Any = None, **options:
 
 def _slide(
     x: Any, w: Any, mode: str, flip: bool, *, axes: Any = None, algorithm: str = "auto", dilation: Any = 1,
-    **geometry: Any,
+    dtype: Any = None, **geometry: Any,
 ) -> Any:
     one_of("mode", mode, MODES)
     chosen = tuple(range(x.ndim)) if axes is None else plain._normal_axes(axes, x.ndim)
@@ -84,28 +87,32 @@ def _slide(
     if mode == "valid" and plain._inside(size, w.shape, dilation):
         raise ValueError(f"x must be the larger one if it is a Dask array, got shapes {x.shape} and {w.shape}")
     g = plain_geometry(size, w.shape, mode, dilation=frozen(dilation), flip=flip, **_frozen(geometry))
-    dtype, last = arrays.product_dtype(x=x, w=w), tuple(range(x.ndim - len(chosen), x.ndim))
+    (x, w), dtype = arrays.summands(dtype, None, x=x, w=w)
+    last = tuple(range(x.ndim - len(chosen), x.ndim))
     if chosen == last:
         return _forward(x, w, None, g, dtype, algorithm)
     return da.moveaxis(_forward(da.moveaxis(x, chosen, last), w, None, g, dtype, algorithm), last, chosen)
 
 
 def conv_grad_input(
-    input_shape: Any, w: Any, dy: Any, *, algorithm: str = "auto", out: Any = None, **geometry: Any
+    input_shape: Any, w: Any, dy: Any, *, algorithm: str = "auto", dtype: Any = None, out: Any = None,
+    **geometry: Any,
 ) -> Any:
     """``numconv.conv_grad_input`` of Dask arrays."""
     w, dy = _lazy(w, out), _lazy(dy)
     g = conv_geometry(frozen(input_shape), w.shape, names=("input_shape", "w"), **_frozen(geometry))
     arrays.check_shape("dy", dy, g.output_shape)
-    return _backward(dy, w, None, g, arrays.product_dtype(w=w, dy=dy), algorithm)
+    (w, dy), dtype = arrays.summands(dtype, None, w=w, dy=dy)
+    return _backward(dy, w, None, g, dtype, algorithm)
 
 
 def conv_transpose(
-    x: Any, w: Any, bias: Any = None, *, algorithm: str = "auto", out: Any = None, **geometry: Any
+    x: Any, w: Any, bias: Any = None, *, algorithm: str = "auto", dtype: Any = None, out: Any = None,
+    **geometry: Any,
 ) -> Any:
     """``numconv.conv_transpose`` of Dask arrays."""
     x, w, bias = _lazy(x, out), _lazy(w), None if bias is None else _lazy(bias)
-    dtype = arrays.product_dtype(x=x, w=w, **({} if bias is None else {"bias": bias}))
+    (x, w, bias), dtype = arrays.summands(dtype, None, x=x, w=w, bias=bias)
     defaults = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
     g = transpose_geometry(x.shape, w.shape, **(defaults | _frozen(geometry)))
     bias = da.zeros(g.C, dtype) if bias is None else bias
@@ -113,13 +120,14 @@ def conv_transpose(
 
 
 def conv_grad_weight(
-    x: Any, kernel_shape: Any, dy: Any, *, algorithm: str = "auto", out: Any = None, **geometry: Any
+    x: Any, kernel_shape: Any, dy: Any, *, algorithm: str = "auto", dtype: Any = None, out: Any = None,
+    **geometry: Any,
 ) -> Any:
     """``numconv.conv_grad_weight`` of Dask arrays; the chunks' sums are added in a fixed order."""
     x, dy = _lazy(x, out), _lazy(dy)
     g = conv_geometry(x.shape, frozen(kernel_shape), names=("x", "kernel_shape"), **_frozen(geometry))
     arrays.check_shape("dy", dy, g.output_shape)
-    dtype = arrays.product_dtype(x=x, dy=dy)
+    (x, dy), dtype = arrays.summands(dtype, None, x=x, dy=dy)
     plan, outer = _plan(g, dtype, algorithm, g.N), x.ndim - g.d - 1
     if len(dy.chunks[-1]) == 1 and all(len(c) == 1 for c in dy.chunks[outer + 1 :]):
         dy = dy.rechunk((*x.chunks[:outer], *dy.chunks[outer : outer + 1], *_output_chunks(g, x.chunks[outer + 1 :])))
