@@ -9,6 +9,7 @@ from itertools import product
 from math import gcd, prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from . import containers
 from ._indexing import extent, first_tap, output_size
 from .arguments import BOUNDARIES, as_int, as_number, as_padding, as_shape, mode_padding, one_of, per_axis, spatial_size
 
@@ -199,11 +200,12 @@ def conv_geometry(
 SCALARS = frozenset({int, float, complex, bool, str, bytes})
 
 
-def frozen(value: Any) -> Any:
-    """Sequences as tuples, so that a cache can look them up."""
+def frozen(value: Any, name: str = "a number") -> Any:
+    """Sequences as tuples and arrays without axes as their item, so that a cache can look them up."""
     if type(value) in SCALARS:
         return value
     if getattr(value, "shape", None) == ():
+        containers.refuse(name, value)
         return value.item()
     if hasattr(value, "__iter__"):
         return tuple(frozen(v) for v in value)

@@ -13,7 +13,7 @@ import scipy.fft
 import scipy.sparse
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from . import _memory, arrays, dispatch
+from . import _memory, arrays, containers, dispatch
 from ._indexing import CONSTANT, first_output, position, source
 from .geometry import ConvGeometry
 
@@ -49,6 +49,7 @@ class ConvOperator(LinearOperator):
 
     def _apply(self, vectors: np.ndarray, adjoint: bool) -> np.ndarray:
         """``vectors`` as columns, ``(length, M)``: M images at once, in the dtype of both, as a matrix would."""
+        containers.refuse("x", vectors)
         dtype = arrays.product_dtype(vectors=vectors, plan=self.plan.dtype)
         if dtype.kind == "c" and self.dtype.kind != "c":  # a real operator acts on both parts alike
             return self._apply(vectors.real, adjoint) + 1j * self._apply(vectors.imag, adjoint)
@@ -156,6 +157,7 @@ class NormalizedOperator(LinearOperator):
 
 
 def _only(there: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    containers.refuse("x", columns)
     return np.where(there.reshape(-1, 1), columns, columns.dtype.type(0))
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
-from .. import arrays, matrices, stream, tiles
+from .. import arrays, containers, matrices, stream, tiles
 from .._indexing import extent
 from ..api import plain
 from ..arguments import MODES, one_of
@@ -59,20 +59,21 @@ def conv(
     >>> bool((y == 9).all())
     True
     """
-    x, w, bias = _lazy(x, out), _lazy(w), None if bias is None else _lazy(bias)
+    x, w, bias = _lazy(out, x=x, w=w, bias=bias)
     (x, w, bias), dtype = arrays.summands(dtype, None, x=x, w=w, bias=bias)
     return _forward(x, w, bias, conv_geometry(x.shape, w.shape, **_frozen(geometry)), dtype, algorithm)
 
 
 def convolve(x: Any, w: Any, mode: str = "full", *, out: Any = None, **options: Any) -> Any:
     """``numconv.convolve`` of Dask arrays; ``x`` is the larger array."""
-    return _slide(_lazy(x, out), _lazy(w), mode, True, **options)
+    x, w = _lazy(out, x=x, w=w)
+    return _slide(x, w, mode, True, **options)
 
 
 def correlate(x: Any, w: Any, mode: str = "full", *, out: Any = None, **options: Any) -> Any:
     """``numconv.correlate`` of Dask arrays; ``x`` is the larger array."""
-    w = _lazy(w)
-    return _slide(_lazy(x, out), w.conj() if w.dtype.kind == "c" else w, mode, False, **options)
+    x, w = _lazy(out, x=x, w=w)
+    return _slide(x, w.conj() if w.dtype.kind == "c" else w, mode, False, **options)
 
 
 def _slide(
@@ -99,7 +100,7 @@ def conv_grad_input(
     **geometry: Any,
 ) -> Any:
     """``numconv.conv_grad_input`` of Dask arrays."""
-    w, dy = _lazy(w, out), _lazy(dy)
+    w, dy = _lazy(out, w=w, dy=dy)
     g = conv_geometry(frozen(input_shape), w.shape, names=("input_shape", "w"), **_frozen(geometry))
     arrays.check_shape("dy", dy, g.output_shape)
     (w, dy), dtype = arrays.summands(dtype, None, w=w, dy=dy)
@@ -111,7 +112,7 @@ def conv_transpose(
     **geometry: Any,
 ) -> Any:
     """``numconv.conv_transpose`` of Dask arrays."""
-    x, w, bias = _lazy(x, out), _lazy(w), None if bias is None else _lazy(bias)
+    x, w, bias = _lazy(out, x=x, w=w, bias=bias)
     (x, w, bias), dtype = arrays.summands(dtype, None, x=x, w=w, bias=bias)
     defaults = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
     g = transpose_geometry(x.shape, w.shape, **(defaults | _frozen(geometry)))
@@ -124,7 +125,7 @@ def conv_grad_weight(
     **geometry: Any,
 ) -> Any:
     """``numconv.conv_grad_weight`` of Dask arrays; the chunks' sums are added in a fixed order."""
-    x, dy = _lazy(x, out), _lazy(dy)
+    x, dy = _lazy(out, x=x, dy=dy)
     g = conv_geometry(x.shape, frozen(kernel_shape), names=("x", "kernel_shape"), **_frozen(geometry))
     arrays.check_shape("dy", dy, g.output_shape)
     (x, dy), dtype = arrays.summands(dtype, None, x=x, dy=dy)
@@ -154,7 +155,7 @@ def conv_grad_weight(
 
 def im2col(x: Any, kernel_size: Any, *, flip: bool = True, out: Any = None, **geometry: Any) -> Any:
     """``numconv.im2col`` of a Dask array: a chunk of columns for each chunk along batch and first spatial axis."""
-    x = _lazy(x, out)
+    (x,) = _lazy(out, x=x)
     g = window_geometry(x.shape, kernel_size, flip=flip, **_frozen(geometry))
     channelled, lead = not g.plain, 0 if g.plain else x.ndim - g.d - 1
     name = f"im2col-{tokenize(x.name, g)}"
@@ -294,13 +295,19 @@ def _pieces(
     return partial(_hold, needs, places, x.dtype), keys
 
 
-def _lazy(value: Any, out: Any = None) -> Any:
-    """A Dask array as it is, any other as one chunk."""
+def _lazy(out: Any = None, **arguments: Any) -> list[Any]:
+    """Dask arrays as they are, any others as one chunk."""
     if out is not None:
         raise TypeError("out must be None for Dask arrays, whose results are lazy and have methods to store them")
+    return [value if value is None else _one_lazy(name, value) for name, value in arguments.items()]
+
+
+def _one_lazy(name: str, value: Any) -> Any:
     if not isinstance(value, da.Array):
+        containers.refuse(name, value)
         array = np.asarray(value)
         return da.from_array(array, chunks=array.shape)
+    containers.refuse(name, value._meta)
     if any(np.isnan(n) for n in value.shape):
         raise ValueError(
             f"Dask arrays must have chunks of known size, got shape {value.shape}; compute_chunk_sizes() finds them"
