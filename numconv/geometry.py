@@ -338,6 +338,11 @@ def transpose_geometry(
                 f"with stride {strides[a]} and dilation {dilations[a]}"
             )
     same = isinstance(padding, str) and padding in ("same", "same_lower")
+    if same and any(extra):
+        raise ValueError(
+            f"output_padding must be 0 with padding={padding!r}, which gives in * stride outputs, "
+            f"got {output_padding!r}"
+        )
     target = [n * s for n, s in zip(size, strides, strict=True)]
     pairs = as_padding(padding, target, kernel, strides, dilations)
     out = tuple(

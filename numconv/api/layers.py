@@ -208,7 +208,8 @@ def conv_transpose(
     stride, padding, dilation, groups, boundary, flip, algorithm, out
         As for ``conv``, of the convolution that is transposed; ``"same"`` gives ``in * stride`` outputs.
     output_padding : int or one int per axis, default 0
-        More outputs at the end, where a stride leaves it open how many there were; less than stride or dilation.
+        More outputs at the end, where a stride leaves it open how many there were; less than stride or dilation, and
+        0 with ``"same"`` and ``"same_lower"``, which leave nothing open.
 
     Returns
     -------
