@@ -108,6 +108,6 @@ def _refuse_tensor(name: str, tensor: Any) -> None:
     forward_ad = sys.modules.get("torch.autograd.forward_ad")
     if backward or (forward_ad is not None and forward_ad.unpack_dual(tensor).tangent is not None):
         raise TypeError(
-            f"{name} is a tensor that torch differentiates, and the gradient would be lost: numconv.interop.torch has "
-            f"these functions with gradients; without any, give {name}.detach() or call under torch.no_grad()"
+            f"{name} is a tensor that torch differentiates, and the gradient would be lost: the functions of "
+            f"numconv.interop.torch keep it; without any, give {name}.detach() or call under torch.no_grad()"
         )
