@@ -20,6 +20,9 @@ COMPUTED_IN: dict[np.dtype, np.dtype] = {
     np.dtype(np.bool_): np.dtype(np.int64),
 }
 
+#: Kinds of dtypes by what they hold: truth, whole numbers, fractions, complex numbers.
+KINDS = {"b": 0, "u": 1, "i": 1, "f": 2, "c": 3}
+
 
 def product_dtype(**arrays: Any) -> np.dtype:
     """The dtype of a product of these arrays (``numpy.result_type``), or an error naming the one that has none."""
@@ -37,9 +40,51 @@ def _product_dtype(**dtypes: np.dtype) -> np.dtype:
     return result.newbyteorder("=")
 
 
+def sum_dtype(dtype: Any, out: Any, **arrays: Any) -> np.dtype:
+    """The dtype in which the sums of a product of these arrays are kept and returned, as in ``numpy.sum``.
+
+    It is ``dtype`` where one is given, else ``numpy.result_type`` of the arrays, or that and of ``out`` where ``out``
+    is wider. ``out`` and the arrays may be dtypes, and ``None``.
+    """
+    dtypes = {name: getattr(array, "dtype", array) for name, array in arrays.items() if array is not None}
+    natural = _product_dtype(**dtypes)
+    if dtype is None:
+        return natural if out is None else _widened(natural, getattr(out, "dtype", out))
+    given = plan_dtype(dtype)
+    for name, have in dtypes.items():
+        if KINDS[have.kind] > KINDS[given.kind]:
+            raise TypeError(f"dtype must be of a kind that holds {name}, which is of dtype {have}; got {given}")
+    return given
+
+
+@lru_cache(maxsize=1024)
+def _widened(natural: np.dtype, out: np.dtype) -> np.dtype:
+    """The dtype of sums of ``natural`` that end in ``out``: that of ``out`` if it is wider."""
+    if out.kind not in KINDS or KINDS[out.kind] < KINDS[natural.kind]:
+        return natural  # ``check_out`` refuses it
+    widest = np.dtype(np.complex128 if out.kind == "c" else np.float64)
+    if out.kind in "fc" and out.itemsize > widest.itemsize:
+        out = widest  # longdouble has no products
+    if out.kind == "c" and natural.kind != "c":
+        out = np.empty(0, out).real.dtype  # the sums are real
+    wide: np.dtype = np.result_type(natural, out)
+    return natural if out.kind in "iu" and wide.kind == "f" else wide  # no integer holds both int64 and uint64
+
+
+def summands(dtype: Any, out: Any, **arrays: Any) -> tuple[list[Any], np.dtype]:
+    """The arrays and their ``sum_dtype``; those that lose by a cast to it, which ``dtype=`` asked for, are cast."""
+    sums = sum_dtype(dtype, out, **arrays)
+    if dtype is None:
+        return list(arrays.values()), sums
+    lossless = [array is None or np.can_cast(array.dtype, sums, "safe") for array in arrays.values()]
+    return [a if same else ready(a, sums) for a, same in zip(arrays.values(), lossless, strict=True)], sums
+
+
 def plan_dtype(dtype: Any) -> np.dtype:
-    """``dtype=`` of a plan as a dtype that has products."""
+    """``dtype=`` of a plan or of a call, NumPy's or torch's, as a dtype that has products."""
     try:
+        if type(dtype).__module__ == "torch":
+            dtype = str(dtype).removeprefix("torch.")
         return product_dtype(dtype=np.dtype(dtype))
     except TypeError:
         raise TypeError(
@@ -100,8 +145,7 @@ def zeros_beside(array: Array, shape: tuple[int, ...], dtype: np.dtype) -> Array
 
 def fits(array: Array, dtype: np.dtype) -> bool:
     """Whether kernels take the array as it is."""
-    flags = array.flags
-    return array.dtype == dtype and flags.c_contiguous and flags.aligned
+    return array.dtype == dtype and (flags := array.flags).c_contiguous and flags.aligned
 
 
 def as_fill(value: Any, dtype: np.dtype) -> Any:

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
 
+from . import containers
 from .arrays import plain_steps
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -159,7 +160,7 @@ def or_dask(function: F) -> F:
     @wraps(function)
     def either(*arguments: Any, **options: Any) -> Any:
         known = _NO_DASK.issuperset(map(type, arguments)) and _NO_DASK.issuperset(map(type, options.values()))
-        if not known and True in map(_is_dask, map(type, (*arguments, *options.values()))):
+        if not known and True in map(is_dask, map(type, (*arguments, *options.values()))):
             return getattr(import_module("numconv.interop.dask"), function.__name__)(*arguments, **options)
         return function(*arguments, **options)
 
@@ -171,8 +172,9 @@ _NO_DASK = frozenset({np.ndarray, type(None), int, float, bool, str, tuple, list
 
 
 @cache
-def _is_dask(kind: type) -> bool:
-    return kind.__module__.startswith("dask.")
+def is_dask(kind: Any) -> bool:
+    """Whether a type is one of Dask's."""
+    return str(kind.__module__).startswith("dask.")
 
 
 _OPTIONAL = ("bias", "out")
@@ -214,18 +216,13 @@ def read(**arguments: Any) -> tuple[list[Any], Callable[[Any], Any]]:
 
 def kind_of(name: str, value: Any) -> str:
     """Whose array this is and where it lives, as errors say it: ``"torch on cuda:0"``; empty for what is no array."""
+    containers.refuse(name, value)
     if isinstance(value, np.ndarray):
-        if isinstance(value, np.ma.MaskedArray):
-            raise TypeError(
-                f"{name} is a masked array, whose mask would be lost; fill it first: {name}.filled(value)"
-            )
         return "numpy"
     library = type(value).__module__.partition(".")[0]
-    if library == "dask":
-        raise TypeError(f"{name} is a Dask array, not taken here; {name}.compute() is one in memory")
     if library == "numconv" and hasattr(value, "place"):
         return str(value.place.kind)
-    if library == "torch" and hasattr(value, "detach"):
+    if containers.is_tensor(value):
         if value.device.type not in ("cpu", "cuda"):
             raise TypeError(f"{name} lives on the device {value.device}; numconv computes on CPUs and CUDA GPUs")
         return f"torch on {value.device}"
@@ -311,7 +308,7 @@ def _read_host(name: str, value: Any) -> np.ndarray:
 
 
 def _read_torch(name: str, tensor: Any) -> np.ndarray:
-    if not hasattr(tensor, "detach"):
+    if not containers.is_tensor(tensor):
         return _read_host(name, tensor)
     try:
         array: np.ndarray = tensor.detach().resolve_conj().resolve_neg().numpy()

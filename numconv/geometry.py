@@ -9,6 +9,7 @@ from itertools import product
 from math import copysign, gcd, prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from . import containers
 from ._indexing import FAR, extent, first_tap, largest_index, output_size
 from .arguments import BOUNDARIES, as_int, as_number, as_padding, as_shape, mode_padding, one_of, per_axis, spatial_size
 
@@ -210,11 +211,12 @@ def signs_of(number: Any) -> tuple[bool, bool]:
 SCALARS = frozenset({int, float, complex, bool, str, bytes})
 
 
-def frozen(value: Any) -> Any:
-    """Sequences as tuples, so that a cache can look them up."""
+def frozen(value: Any, name: str = "a number") -> Any:
+    """Sequences as tuples and arrays without axes as their item, so that a cache can look them up."""
     if type(value) in SCALARS:
         return value
     if getattr(value, "shape", None) == ():
+        containers.refuse(name, value)
         return value.item()
     if hasattr(value, "__iter__"):
         return tuple(frozen(v) for v in value)
@@ -349,6 +351,11 @@ def transpose_geometry(
                 f"with stride {strides[a]} and dilation {dilations[a]}"
             )
     same = isinstance(padding, str) and padding in ("same", "same_lower")
+    if same and any(extra):
+        raise ValueError(
+            f"output_padding must be 0 with padding={padding!r}, which gives in * stride outputs, "
+            f"got {output_padding!r}"
+        )
     target = [n * s for n, s in zip(size, strides, strict=True)]
     pairs = as_padding(padding, target, kernel, strides, dilations)
     out = tuple(

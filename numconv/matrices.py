@@ -67,7 +67,7 @@ def col2im(
     """The adjoint of ``im2col``; for ``"mean"`` divided by how many columns hold each pixel."""
     g = geometry
     arrays.check_shape("cols", cols, g.cols_shape)
-    dtype = arrays.product_dtype(cols=cols)
+    dtype = arrays.sum_dtype(None, out, cols=cols)
     where = dispatch.device_for(device, cols)
     stored, computed = arrays.stored_in(dtype, where), arrays.computed_in(dtype)
     if reduce == "mean" and dtype.kind in "biu":
@@ -186,7 +186,7 @@ def csr_product(
     rows = indptr.size - 1
     if columns is not None:
         arrays.check_shape(name, vector, (rows,))
-    dtype = arrays.product_dtype(**{"data": data, name: vector})
+    dtype = arrays.sum_dtype(None, out, **{"data": data, name: vector})
     where = dispatch.device_for(device, data)
     stored, computed = arrays.stored_in(dtype, where), arrays.computed_in(dtype)
     index_dtype = np.dtype(np.int32 if indices.dtype == indptr.dtype == np.int32 else np.int64)

@@ -13,7 +13,7 @@ import scipy.fft
 import scipy.sparse
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from . import _memory, arrays, dispatch
+from . import _memory, arrays, containers, dispatch
 from ._indexing import CONSTANT, first_output, position, source
 from .geometry import ConvGeometry
 
@@ -49,6 +49,7 @@ class ConvOperator(LinearOperator):
 
     def _apply(self, vectors: np.ndarray, adjoint: bool) -> np.ndarray:
         """``vectors`` as columns, ``(length, M)``: M images at once, in the dtype of both, as a matrix would."""
+        containers.refuse("x", vectors)
         dtype = arrays.product_dtype(vectors=vectors, plan=self.plan.dtype)
         if dtype.kind == "c" and self.dtype.kind != "c":  # a real operator acts on both parts alike
             return self._apply(vectors.real, adjoint) + 1j * self._apply(vectors.imag, adjoint)
@@ -164,6 +165,7 @@ class NormalizedOperator(LinearOperator):
 
 
 def _only(there: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    containers.refuse("x", columns)
     return np.where(there.reshape(-1, 1), columns, columns.dtype.type(0))
 
 
@@ -254,8 +256,8 @@ def _norms(symbol: np.ndarray) -> float:
 
 
 def gram_diagonal(plan: ConvPlan, w: Any) -> np.ndarray:
-    """The diagonal of ``W_conv^H @ W_conv``, ``(C, *in)`` or ``(*in)``, of the plan's dtype or its real part's."""
-    g, real = plan.geometry, np.empty(0, plan.dtype).real.dtype
+    """The diagonal of ``W_conv^H @ W_conv``, ``(C, *in)`` or ``(*in)``, of the dtype of ``numpy.sum`` of real parts."""
+    g, real = plan.geometry, np.sum(np.empty(0, plan.dtype).real).dtype
     w = _wide(_weights(plan, w, "a Gram matrix"), "a Gram matrix", np.int64)
     shape = g.size if g.plain else (g.C, *g.size)
     _memory.require(16 * prod(shape), f"the diagonal of shape {shape}", "use fewer channels or rows at a time")

@@ -309,6 +309,7 @@ class ConvPlan(Products):
         Returns
         -------
         array (C, *in) or (*in)
+            Of the plan's dtype or that of its real part; int64 or uint64 for integers, as ``numpy.sum`` has it.
 
         Raises
         ------
@@ -441,7 +442,7 @@ def plan_for(
     This makes functional calls cheap: one that was made before costs no thought about its geometry.
     """
     if not SCALARS.issuperset(map(type, arguments.values())):
-        arguments = {name: frozen(value) for name, value in arguments.items()}
+        arguments = {name: frozen(value, name) for name, value in arguments.items()}
     device = dispatch.choose_device()
     return _plan_for(geometry_of, input_shape, kernel_shape, dtype, device, algorithm, **arguments)
 

@@ -23,7 +23,7 @@ _geometry_of_grad_weight = partial(conv_geometry, names=("x", "kernel_shape"))
 def conv(
     x: Any, w: Any, bias: Any = None, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1, groups: int = 1,
     boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False, algorithm: Algorithm = "auto",
-    out: Any = None,
+    dtype: Any = None, out: Any = None,
 ) -> Any:
     """Convolve channelled arrays over any number of axes, as a network's layer does.
 
@@ -71,7 +71,7 @@ def conv(
             [117, 121]]])
     """
     (x, w, bias, out), give = dispatch.read(x=x, w=w, bias=bias, out=out)
-    dtype = arrays.product_dtype(x=x, w=w, **({} if bias is None else {"bias": bias}))
+    (x, w, bias), dtype = arrays.summands(dtype, out, x=x, w=w, bias=bias)
     plan = plan_for(
         conv_geometry, x.shape, w.shape, dtype, algorithm, stride=stride, padding=padding, dilation=dilation,
         groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
@@ -193,7 +193,7 @@ def conv3d(
 def conv_transpose(
     x: Any, w: Any, bias: Any = None, *, stride: Ints = 1, padding: Padding = 0, output_padding: Ints = 0,
     groups: int = 1, dilation: Ints = 1, boundary: Boundary = "constant", flip: bool = False,
-    algorithm: Algorithm = "auto", out: Any = None,
+    algorithm: Algorithm = "auto", dtype: Any = None, out: Any = None,
 ) -> Any:
     """The transposed convolution, ``Y_flat = W_conv.T @ X_flat``, over any number of axes.
 
@@ -208,7 +208,8 @@ def conv_transpose(
     stride, padding, dilation, groups, boundary, flip, algorithm, out
         As for ``conv``, of the convolution that is transposed; ``"same"`` gives ``in * stride`` outputs.
     output_padding : int or one int per axis, default 0
-        More outputs at the end, where a stride leaves it open how many there were; less than stride or dilation.
+        More outputs at the end, where a stride leaves it open how many there were; less than stride or dilation, and
+        0 with ``"same"`` and ``"same_lower"``, which leave nothing open.
 
     Returns
     -------
@@ -227,7 +228,7 @@ def conv_transpose(
     array([[  1,  10, 102,  20, 200]])
     """
     (x, w, bias, out), give = dispatch.read(x=x, w=w, bias=bias, out=out)
-    dtype = arrays.product_dtype(x=x, w=w, **({} if bias is None else {"bias": bias}))
+    (x, w, bias), dtype = arrays.summands(dtype, out, x=x, w=w, bias=bias)
     plan = plan_for(
         transpose_geometry, x.shape, w.shape, dtype, algorithm, stride=stride, padding=padding,
         output_padding=output_padding, dilation=dilation, groups=groups, boundary=boundary, flip=flip,
@@ -350,7 +351,7 @@ def conv_transpose3d(
 def conv_grad_input(
     input_shape: Sequence[int], w: Any, dy: Any, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
     groups: int = 1, boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False,
-    algorithm: Algorithm = "auto", out: Any = None,
+    algorithm: Algorithm = "auto", dtype: Any = None, out: Any = None,
 ) -> Any:
     """Gradient of ``conv`` to its input: ``dX_flat = W_conv^H @ dY_flat``, the exact adjoint in ``x``.
 
@@ -381,10 +382,10 @@ def conv_grad_input(
     array([[ 1, 12, 20]])
     """
     (w, dy, out), give = dispatch.read(w=w, dy=dy, out=out)
+    (w, dy), dtype = arrays.summands(dtype, out, w=w, dy=dy)
     plan = plan_for(
-        _geometry_of_grad_input, frozen(input_shape), w.shape, arrays.product_dtype(w=w, dy=dy), algorithm,
-        stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value,
-        flip=flip,
+        _geometry_of_grad_input, frozen(input_shape), w.shape, dtype, algorithm, stride=stride, padding=padding,
+        dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
     )
     return give(plan.grad_input(dy, w, out))
 
@@ -393,7 +394,7 @@ def conv_grad_input(
 def conv_grad_weight(
     x: Any, kernel_shape: Sequence[int], dy: Any, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
     groups: int = 1, boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False,
-    algorithm: Algorithm = "auto", out: Any = None,
+    algorithm: Algorithm = "auto", dtype: Any = None, out: Any = None,
 ) -> Any:
     """Gradient of ``conv`` to its kernel: ``dW_flat = dY_flat @ X_conv^H``, the exact adjoint in ``w``.
 
@@ -424,9 +425,9 @@ def conv_grad_weight(
     array([[[ 21, 210]]])
     """
     (x, dy, out), give = dispatch.read(x=x, dy=dy, out=out)
+    (x, dy), dtype = arrays.summands(dtype, out, x=x, dy=dy)
     plan = plan_for(
-        _geometry_of_grad_weight, x.shape, frozen(kernel_shape), arrays.product_dtype(x=x, dy=dy), algorithm,
-        stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value,
-        flip=flip,
+        _geometry_of_grad_weight, x.shape, frozen(kernel_shape), dtype, algorithm, stride=stride, padding=padding,
+        dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
     )
     return give(plan.grad_weight(x, dy, out))

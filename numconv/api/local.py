@@ -15,7 +15,8 @@ from ..geometry import ConvGeometry, conv_geometry
 
 def conv_local(
     x: Any, w: Any, bias: Any = None, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1, groups: int = 1,
-    boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False, out: Any = None,
+    boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False, dtype: Any = None,
+    out: Any = None,
 ) -> Any:
     """Convolve with a kernel of its own for each output: locally connected layers, varying point-spread functions.
 
@@ -61,7 +62,7 @@ def conv_local(
         x.shape, w.shape, ("x", "w"), stride=stride, padding=padding, dilation=dilation, groups=groups,
         boundary=boundary, fill_value=fill_value, flip=flip,
     )
-    dtype = arrays.product_dtype(x=x, w=w, **({} if bias is None else {"bias": bias}))
+    (x, w, bias), dtype = arrays.summands(dtype, out, x=x, w=w, bias=bias)
     computed = arrays.computed_in(dtype)
     if bias is not None:
         arrays.check_shape("bias", bias, (g.K,))
@@ -82,7 +83,8 @@ def conv_local(
 
 def conv_local_grad_input(
     input_shape: Sequence[int], w: Any, dy: Any, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
-    groups: int = 1, boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False, out: Any = None,
+    groups: int = 1, boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False, dtype: Any = None,
+    out: Any = None,
 ) -> Any:
     """Gradient of ``conv_local`` to its input: the exact adjoint in ``x``, Hermitian for complex numbers.
 
@@ -118,7 +120,7 @@ def conv_local_grad_input(
         dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
     )
     arrays.check_shape("dy", dy, g.output_shape)
-    dtype = arrays.product_dtype(w=w, dy=dy)
+    (w, dy), dtype = arrays.summands(dtype, out, w=w, dy=dy)
     computed = arrays.computed_in(dtype)
 
     def compute(dx: np.ndarray) -> None:
@@ -133,7 +135,8 @@ def conv_local_grad_input(
 
 def conv_local_grad_weight(
     x: Any, kernel_shape: Sequence[int], dy: Any, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
-    groups: int = 1, boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False, out: Any = None,
+    groups: int = 1, boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False, dtype: Any = None,
+    out: Any = None,
 ) -> Any:
     """Gradient of ``conv_local`` to its kernels: the exact adjoint in ``w``, Hermitian for complex numbers.
 
@@ -170,7 +173,7 @@ def conv_local_grad_weight(
         boundary=boundary, fill_value=fill_value, flip=flip,
     )
     arrays.check_shape("dy", dy, g.output_shape)
-    dtype = arrays.product_dtype(x=x, dy=dy)
+    (x, dy), dtype = arrays.summands(dtype, out, x=x, dy=dy)
     computed = arrays.computed_in(dtype)
     fill = arrays.as_fill(g.fill_value, computed)
 

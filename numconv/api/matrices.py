@@ -253,7 +253,8 @@ def unfold(x: Any, kernel_size: Ints, dilation: Ints = 1, padding: Padding = 0, 
     ----------
     x : array (N, C, *in) or (C, *in)
     kernel_size, dilation, padding, stride
-        As for ``im2col``, in torch's order. If all are single ints, ``x`` with 3 or 4 axes has two spatial axes.
+        As for ``im2col``, in torch's order. If all are single ints, ``x`` with 3 or 4 axes has two spatial axes, with
+        5 three, and so on; ``kernel_size=(3,)`` says that there is one.
 
     Returns
     -------
@@ -274,14 +275,28 @@ def unfold(x: Any, kernel_size: Ints, dilation: Ints = 1, padding: Padding = 0, 
            [4, 5]])
     """
     (x,), give = dispatch.read(x=x)
-    d = _spatial_axes(kernel_size, dilation, padding, stride) or (2 if x.ndim in (3, 4) else x.ndim - 2)
-    kernel = spatial_size("kernel_size", kernel_size, d)
-    if x.ndim not in (len(kernel) + 1, len(kernel) + 2):
+    kernel = unfold_kernel(x.shape, kernel_size, dilation, padding, stride)
+    return give(im2col(x, kernel, dilation=dilation, padding=padding, stride=stride, flip=False))
+
+
+def unfold_kernel(
+    shape: tuple[int, ...], kernel_size: Any, dilation: Any, padding: Any, stride: Any
+) -> tuple[int, ...]:
+    """``kernel_size`` of ``unfold`` with an int for each spatial axis of ``x`` of this shape."""
+    d = _spatial_axes(kernel_size, dilation, padding, stride)
+    if not d and len(shape) < 3:
+        raise ValueError(
+            f"x must be (N, C, *in) or (C, *in) with two spatial axes or more where kernel_size and the others are "
+            f"single ints, got shape {shape}: an image without channels is x[None], and one spatial axis is "
+            f"meant by kernel_size=({kernel_size},)"
+        )
+    kernel = spatial_size("kernel_size", kernel_size, d or max(2, len(shape) - 2))
+    if len(shape) not in (len(kernel) + 1, len(kernel) + 2):
         raise ValueError(
             f"x must be (N, C, *in) or (C, *in) with one spatial axis for each int of kernel_size {kernel}, "
-            f"got shape {x.shape}"
+            f"got shape {shape}"
         )
-    return give(im2col(x, kernel, dilation=dilation, padding=padding, stride=stride, flip=False))
+    return kernel
 
 
 def fold(
@@ -315,18 +330,33 @@ def fold(
             [3, 8, 5]]])
     """
     (cols,), give = dispatch.read(cols=cols)
-    d = _spatial_axes(output_size, kernel_size, dilation, padding, stride) or 2
-    size, kernel = spatial_size("output_size", output_size, d), spatial_size("kernel_size", kernel_size, d)
+    shape, kernel = fold_shapes(cols.shape, output_size, kernel_size, dilation, padding, stride)
+    return give(col2im(cols, shape, kernel, dilation=dilation, padding=padding, stride=stride, flip=False))
+
+
+def fold_shapes(
+    shape: tuple[int, ...], output_size: Any, kernel_size: Any, dilation: Any, padding: Any, stride: Any
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What ``fold`` makes of ``cols`` of this shape: the shape of the result, and the kernel."""
+    d = _spatial_axes(output_size, kernel_size, dilation, padding, stride)
+    size, kernel = spatial_size("output_size", output_size, d or 2), spatial_size("kernel_size", kernel_size, d or 2)
     if len(size) != len(kernel):
         raise ValueError(f"output_size must have one int for each of kernel_size {kernel}, got {size}")
     taps = prod(kernel)
-    if cols.ndim not in (2, 3) or cols.shape[-2] % taps:
+    if len(shape) not in (2, 3) or shape[-2] % taps:
         raise ValueError(
             f"cols must be (N, C * prod k, prod out) or (C * prod k, prod out) with prod k = {taps}, "
-            f"got shape {cols.shape}"
+            f"got shape {shape}" + _TWO_AXES * (not d)
         )
-    shape = (*cols.shape[:-2], cols.shape[-2] // taps, *size)
-    return give(col2im(cols, shape, kernel, dilation=dilation, padding=padding, stride=stride, flip=False))
+    result = (*shape[:-2], shape[-2] // taps, *size)
+    g = window_geometry(result, kernel, name="output_size", dilation=dilation, padding=padding, stride=stride)
+    if shape[-1] != prod(g.out):
+        raise ValueError(f"cols must have shape {g.cols_shape}, got {shape}" + _TWO_AXES * (not d))
+    return result, kernel
+
+
+#: What an error of ``fold`` adds where it has no argument that says how many axes there are.
+_TWO_AXES = "; single ints stand for two spatial axes, as in torch: write output_size=(n,) for one"
 
 
 def _spatial_axes(*arguments: Any) -> int:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def normalized_convolve(
     x: Any, w: Any, mode: Mode = "full", *, mask: Any = None, boundary: Boundary = "constant",
     fill_value: complex = 0, stride: Ints = 1, dilation: Ints = 1, axes: Ints | None = None,
-    algorithm: Algorithm = "auto", out: Any = None,
+    algorithm: Algorithm = "auto", dtype: Any = None, out: Any = None,
 ) -> Any:
     """Average ``x`` with the weights ``w`` over what is there: a convolution that knows missing data.
 
@@ -82,7 +82,7 @@ def normalized_convolve(
     (x, w, *masked, out), give = dispatch.read(x=x, w=w, **masks, out=out)
     if dispatch.device_of(x) != "cpu":
         raise TypeError("x must live on the CPU for normalized_convolve, got an array on a GPU; bring it there first")
-    dtype, computed = _dtypes(x, w)
+    (x, w), dtype, computed = _summands(dtype, out, x, w)
     there = ~_as_mask(masked[0], x.shape) if masked else ~np.isnan(x)
     weights = w.astype(computed)
     arguments: dict[str, Any] = {
@@ -104,7 +104,7 @@ def normalized_convolve(
 
 def normalized_operator(
     mask: Any, w: Any, mode: Mode = "full", *, boundary: Boundary = "constant", fill_value: float = 0,
-    stride: Ints = 1, dilation: Ints = 1, algorithm: Algorithm = "auto",
+    stride: Ints = 1, dilation: Ints = 1, algorithm: Algorithm = "auto", dtype: Any = None,
 ) -> NormalizedOperator:
     """``normalized_convolve`` under a mask as the linear map that it is.
 
@@ -150,7 +150,7 @@ def normalized_operator(
     if dispatch.device_of(w) != "cpu":
         raise TypeError("mask and w must live on the CPU for normalized_operator, got arrays on a GPU")
     there = ~_as_mask(mask, mask.shape)
-    computed = _dtypes(w, w)[1]
+    (w, _), _, computed = _summands(dtype, None, w, w)
     weights = w.astype(computed)
     fill, outside = _outside(boundary, fill_value)
     arguments: dict[str, Any] = {"mode": mode, "boundary": boundary, "stride": stride, "dilation": dilation}
@@ -168,11 +168,14 @@ def _as_mask(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return mask
 
 
-def _dtypes(x: np.ndarray, w: np.ndarray) -> tuple[np.dtype, np.dtype]:
-    """The result's dtype, and the one to compute in: an average of integers is none."""
-    dtype = arrays.product_dtype(x=x, w=w)
-    dtype = np.dtype(np.float64) if dtype.kind in "biu" else dtype
-    return dtype, arrays.computed_in(dtype)
+def _summands(dtype: Any, out: Any, x: np.ndarray, w: np.ndarray) -> tuple[list[Any], np.dtype, np.dtype]:
+    """The arrays, the result's dtype, and the one to compute in: an average of integers is none."""
+    given, (both, sums) = dtype is not None, arrays.summands(dtype, out, x=x, w=w)
+    if sums.kind in "biu":
+        if given:
+            raise TypeError(f"dtype must be floating or complex for an average, got {sums}")
+        sums = np.dtype(np.float64)
+    return both, sums, arrays.computed_in(sums)
 
 
 def _outside(boundary: str, fill_value: Any) -> tuple[Any, int]:

@@ -19,7 +19,8 @@ from ..select import Algorithm
 @dispatch.or_dask
 def convolve(
     x: Any, w: Any, mode: Mode = "full", *, boundary: Boundary = "constant", fill_value: complex = 0, stride: Ints = 1,
-    dilation: Ints = 1, axes: Ints | None = None, algorithm: Algorithm = "auto", out: Any = None,
+    dilation: Ints = 1, axes: Ints | None = None, algorithm: Algorithm = "auto", dtype: Any = None,
+    out: Any = None,
 ) -> Any:
     """Convolve two arrays with as many axes; the kernel is turned.
 
@@ -74,13 +75,14 @@ def convolve(
     >>> numconv.convolve([1, 2, 3], [1, 1, 1], "same", boundary="wrap")
     array([6, 6, 6])
     """
-    return _slide(x, w, mode, True, boundary, fill_value, stride, dilation, axes, algorithm, out)
+    return _slide(x, w, mode, True, boundary, fill_value, stride, dilation, axes, algorithm, dtype, out)
 
 
 @dispatch.or_dask
 def correlate(
     x: Any, w: Any, mode: Mode = "full", *, boundary: Boundary = "constant", fill_value: complex = 0, stride: Ints = 1,
-    dilation: Ints = 1, axes: Ints | None = None, algorithm: Algorithm = "auto", out: Any = None,
+    dilation: Ints = 1, axes: Ints | None = None, algorithm: Algorithm = "auto", dtype: Any = None,
+    out: Any = None,
 ) -> Any:
     """Cross-correlate two arrays with as many axes; the kernel is conjugated and not turned.
 
@@ -110,16 +112,16 @@ def correlate(
     >>> numconv.correlate([1, 2, 3, 4], [1, 10], "valid", stride=2)
     array([21, 43])
     """
-    return _slide(x, w, mode, False, boundary, fill_value, stride, dilation, axes, algorithm, out)
+    return _slide(x, w, mode, False, boundary, fill_value, stride, dilation, axes, algorithm, dtype, out)
 
 
 def _slide(
     x: Any, w: Any, mode: str, flip: bool, boundary: str, fill_value: complex, stride: Any, dilation: Any, axes: Any,
-    algorithm: str, out: Any,
+    algorithm: str, dtype: Any, out: Any,
 ) -> Any:
     one_of("mode", mode, MODES)
     (x, w, out), give = dispatch.read(x=x, w=w, out=out)
-    dtype = arrays.product_dtype(x=x, w=w)
+    (x, w), dtype = arrays.summands(dtype, out, x=x, w=w)
     kernel = w if flip else w.conj()
     if axes is None and (x.ndim or w.ndim) and not (mode == "valid" and _inside(x.shape, w.shape, frozen(dilation))):
         plan = plan_for(
@@ -128,7 +130,7 @@ def _slide(
         )
         return give(plan.forward_of(x, kernel, None, out))
     if x.ndim == w.ndim == 0:
-        return give(arrays.deliver(lambda y: np.multiply(x, kernel, out=y), (), dtype, out, x, w))
+        return give(arrays.deliver(lambda y: np.multiply(x, kernel, out=y, dtype=dtype), (), dtype, out, x, w))
     arguments: dict[str, Any] = {"boundary": boundary, "fill_value": fill_value, "flip": flip}
     chosen = tuple(range(x.ndim)) if axes is None else _normal_axes(axes, x.ndim)
     if w.ndim != len(chosen):

@@ -41,10 +41,10 @@ def geometry_of(d: int, stride: Any, padding: Any, dilation: Any, groups: Any) -
 
 def conv(
     x, w, bias=None, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=False,
-    algorithm="auto", out=None,
+    algorithm="auto", dtype=None, out=None,
 ):
     """``numconv.conv`` of arguments of these types."""
-    refuse(out=out)
+    refuse(dtype=dtype, out=out)
     auto = word("algorithm", algorithm, ALGORITHMS) == "auto"
     array("w", w)
     d = w.ndim - 2
@@ -63,7 +63,7 @@ def conv(
 
     def conv(
         x, w, bias=None, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=False,
-        algorithm="auto", out=None,
+        algorithm="auto", dtype=None, out=None,
     ):
         y, shape = forward((
             read_x(x), x.shape[0] if batched else 1, x.shape[channels], read_w(w), w.shape[0], w.shape[1],
@@ -92,10 +92,11 @@ def gradient(name: str, a: Any, dy_name: str, dy: Any, out: Any, d: int = 0) -> 
 
 def conv_grad_input(
     input_shape, w, dy, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=False,
-    algorithm="auto", out=None,
+    algorithm="auto", dtype=None, out=None,
 ):
     """``numconv.conv_grad_input`` of arguments of these types."""
     d = gradient("w", w, "dy", dy, out)
+    refuse(dtype=dtype)
     auto = word("algorithm", algorithm, ALGORITHMS) == "auto"
     if shape_reader("input_shape", input_shape) != dy.ndim:
         raise TypingError(f"input_shape must have {dy.ndim} ints as dy has axes, got {len(input_shape)}")
@@ -107,7 +108,7 @@ def conv_grad_input(
 
     def conv_grad_input(
         input_shape, w, dy, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=False,
-        algorithm="auto", out=None,
+        algorithm="auto", dtype=None, out=None,
     ):
         dx, shape = grad_input((
             as_int(input_shape[0]) if batched else 1, as_int(input_shape[channels]), conjugate(read_w(w)), w.shape[0],
@@ -122,7 +123,7 @@ def conv_grad_input(
 
 def conv_grad_weight(
     x, kernel_shape, dy, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=False,
-    algorithm="auto", out=None,
+    algorithm="auto", dtype=None, out=None,
 ):
     """``numconv.conv_grad_weight`` of arguments of these types."""
     array("x", x)
@@ -131,6 +132,7 @@ def conv_grad_weight(
     if d < 1:
         raise TypingError(f"kernel_shape must be (K, C/groups, *k) with at least one spatial axis, got {axes} ints")
     gradient("x", x, "dy", dy, out, d)
+    refuse(dtype=dtype)
     auto = word("algorithm", algorithm, ALGORITHMS) == "auto"
     dtype, computed = dtypes(x=x, dy=dy)
     read_x, read_dy, give = reader(x, computed), reader(dy, computed), giver(dtype, computed)
@@ -140,7 +142,7 @@ def conv_grad_weight(
 
     def conv_grad_weight(
         x, kernel_shape, dy, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=False,
-        algorithm="auto", out=None,
+        algorithm="auto", dtype=None, out=None,
     ):
         dw, shape = grad_weight((
             read_x(x), x.shape[0] if batched else 1, x.shape[channels], as_int(kernel_shape[0]),
@@ -154,10 +156,11 @@ def conv_grad_weight(
 
 
 def convolve(
-    x, w, mode="full", boundary="constant", fill_value=0, stride=1, dilation=1, axes=None, algorithm="auto", out=None
+    x, w, mode="full", boundary="constant", fill_value=0, stride=1, dilation=1, axes=None, algorithm="auto",
+    dtype=None, out=None,
 ):
     """``numconv.convolve`` of arguments of these types."""
-    refuse(axes=axes, out=out)
+    refuse(axes=axes, dtype=dtype, out=out)
     auto = word("algorithm", algorithm, ALGORITHMS) == "auto"
     array("x", x)
     d = x.ndim
@@ -172,7 +175,7 @@ def convolve(
 
     def convolve(
         x, w, mode="full", boundary="constant", fill_value=0, stride=1, dilation=1, axes=None, algorithm="auto",
-        out=None,
+        dtype=None, out=None,
     ):
         y, shape = product((
             read_x(x), read_w(w), spatial((x.shape, w.shape, stride, dilation), 0, d), code, edge,

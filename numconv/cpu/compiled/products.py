@@ -7,7 +7,7 @@ from math import gcd
 import numpy as np
 
 from ..._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE, VALID
-from .._jit import capped, extent, first_tap, helper
+from .._jit import capped, first_tap, helper
 from ..addresses import through
 from ..callers import as_input, require, room
 from ..lines import times
