@@ -114,6 +114,17 @@ class Vectors:
         """``a * b + c`` in one rounding."""
         return self.builder.call(self._fma, [a, b, c])
 
+    def magnitude(self, a: ir.Value) -> ir.Value:
+        """``|a|``."""
+        kind = ir.FunctionType(self.vector, [self.vector])
+        bits = self.align * 8
+        code = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.fabs.v{self.lanes}f{bits}")
+        return self.builder.call(code, [a])
+
+    def larger(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """The larger of both, ``b`` where one is NaN."""
+        return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)
+
     def loop(self, n: ir.Value, step: int, starts: list[ir.Value], body: Any) -> list[ir.Value]:
         """Vectors that begin as ``starts`` and that ``body(index, vectors)`` replaces for ``0, step, … < n``."""
         b, word = self.builder, ir.IntType(64)
