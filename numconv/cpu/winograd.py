@@ -231,12 +231,11 @@ def those_there(place, phase, axis, size, b):
 def find_faint(mine, lines, peaks, runs, count, axes, R_out, L_out, b, faint):
     """``faint[t]`` has a bit for each output of tile ``t`` that reads nothing near the largest; returns whether any has.
 
-    ``peaks`` are the largest magnitudes of pixels, and go into the lines.
+    ``peaks`` are the largest magnitudes of pixels.
     """
     zero, n, room, tiles = mine.dtype.type(0), b.tile, b.room, runs[count - 1, 0] + runs[count - 1, 1]
     here = address(mine, zero)
-    lines[: peaks.size] = peaks
-    of_peaks(b, address(lines, zero), 0, room, tiles, here, b.M, room, zero)
+    of_peaks(b, address(lines, zero), 0, room, tiles, address(peaks, zero), 0, here, b.M, room, zero)
     largest = mine[b.M + n * (n + 2) * room : b.M + (n + 1) * (n + 1) * room]
     faint[:] = 0
     for i in range(n):

@@ -118,8 +118,11 @@ def sandwich_of_rows(matrix: Any, apart: int) -> Any:
     What a tile reads is the pixels up to the next one and then the first ones of the next, but where ``ends`` is not 0
     others: column ``c`` of these begins each line, ``c * room`` from its begin, and behind them come the tiles' own
     pixels. A line is so long as to hold ``room`` tiles, which are whole vectors. ``ends`` follow, and for what is
-    between as many lines as the result has rows. Entry number ``e`` of tile ``t`` goes to ``target[t0 + e * t_step + t]``,
-    whole vectors of tiles. ``peaks``, which lie as the lines do, become the magnitudes of pixels that are larger.
+    between as many lines as the result has rows. Entry number ``e`` of tile ``t`` goes to
+    ``target[t0 + e * t_step + t]``, whole vectors of tiles.
+
+    Pixels whose magnitude is larger than what is in ``peaks`` replace it: they lie as the lines do, but two vectors are
+    in one, which takes half the time.
     """
     m = tuple(tuple(float(value) for value in row) for row in matrix)
     side, window = len(m), len(m[0])
@@ -136,79 +139,66 @@ def sandwich_of_rows(matrix: Any, apart: int) -> Any:
                         for q in range(window):
                             if m[i][p] * m[k][q] != 0:
                                 at = _pixel(lines, l0, room, window, apart, t, p, q)
-                                total += lines[at] * (m[i][p] * m[k][q])
+                                total += lines[l0 + at] * (m[i][p] * m[k][q])
                     target[t0 + (i * side + k) * t_step + t] = total
 
     def generate(v, lines, room, tiles, peaks, target, t_step):
-        _of_rows(v, lines, room, tiles, peaks, target, t_step, lambda values: v.combine(m, values), window, side, apart)
+        def load(rows):
+            values = [v.load(v.at(lines, row)) for row in rows]
+            for i, row in zip(range(0, window, 2), rows, strict=False):
+                peak = v.magnitudes(values[i], values[i + 1] if i + 1 < window else v.zero)
+                place = build.bitcast(v.at(peaks, row), peak.type.as_pointer())
+                build.store(v.larger(peak, build.load(place, align=v.align)), place, align=v.align)
+            return values
 
-    codes = {types.float32: vector_code(32, 6, generate), types.float64: vector_code(64, 6, generate)}
+        build = v.builder
+        _of_rows(v, lines, room, tiles, target, t_step, load, lambda values: v.combine(m, values), window, side, apart)
 
-    @overload(product)
-    def _product(lines, l0, room, tiles, peaks, p0, target, t0, t_step, zero):
-        if zero not in codes:
-            return product
-        code, size = codes[zero], zero.bitwidth // 8
-
-        def vectors(lines, l0, room, tiles, peaks, p0, target, t0, t_step, zero):
-            code((lines + l0 * size, room, tiles, peaks + p0 * size, target + t0 * size, t_step))
-
-        return vectors
-
-    return product
+    return _rows_code(product, generate)
 
 
 def largest_of_rows(reads: Any, window: int, apart: int) -> Any:
-    """The largest of what lies in the same tiles of lines: entry ``(i, k)`` is that of rows and columns ``reads[i]``
-    and ``reads[k]``, each a first and a last one. Nothing is negative.
+    """The largest peaks in the same tiles: entry ``(i, k)`` is that of rows and columns ``reads[i]`` and ``reads[k]``,
+    each a first and a last one. The lines are lost.
     """
     reads, side = tuple(reads), len(reads)
 
-    def product(lines, l0, room, tiles, target, t0, t_step, zero):
+    def product(lines, l0, room, tiles, peaks, p0, target, t0, t_step, zero):
         for t in range(tiles):
             for i in range(side):
                 for k in range(side):
                     largest = zero
                     for p in range(reads[i][0], reads[i][1] + 1):
                         for q in range(reads[k][0], reads[k][1] + 1):
-                            value = lines[_pixel(lines, l0, room, window, apart, t, p, q)]
-                            if value.real > largest.real:
-                                largest = value
+                            peak = peaks[p0 + _pixel(lines, l0, room, window, apart, t, p, q)]
+                            if peak.real > largest.real:
+                                largest = peak
                     target[t0 + (i * side + k) * t_step + t] = largest
 
-    def generate(v, lines, room, tiles, target, t_step):
+    def generate(v, lines, room, tiles, peaks, target, t_step):
+        def load(rows):
+            kind, build = v.halves.as_pointer(), v.builder
+            places = [build.bitcast(v.at(peaks, row), kind) for row in rows[: (window + 1) // 2]]
+            return [value for place in places for value in v.from_magnitudes(build.load(place, align=v.align))]
+
         def combine(values):
             return [reduce(v.larger, values[first : last + 1]) for first, last in reads]
 
-        _of_rows(v, lines, room, tiles, None, target, t_step, combine, window, side, apart)
+        _of_rows(v, lines, room, tiles, target, t_step, load, combine, window, side, apart)
 
-    codes = {types.float32: vector_code(32, 5, generate), types.float64: vector_code(64, 5, generate)}
-
-    @overload(product)
-    def _product(lines, l0, room, tiles, target, t0, t_step, zero):
-        if zero not in codes:
-            return product
-        code, size = codes[zero], zero.bitwidth // 8
-
-        def vectors(lines, l0, room, tiles, target, t0, t_step, zero):
-            code((lines + l0 * size, room, tiles, target + t0 * size, t_step))
-
-        return vectors
-
-    return product
+    return _rows_code(product, generate)
 
 
 @register_jitable
 def _pixel(lines, l0, room, window, apart, t, p, q):
     """Where pixel ``(p, q)`` of tile ``t`` lies in lines."""
-    begin = l0 + p * window * room
     if q >= apart and lines[l0 + window * window * room + t] != 0:
-        return begin + (q - apart) * room + t
-    return begin + (window - apart) * room + apart * t + q
+        return p * window * room + (q - apart) * room + t
+    return p * window * room + (window - apart) * room + apart * t + q
 
 
 def _of_rows(
-    v: Vectors, lines: Any, room: Any, tiles: Any, peaks: Any, target: Any, t_step: Any, combine: Any, window: int,
+    v: Vectors, lines: Any, room: Any, tiles: Any, target: Any, t_step: Any, load: Any, combine: Any, window: int,
     side: int, apart: int,
 ) -> None:
     word, build, others = ir.IntType(64), v.builder, window - apart
@@ -217,13 +207,9 @@ def _of_rows(
     mixed = build.gep(ends, [room])
 
     def down(u, _):
-        places_of = [build.add(u, build.mul(word(i), step)) for i in range(window)]
-        values = [v.load(v.at(lines, place)) for place in places_of]
-        for i, value in enumerate(combine(values)):
-            v.store(value, build.gep(mixed, [build.add(u, build.mul(word(i), step))]))
-        for value, place in zip(values, places_of if peaks else [], strict=False):
-            peak = v.at(peaks, place)
-            v.store(v.larger(v.magnitude(value), v.load(peak)), peak)
+        rows = [build.add(u, build.mul(word(i), step)) for i in range(max(window, side))]
+        for row, value in zip(rows, combine(load(rows[:window])), strict=False):
+            v.store(value, build.gep(mixed, [row]))
         return []
 
     def own(pixels):
@@ -257,6 +243,23 @@ def _of_rows(
 
     v.loop(build.add(other, build.mul(tiles, word(apart))), v.lanes, [], down)
     v.loop(tiles, v.lanes, [], body)
+
+
+def _rows_code(product: Any, generate: Any) -> Any:
+    codes = {types.float32: vector_code(32, 6, generate), types.float64: vector_code(64, 6, generate)}
+
+    @overload(product)
+    def _product(lines, l0, room, tiles, peaks, p0, target, t0, t_step, zero):
+        if zero not in codes:
+            return product
+        code, size = codes[zero], zero.bitwidth // 8
+
+        def vectors(lines, l0, room, tiles, peaks, p0, target, t0, t_step, zero):
+            code((lines + l0 * size, room, tiles, peaks + p0 * size, target + t0 * size, t_step))
+
+        return vectors
+
+    return product
 
 
 def by_kind(functions: dict[type, Any]) -> Any:
