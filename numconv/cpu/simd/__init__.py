@@ -38,6 +38,7 @@ from .window import weight_sums as weight_sums
 from .window import window_sum as window_sum
 from .winograd import ROWS as ROWS
 from .winograd import by_kind as by_kind
+from .winograd import largest_of_rows as largest_of_rows
 from .winograd import panel_sum as panel_sum
 from .winograd import panel_width as panel_width
 from .winograd import sandwich as sandwich
