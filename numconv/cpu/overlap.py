@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import isqrt, log2, prod
 from typing import NamedTuple
 
@@ -45,8 +45,10 @@ class Tiling(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def tiling(rows: tuple[tuple[int, ...], ...], itemsize: int) -> Tiling:
-    """The cheapest blocks for a table of axes and the bytes of a value; kernels too large for a block are cut as well.
+def tiling(rows: tuple[tuple[int, ...], ...], itemsize: int, channels: int = 1, kernels: int = 1) -> Tiling:
+    """The cheapest blocks for one image, a table of axes and the bytes of a value.
+
+    Kernels too large for a block are cut as well.
 
     The cost is ``n log n`` and, as measured, a pass for each axis more than the first, and what leaves the L2 cache.
     """
@@ -66,7 +68,8 @@ def tiling(rows: tuple[tuple[int, ...], ...], itemsize: int) -> Tiling:
             return best
         F = prod(length)
         passes = log2(F) + 18 * d - 12
-        cost = prod(tiles) * F * passes * (1 + (F * itemsize / 2**20) ** 2 / 2)
+        transforms = prod(tiles) * (channels + kernels) + channels * kernels
+        cost = transforms * F * passes * (1 + (F * itemsize / 2**20) ** 2 / 2)
         if best is None or cost < least:
             best, least = Tiling(length, tile, tiles, tuple(taps)), cost
         if prod(tiles) == 1:
@@ -101,20 +104,21 @@ def portion(F: int, blocks: int, channels: int, kernels: int, sums: int) -> Port
 class Blocks:
     """The blocks of one convolution, and arrays for them and their spectra.
 
-    How an image is cut, and which of its blocks are transformed together, follows from the image alone.
+    How an image is cut follows from the image alone, and so do the bits of a block's transform.
     """
 
     def __init__(
         self, axes: np.ndarray, N: int, Cg: int, Kg: int, dtype: np.dtype, work: int, sums: int = 1
     ) -> None:
         self.numbers = np.result_type(dtype, np.float64)
-        self.length, tile, tiles, self.taps = tiling(tuple(map(tuple, axes.tolist())), self.numbers.itemsize)
+        rows = tuple(map(tuple, axes.tolist()))
+        self.length, tile, tiles, self.taps = tiling(rows, self.numbers.itemsize, Cg, Kg)
         real = self.numbers.kind == "f"
         self.spectrum = (*self.length[:-1], self.length[-1] // 2 + 1) if real else self.length
-        self.of_image, self.size, self.F = prod(tiles), prod(self.length), prod(self.spectrum)
-        self.count = N * self.of_image
-        self.some = portion(self.F, self.of_image, Cg, Kg, sums)
-        self.batches = N * -(-self.of_image // self.some.blocks)
+        self.count, self.size, self.F = N * prod(tiles), prod(self.length), prod(self.spectrum)
+        self.near = self.count if alike() else prod(tiles)  # blocks that may be transformed together
+        self.some = portion(self.F, self.near, Cg, Kg, sums)
+        self.batches = self.count // self.near * -(-self.near // self.some.blocks)
         self.sizes = tuple(np.array(column, np.int64) for column in (self.length, tile, tiles))
         self.others = tuple(range(2, 1 + len(axes)))
         self.few = min(FEW, SUMS_FOR_A_TRANSFORM * self.size // prod(self.taps))
@@ -145,9 +149,9 @@ class Blocks:
 
     def batch(self, i: int) -> tuple[int, slice]:
         """The first block of a batch, counted over all images, and the part of ``empty`` that it fills."""
-        image, first = divmod(i, -(-self.of_image // self.some.blocks))
+        part, first = divmod(i, -(-self.near // self.some.blocks))
         first *= self.some.blocks
-        return image * self.of_image + first, slice(0, min(self.some.blocks, self.of_image - first))
+        return part * self.near + first, slice(0, min(self.some.blocks, self.near - first))
 
     def rows(self, X: np.ndarray) -> np.ndarray:
         """Blocks as the kernels see them: ``(blocks, channels, rows, last)``."""
@@ -172,6 +176,21 @@ class Blocks:
         if self.numbers.kind == "c":
             return scipy.fft.ifft(X, axis=-1, norm="forward", overwrite_x=True, workers=1)
         return scipy.fft.irfft(X, self.length[-1], axis=-1, norm="forward", overwrite_x=True, workers=1)
+
+
+@cache
+def alike() -> bool:
+    """Whether a transform has the same bits alone and beside others, some of which SciPy computes as vectors.
+
+    So it is where both are compiled to the same operations, as for x86-64; a processor that fuses them may differ.
+    """
+    for n in (240, 1152, 3375):  # all factors that lengths have
+        x = np.cos(np.arange(19.0 * n) ** 2).reshape(19, n)
+        for f in (scipy.fft.rfft, scipy.fft.fft, lambda a: scipy.fft.irfft(scipy.fft.fft(a))):
+            together = f(x)
+            if any(f(x[i : i + 1]).tobytes() != together[i].tobytes() for i in (0, 7, 16, 17, 18)):
+                return False
+    return True
 
 
 # what a block reads and writes --------------------------------------------------------------------------------------
