@@ -5,9 +5,9 @@ The output is cut into blocks. What a block reads is cut from the input, padding
     block of y = what of ifft(fft(block of x) * W) no end of the block meets,    W = fft(kernel, turned round 0).
 
 A transform is over one block of one image and channel, and in double precision: its rounding goes with the largest
-value of the block, which float32 then does not show. What is far larger than the block's level (``overlap.level``), a mark
-of missing data say, is taken out, and what it gives is added as the plain sum. A block that has many such values, or of
-which something is not finite, is summed directly.
+value of the block, which float32 then does not show. What is far larger than the block's level (``overlap.level``), a
+mark of missing data say, is taken out, and what it gives is added as the plain sum. A block that has many such values,
+or of which something is not finite, is summed directly.
 """
 
 from __future__ import annotations
@@ -27,7 +27,17 @@ from . import implicit
 from ._jit import SERIAL_BELOW, Kernel, flat, tasks_of
 from .im2col import groups_of
 from .overlap import (
-    Blocks, block_rows, first_read, input_row, largest, place_block, put_back, reads, rows_of, size_of, take_out,
+    Blocks,
+    block_rows,
+    first_read,
+    input_row,
+    largest,
+    place_block,
+    put_back,
+    reads,
+    rows_of,
+    size_of,
+    take_out,
 )
 from .rows import add_up, gather, row_sum
 
@@ -88,8 +98,9 @@ def _multiply(team, X, W, Y):
 
 
 @Kernel
-def _join(team, Y, w, length, part_axes, at, far, count, axes, tile, tiles, bias, k0, first, begins, finite, y):
-    # Y (blocks, kernels, rows, last) joins y (N, K, rows out, last out), with what w gives of values taken out
+def _join(team, Y, w, length, part_axes, at, far, count, axes, tile, tiles, bias, k0, first, begins, good, y):
+    # Y (blocks, kernels, rows, last) joins y (N, K, rows out, last out), with what w gives of values taken out; which
+    # are good is seen here
     B, K = Y.shape[:2]
     last = axes.shape[0] - 1
     stride = axes[last, STRIDE]
@@ -111,29 +122,27 @@ def _join(team, Y, w, length, part_axes, at, far, count, axes, tile, tiles, bias
                 sums[j] = values[j * stride]
                 nothing += sums[j] * 0
             add_up(y[n, k0 + k, O, o0 : o0 + outs], sums[:outs], begins, bias[k0 + k])
-        if nothing != 0 or not level:
-            finite[first + b, k0 + k] = False
+        good[b, k] = level and nothing == 0
 
 
 @Kernel
-def _sum_directly(team, x, w, bias, axes, boundary, fill, tile, tiles, finite, y):
-    # The blocks that are not finite or level, tap by tap in the type of the bias; a task is a part of their rows.
-    blocks, K = finite.shape
-    last, parts = axes.shape[0] - 1, 16
-    for task in tasks_of(team, blocks * K * parts):
-        part, k, block = task % parts, task // parts % K, task // parts // K
-        if not finite[block, k]:
-            place, sums = np.empty((last + 1, 2), np.int64), np.empty(PIECE, bias.dtype)
-            n = place_block(block, tile, tiles, axes, place)
-            pieces = (place[last, 1] + PIECE - 1) // PIECE
-            units = rows_of(place) * pieces
-            for unit in range(units * part // parts, units * (part + 1) // parts):
-                O, _ = block_rows(unit // pieces, place, tile, axes)
-                o0 = place[last, 0] + unit % pieces * PIECE
-                target = y[n, k, O, o0 : min(o0 + PIECE, place[last, 0] + place[last, 1])]
-                row_sum(x, w, bias, axes, boundary, fill, n, k, O, o0, sums[: target.size])
-                for j in range(target.size):
-                    target[j] = sums[j]
+def _sum_directly(team, x, w, bias, axes, boundary, fill, tile, tiles, again, y):
+    # Blocks that are not finite or level, times K plus a kernel, tap by tap in the type of the bias; a task is a part
+    # of their rows.
+    K, last, parts = y.shape[1], axes.shape[0] - 1, 16
+    for task in tasks_of(team, again.size * parts):
+        part, k, block = task % parts, again[task // parts] % K, again[task // parts] // K
+        place, sums = np.empty((last + 1, 2), np.int64), np.empty(PIECE, bias.dtype)
+        n = place_block(block, tile, tiles, axes, place)
+        pieces = (place[last, 1] + PIECE - 1) // PIECE
+        units = rows_of(place) * pieces
+        for unit in range(units * part // parts, units * (part + 1) // parts):
+            O, _ = block_rows(unit // pieces, place, tile, axes)
+            o0 = place[last, 0] + unit % pieces * PIECE
+            target = y[n, k, O, o0 : min(o0 + PIECE, place[last, 0] + place[last, 1])]
+            row_sum(x, w, bias, axes, boundary, fill, n, k, O, o0, sums[: target.size])
+            for j in range(target.size):
+                target[j] = sums[j]
 
 
 @Kernel
@@ -227,15 +236,17 @@ def forward(
     (N, C), (K, Cg), G = x.shape[:2], w.shape[:2], groups_of(x, w)
     work = y.size * prod(w.shape[1:])
     blocks = Blocks(axes, N, Cg, K // G, x.dtype, work)
-    finite = np.ones((blocks.count, K), np.bool_)
+    again: list[np.ndarray] = []
     x, bias = flat(x, N, C, prod(x.shape[2:-1]), x.shape[-1]), flat(bias, K)
     out = y.reshape(N, K, prod(y.shape[2:-1]), y.shape[-1])
     for part in parts_of(blocks, K, Cg, G, axes):
-        one_part(blocks, part, x, w[part.weights], bias, axes, boundary, fill, finite, out)
-    if not finite.all():
+        one_part(blocks, part, x, w[part.weights], bias, axes, boundary, fill, again, out)
+    if again:
         w = flat(w, K, Cg, prod(w.shape[2:-1]), w.shape[-1])
         bias = flat(bias.astype(blocks.numbers), K)
-        _sum_directly(x, w, bias, axes, boundary, fill, *blocks.sizes[1:], finite, out, work=work)
+        _sum_directly(
+            x, w, bias, axes, boundary, fill, *blocks.sizes[1:], np.unique(np.concatenate(again)), out, work=work
+        )
 
 
 class Cutter:
@@ -260,9 +271,9 @@ class Cutter:
 
 def one_part(
     blocks: Blocks, part: Part, x: np.ndarray, w: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int,
-    fill: np.generic, finite: np.ndarray, y: np.ndarray,
+    fill: np.generic, again: list[np.ndarray], y: np.ndarray,
 ) -> None:
-    """Add a part of the sum to ``y``; ``w`` are its weights."""
+    """Add a part of the sum to ``y``; ``w`` are its weights. A block and kernel to do ``again`` is ``block * K + k``."""
     W = np.empty((*w.shape[:2], blocks.F), np.complex128)
     taps = flat(np.ascontiguousarray(w), *w.shape[:2], prod(w.shape[2:-1]), w.shape[-1])
 
@@ -278,6 +289,7 @@ def one_part(
 
     def convolve() -> Callable[[int], None]:
         cutter, Y = Cutter(blocks, w.shape[1], blocks.few), blocks.empty_spectra(w.shape[0])
+        good = np.empty(Y.shape[:2], np.bool_)
 
         def task(i: int) -> None:
             first, filled = blocks.batch(i)
@@ -288,8 +300,11 @@ def one_part(
             length, tile, tiles = blocks.sizes
             _join.alone(
                 sums, taps, length, part.axes, *cutter.taken(filled), axes, tile, tiles, bias, part.k0, first,
-                part.begins, finite, y,
+                part.begins, good[filled], y,
             )
+            if not good[filled].all():
+                b, k = np.nonzero(~good[filled])
+                again.append((first + b) * y.shape[1] + part.k0 + k)
 
         return task
 
@@ -379,4 +394,4 @@ def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
     if not (g.N and g.C and g.K):
         return 0
     blocks = Blocks(g.axes, g.N, g.C // g.groups, g.K // g.groups, dtype, SERIAL_BELOW)
-    return blocks.kernel_bytes + blocks.workers * blocks.thread_bytes + blocks.count * g.K
+    return blocks.kernel_bytes + blocks.workers * blocks.thread_bytes

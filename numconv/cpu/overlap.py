@@ -30,8 +30,8 @@ FEW, SUMS_FOR_A_TRANSFORM = 64, 8
 #: are enough.
 SAMPLE, GOLDEN, SOME = 64, 0.6180339887498949, 4
 
-#: How much larger than the level of a block what is transformed with it may be, by bytes of a real number. The transform
-#: rounds to ``2**-53`` of it, which beside the level is ``2**-29`` of float32 data and ``2**-37`` of float64 data.
+#: How much larger than the level of a block what is transformed with it may be, by bytes of a real number. The
+#: transform rounds to ``2**-53`` of it, which is ``2**-29`` of the level for float32 data and ``2**-37`` for float64 data.
 SPREAD = {4: 2.0**24, 8: 2.0**16}
 
 
@@ -261,7 +261,7 @@ def block_rows(r, place, length, axes):
 
 @helper
 def largest(words, so_far):
-    """The largest of real numbers in size, as bits: unsigned words whose order that is, so that the loop is vector code."""
+    """The largest of real numbers in size, as bits: their order is that of words, so that the loop is vector code."""
     rest = so_far.dtype.type(-1) >> 1
     most = so_far[0]
     for j in range(words.size):
