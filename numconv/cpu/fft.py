@@ -273,7 +273,7 @@ def one_part(
     blocks: Blocks, part: Part, x: np.ndarray, w: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int,
     fill: np.generic, again: list[np.ndarray], y: np.ndarray,
 ) -> None:
-    """Add a part of the sum to ``y``; ``w`` are its weights. A block and kernel to do ``again`` is ``block * K + k``."""
+    """Add a part of the sum to ``y``; ``w`` are its weights. To do ``again``: ``block * K + k``."""
     W = np.empty((*w.shape[:2], blocks.F), np.complex128)
     taps = flat(np.ascontiguousarray(w), *w.shape[:2], prod(w.shape[2:-1]), w.shape[-1])
 

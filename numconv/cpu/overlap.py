@@ -31,7 +31,7 @@ FEW, SUMS_FOR_A_TRANSFORM = 64, 8
 SAMPLE, GOLDEN, SOME = 64, 0.6180339887498949, 4
 
 #: How much larger than the level of a block what is transformed with it may be, by bytes of a real number. The
-#: transform rounds to ``2**-53`` of it, which is ``2**-29`` of the level for float32 data and ``2**-37`` for float64 data.
+#: transform rounds to ``2**-53`` of it: of the level ``2**-29`` for float32 data, ``2**-37`` for float64 data.
 SPREAD = {4: 2.0**24, 8: 2.0**16}
 
 
