@@ -38,7 +38,7 @@ def test_sizes_around_whole_blocks(small_blocks, more, images):
     kernel = 20
     for start in range(1, 4):  # one, two, three blocks and a little more or less
         rows = ((100_000, kernel, 100_000 - kernel + 1, 0, 1, 1),)
-        tile = overlap.tiling(rows, images, np.dtype(float)).tile[0]
+        tile = overlap.tiling(rows, 8).tile[0]
         n = start * tile + kernel - 1 + more
         x, w = normal((images, 1, n)), normal((1, 1, kernel))
         exact = np.array([scipy.signal.correlate(a[0], w[0, 0], "valid", "direct") for a in x])[:, None]

@@ -45,7 +45,7 @@ def forward(x, N, C, w, K, Cg, bias, biased, given, word, groups, boundary, fill
     if y.size > 0 and w.size > 0:
         algorithm = IMPLICIT
         if auto:
-            algorithm = choose((FORWARD, kind_of(x.dtype), lanes_of(x.dtype), N, C, K, groups, axes))
+            algorithm = choose((FORWARD, kind_of(x.dtype), lanes_of(x.dtype), C, K, groups, axes))
         product(algorithm, (
             x, N, C, w, np.arange(T), Cg * T, T, bias, groups, axes, boundary, fill, y, 0, steps_of(shape)
         ))
@@ -170,7 +170,7 @@ def grad_input(N, C, w, K, Cg, dy, M, L, given, word, groups, boundary, flip, au
     if dx.size > 0 and dy.size > 0 and w.size > 0:
         algorithm = IMPLICIT
         if auto:
-            algorithm = choose((GRAD_INPUT, kind_of(dy.dtype), lanes_of(dy.dtype), N, C, K, groups, axes))
+            algorithm = choose((GRAD_INPUT, kind_of(dy.dtype), lanes_of(dy.dtype), C, K, groups, axes))
         if folds(given, boundary):
             over = with_padding(axes, given)
             padded = room(N * C * times(over, SIZE), dy.dtype)
