@@ -16,6 +16,7 @@ import json
 import os
 import secrets
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -32,8 +33,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from fuzz_cases import ALGORITHMS, DTYPES, PRODUCTS, Choices, call_of, check, draw, simpler  # noqa: E402
 
-#: Seconds after which a case counts as hanging; the first of a dtype have to be compiled.
-PATIENCE = 240
+#: Seconds after which a case counts as hanging; the first of a dtype have to be compiled, which emulation draws out.
+PATIENCE, EMULATED = 240, 7200
 #: Failures of one kind that are made smaller, and seconds for each.
 SHRUNK, SHRINKING = 2, 5.0
 
@@ -62,12 +63,16 @@ def work_on(text: str, channel: int) -> None:
 class Worker:
     """Another process that runs cases, and the lines it has written."""
 
+    #: What runs them, where it is not this Python: that of another processor.
+    python: str = ""
+
     def __init__(self, *arguments: str) -> None:
         reading, writing = os.pipe()
         self.noise = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--channel", str(writing), *arguments], pass_fds=[writing],
-            stdin=subprocess.DEVNULL, stdout=self.noise, stderr=self.noise, env=_environment(),
+            [*(shlex.split(self.python) or [sys.executable]), __file__, "--channel", str(writing), *arguments],
+            pass_fds=[writing], stdin=subprocess.DEVNULL, stdout=self.noise, stderr=self.noise,
+            env=dict(os.environ) if self.python else _environment(),
         )  # fmt: skip
         os.close(writing)
         self.reading, self.text = reading, b""
@@ -108,16 +113,21 @@ def _environment() -> dict[str, str]:
     return environment
 
 
-def run_apart(case: dict[str, Any], patience: float = PATIENCE) -> list[list[str]]:
+def patience() -> float:
+    """How long to wait for a case."""
+    return EMULATED if Worker.python else PATIENCE
+
+
+def run_apart(case: dict[str, Any]) -> list[list[str]]:
     """What is wrong with a case, found by a process of its own, which may die of it."""
     worker = Worker("--case", json.dumps(case))
     try:
         for _ in range(2):
-            line = worker.line(patience)
+            line = worker.line(patience())
             if line is None:
                 worker.process.kill()
                 worker.stop()
-                return [["hang", f"after {patience} s"]]
+                return [["hang", f"after {patience()} s"]]
             if "end" in line:
                 worker.process.wait()
                 died = worker.process.returncode < 0
@@ -133,7 +143,7 @@ def run_apart(case: dict[str, Any], patience: float = PATIENCE) -> list[list[str
 
 def shrink(case: dict[str, Any], kind: str, seconds: float) -> dict[str, Any]:
     """A simpler case that fails in the same way."""
-    apart = kind in ("crash", "hang")
+    apart = kind in ("crash", "hang", "wrote outside") or bool(Worker.python)
     end = time.monotonic() + seconds * (6 if apart else 1)
     again = True
     while again:
@@ -142,16 +152,11 @@ def shrink(case: dict[str, Any], kind: str, seconds: float) -> dict[str, Any]:
             if time.monotonic() > end:
                 return case
             with suppress(Exception):
-                problems = run_apart(candidate, 60) if apart else run_apart_unless_safe(candidate, kind)
+                problems: Any = run_apart(candidate) if apart else check(candidate)
                 if any(found[0] == kind for found in problems):
                     case, again = candidate, True
                     break
     return case
-
-
-def run_apart_unless_safe(case: dict[str, Any], kind: str) -> Any:
-    """A case that did not kill its process, nor will one that is simpler: but what writes outside might."""
-    return run_apart(case, 60) if kind == "wrote outside" else check(case)
 
 
 # the run ------------------------------------------------------------------------------------------------------------
@@ -192,16 +197,13 @@ def fuzz(
             problems: Any = None
             try:
                 while problems is None:
-                    left = seconds - (time.monotonic() - started)
-                    line = worker.line(PATIENCE)
+                    line = worker.line(patience())
                     if line is None:
                         worker.process.kill()
                         worker.stop()
-                        worker, problems = None, [["hang", f"after {PATIENCE} s"]]
+                        worker, problems = None, [["hang", f"after {patience()} s"]]
                     elif "end" in line:
                         problems = line["problems"]
-                    elif left < -PATIENCE:
-                        break
             except EOFError:
                 worker, problems = None, [["crash", worker.stop()]]
             case = draw(seed, index, choices)
@@ -256,10 +258,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cases", type=int, help="stop after so many")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--first", type=int, default=0, help="the case to begin with")
-    parser.add_argument("--product", nargs="+", choices=PRODUCTS, default=PRODUCTS)
-    parser.add_argument("--algorithm", nargs="+", choices=ALGORITHMS, default=ALGORITHMS)
+    parser.add_argument("--product", nargs="+", choices=PRODUCTS, default=list(PRODUCTS))
+    parser.add_argument("--algorithm", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS))
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=())
     parser.add_argument("--case", help="run this one")
+    parser.add_argument("--python", default="", help="the command that runs the cases, for another processor")
     parser.add_argument("--channel", type=int, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     choices = Choices(tuple(chosen.product), tuple(chosen.algorithm), tuple(chosen.dtype))
@@ -269,6 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             work(chosen.seed, chosen.first, choices, chosen.channel)
         return 0
+    Worker.python = chosen.python
     if chosen.case:
         case = json.loads(chosen.case)
         print(call_of(case))
