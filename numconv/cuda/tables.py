@@ -16,7 +16,7 @@ from .arrays import DeviceArray
 from .places import Place, host
 
 #: Positions, rows and pixels of a plane are 32-bit numbers in kernels.
-FAR = 2**31
+FAR = 2**31 - 2**7
 
 
 def met_along(axis: list[int], boundary: int) -> np.ndarray:
