@@ -28,6 +28,7 @@ from .vectors import borrowed as borrowed
 from .vectors import keep as keep
 from .vectors import lanes as lanes
 from .window import ABREAST as ABREAST
+from .window import CHAIN as CHAIN
 from .window import ENTRY as ENTRY
 from .window import IMAGE as IMAGE
 from .window import MASKED as MASKED
