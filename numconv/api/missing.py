@@ -33,21 +33,23 @@ def normalized_convolve(
     w : array (*k)
         Weights; their sum must not vanish. Derivatives have no average: convolve them with data that were filled in.
     mode, boundary, stride, dilation, axes
-        As for ``convolve``.
+        As for ``convolve``, which says what ``"same"`` means for even kernels.
     mask : array of bool (*in), optional
         True where ``x`` is missing, whatever it holds there; what is not masked is there, NaN included.
     fill_value : number, default 0
         The constant outside ``x``. It is data like ``x``; with NaN nothing is there.
     algorithm : {"auto", "im2col", "kernel2row", "implicit", "direct", "winograd", "fft"}
         ``"auto"`` takes no transform: the rounding of one would be all there is where little weight is.
+    dtype : dtype, optional
+        In which sums are kept and returned, floating or complex.
     out : array, optional
         Where to put the result; it may overlap an input.
 
     Returns
     -------
     array
-        Of dtype ``numpy.result_type(x, w)``, float64 for integers. NaN where nothing is there, or where the weights of
-        what is there cancel within their rounding.
+        Of ``dtype``, else ``numpy.result_type(x, w)`` or that and ``out`` if it is wider, float64 for integers. NaN
+        where nothing is there, or where the weights of what is there cancel within their rounding.
 
     Raises
     ------
@@ -115,7 +117,7 @@ def normalized_operator(
     mask : array of bool (*in)
         True where data are missing, for instance ``numpy.isnan(x)``.
     w : array (*k)
-    mode, boundary, stride, dilation, algorithm
+    mode, boundary, stride, dilation, algorithm, dtype
         As for ``normalized_convolve``.
     fill_value : 0 or NaN, default 0
         What is outside: zeros, or nothing.
