@@ -81,7 +81,37 @@ def test_fold_says_how_many_axes_single_ints_stand_for():
 
 
 def test_points_are_convolved_with_every_argument_looked_at():
-    assert nc.convolve(3, 4) == 12
-    for wrong in ({"mode": "sme"}, {"dtype": "flaot"}):
-        with pytest.raises((ValueError, TypeError), match=next(iter(wrong))):
-            nc.convolve(3, 4, **wrong)
+    for x, w in ((3, 4), (2.5, 3), (1 + 2j, 3j), (True, True)):
+        for function, want in ((nc.convolve, np.multiply(x, w)), (nc.correlate, np.multiply(x, np.conj(w)))):
+            got = function(x, w)
+            assert (got.shape, got.dtype, got[()]) == ((), np.result_type(x, w), want)
+    out = np.zeros(())
+    assert nc.convolve(3, 4, "same", boundary="wrap", stride=2, axes=(), out=out) is out
+    assert out == 12
+    for name, wrong in {
+        "mode": "sme", "dtype": "flaot", "algorithm": "ftt", "boundary": "mirror", "stride": 0, "dilation": 1.5,
+        "axes": 0, "fill_value": "x", "out": np.zeros(1),
+    }.items():  # fmt: skip
+        with pytest.raises((ValueError, TypeError), match=name):
+            nc.convolve(3, 4, **{name: wrong})
+
+
+def test_dask_arrays_are_taken_with_the_arguments_of_others_and_no_more():
+    da = pytest.importorskip("dask.array")
+    x, w = da.ones((1, 9), chunks=(1, 4)), np.ones((1, 1, 3))
+    for function, arrays, wrong in (
+        (nc.conv_transpose, (x, w), {"fill_value": 3}), (nc.conv, (x, w), {"paddding": 1}),
+        (nc.conv, (x, w), {"plain": True}), (nc.im2col, (x, 3), {"groups": 1}), (nc.convolve, (x, w[0]), {"groups": 1}),
+    ):  # fmt: skip
+        (name,) = wrong
+        with pytest.raises(TypeError, match=rf"{function.__name__}\(\) got an unexpected keyword argument '{name}'"):
+            function(*arrays, **wrong)
+        with pytest.raises(TypeError, match=rf"unexpected keyword argument '{name}'"):
+            function(*(np.asarray(array) for array in arrays), **wrong)
+
+
+def test_a_mask_does_not_undo_that_of_a_masked_array():
+    x = np.ma.masked_array([1.0, 2, 3, 4], [False, True, False, False])
+    got = nc.normalized_convolve(x, [1.0, 1], "valid", mask=[False, False, True, False])
+    np.testing.assert_array_equal(got, [1, np.nan, 4])
+    np.testing.assert_array_equal(nc.normalized_convolve(x, [1.0, 1], "valid"), [1, 3, 3.5])

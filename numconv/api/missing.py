@@ -29,7 +29,8 @@ def normalized_convolve(
     Parameters
     ----------
     x : array (*in)
-        NaN is missing, unless there is a mask. Of a ``numpy.ma.MaskedArray`` what is masked is missing.
+        NaN is missing, unless there is a mask. Of a ``numpy.ma.MaskedArray`` what is masked is missing, beside what
+        ``mask`` says.
     w : array (*k)
         Weights; their sum must not vanish. Derivatives have no average: convolve them with data that were filled in.
     mode, boundary, stride, dilation, axes
@@ -78,14 +79,14 @@ def normalized_convolve(
     >>> numconv.normalized_convolve([1, 9, 3], [1, 1], "valid", mask=[False, True, True])
     array([ 1., nan])
     """
-    if isinstance(x, np.ma.MaskedArray):
-        mask, x = np.ma.getmaskarray(x) if mask is None else mask, x.data
     masks = {} if mask is None else {"mask": mask}
+    if isinstance(x, np.ma.MaskedArray):
+        masks["own mask"], x = np.ma.getmaskarray(x), x.data
     (x, w, *masked, out), give = dispatch.read(x=x, w=w, **masks, out=out)
     if dispatch.device_of(x) != "cpu":
         raise TypeError("x must live on the CPU for normalized_convolve, got an array on a GPU; bring it there first")
     (x, w), dtype, computed = _summands(dtype, out, x, w)
-    there = ~_as_mask(masked[0], x.shape) if masked else ~np.isnan(x)
+    there = ~np.logical_or.reduce([_as_mask(m, x.shape) for m in masked]) if masked else ~np.isnan(x)
     weights = w.astype(computed)
     arguments: dict[str, Any] = {
         "mode": mode, "boundary": boundary, "stride": stride, "dilation": dilation, "axes": axes,

@@ -145,8 +145,14 @@ def _slide(
             boundary=boundary, fill_value=fill_value, flip=flip,
         )
         return give(plan.forward_of(x, kernel, None, out))
-    if x.ndim == w.ndim == 0:
-        return give(arrays.deliver(lambda y: np.multiply(x, kernel, out=y, dtype=dtype), (), dtype, out, x, w))
+    if x.ndim == w.ndim == 0 and (axes is None or _normal_axes(axes, 0) == ()):  # points are rows of one pixel
+        if out is not None:
+            arrays.check_shape("out", out, ())
+        row = _slide(
+            x.reshape(1), w.reshape(1), mode, flip, boundary, fill_value, stride, dilation, None, algorithm, dtype,
+            None if out is None else out.reshape(1),
+        )
+        return give(row.reshape(()))
     arguments: dict[str, Any] = {"boundary": boundary, "fill_value": fill_value, "flip": flip}
     chosen = tuple(range(x.ndim)) if axes is None else _normal_axes(axes, x.ndim)
     if w.ndim != len(chosen):
