@@ -46,12 +46,27 @@ def sum_dtype(dtype: Any, out: Any, **arrays: Any) -> np.dtype:
     It is ``dtype`` where one is given, else ``numpy.result_type`` of the arrays, or that and of ``out`` where ``out``
     is wider. ``out`` and the arrays may be dtypes, and ``None``.
     """
-    dtypes = {name: getattr(array, "dtype", array) for name, array in arrays.items() if array is not None}
-    natural = _product_dtype(**dtypes)
+    return summands(dtype, out, **arrays)[1] if dtype is None else _given(dtype, arrays)
+
+
+def summands(dtype: Any, out: Any, **arrays: Any) -> tuple[list[Any], np.dtype]:
+    """The arrays and their ``sum_dtype``; those that lose by a cast to it, which ``dtype=`` asked for, are cast."""
     if dtype is None:
-        return natural if out is None else _widened(natural, getattr(out, "dtype", out))
+        natural = _product_dtype(**{name: getattr(a, "dtype", a) for name, a in arrays.items() if a is not None})
+        return list(arrays.values()), natural if out is None else _widened(natural, getattr(out, "dtype", out))
+    sums = _given(dtype, arrays)
+    lossless = [array is None or np.can_cast(array.dtype, sums, "safe") for array in arrays.values()]
+    return [a if same else ready(a, sums) for a, same in zip(arrays.values(), lossless, strict=True)], sums
+
+
+def _given(dtype: Any, arrays: dict[str, Any]) -> np.dtype:
+    """``dtype=`` of a call with these arrays, of a kind that holds all of them."""
     given = plan_dtype(dtype)
-    for name, have in dtypes.items():
+    for name, array in arrays.items():
+        have = getattr(array, "dtype", array)
+        if have is None:
+            continue
+        product_dtype(**{name: have})
         if KINDS[have.kind] > KINDS[given.kind]:
             raise TypeError(f"dtype must be of a kind that holds {name}, which is of dtype {have}; got {given}")
     return given
@@ -69,15 +84,6 @@ def _widened(natural: np.dtype, out: np.dtype) -> np.dtype:
         out = np.empty(0, out).real.dtype  # the sums are real
     wide: np.dtype = np.result_type(natural, out)
     return natural if out.kind in "iu" and wide.kind == "f" else wide  # no integer holds both int64 and uint64
-
-
-def summands(dtype: Any, out: Any, **arrays: Any) -> tuple[list[Any], np.dtype]:
-    """The arrays and their ``sum_dtype``; those that lose by a cast to it, which ``dtype=`` asked for, are cast."""
-    sums = sum_dtype(dtype, out, **arrays)
-    if dtype is None:
-        return list(arrays.values()), sums
-    lossless = [array is None or np.can_cast(array.dtype, sums, "safe") for array in arrays.values()]
-    return [a if same else ready(a, sums) for a, same in zip(arrays.values(), lossless, strict=True)], sums
 
 
 def plan_dtype(dtype: Any) -> np.dtype:

@@ -13,7 +13,7 @@ import numpy as np
 
 #: What a container of a library would lose, and what gives its numbers, by the package that its type or a parent is of.
 LOST: dict[str, tuple[str, str]] = {
-    "xarray": ("labels", "give its data, {x}.data, which may be a Dask array, and label the result"),
+    "xarray": ("labels", "give the data of one array, as {x}.data, which may be Dask's, and label the result"),
     "pandas": ("index", "give its numbers, {x}.to_numpy()"),
     "polars": ("columns and gaps", "give its numbers, {x}.to_numpy()"),
     "pyarrow": ("gaps", "give its numbers, {x}.to_numpy()"),

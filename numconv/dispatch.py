@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial, wraps
 from importlib import import_module
+from inspect import signature
 from types import ModuleType
 from typing import Any, Literal, TypeVar, cast, get_args
 
@@ -161,6 +162,10 @@ def or_dask(function: F) -> F:
     def either(*arguments: Any, **options: Any) -> Any:
         known = _NO_DASK.issuperset(map(type, arguments)) and _NO_DASK.issuperset(map(type, options.values()))
         if not known and True in map(is_dask, map(type, (*arguments, *options.values()))):
+            try:
+                signature(function).bind(*arguments, **options)  # what one takes the other takes
+            except TypeError as error:
+                raise TypeError(f"{function.__name__}() {error}") from None
             return getattr(import_module("numconv.interop.dask"), function.__name__)(*arguments, **options)
         return function(*arguments, **options)
 

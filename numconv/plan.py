@@ -104,7 +104,7 @@ class ConvPlan(Products):
         Returns
         -------
         array of ``output_shape``
-            Of the plan's dtype, or ``out``.
+            Of the plan's dtype, or ``out``. Sums are kept in the plan's dtype even where ``out`` is wider.
         """
         if self._tiled(resume):
             return stream.forward(self, x, w, bias, out, resume)

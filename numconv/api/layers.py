@@ -37,22 +37,24 @@ def conv(
     bias : array (K,), optional
     stride, dilation : int or one int per axis, default 1
     padding : int, one int per axis, one (lo, hi) pair per axis, "valid", "same", "same_lower" or "full", default 0
-        ``"same"`` gives ``ceil(in / stride)`` outputs, the odd pixel of padding at the end (``"same_lower"``: at the
-        start); ``"full"`` pads ``dilation * (k - 1)`` on both sides.
+        ``"same"`` gives ``ceil(in / stride)`` outputs, the odd pixel of padding at the end, as XLA and torch have it;
+        ``"same_lower"`` has it at the start. They differ for even kernels, by one pixel, and ``"same_lower"`` is the
+        one that SciPy and mode ``"same"`` of ``convolve`` and ``correlate`` follow (for stride 1). ``"full"`` pads
+        ``dilation * (k - 1)`` on both sides.
     groups : int, default 1
         Divides C and K; group g of the kernels sees group g of the channels.
     boundary, fill_value
         What padded pixels hold, as for ``convolve``.
     flip : bool, default False
         Turn the kernel: true convolution.
-    algorithm, out
+    algorithm, dtype, out
         As for ``convolve``.
 
     Returns
     -------
     array (N, K, *out) or (K, *out)
-        ``out = floor((in + lo + hi - dilation * (k - 1) - 1) / stride) + 1``, of dtype
-        ``numpy.result_type(x, w, bias)``.
+        ``out = floor((in + lo + hi - dilation * (k - 1) - 1) / stride) + 1``, of ``dtype``, else
+        ``numpy.result_type(x, w, bias)``, in which sums of small integers wrap: uint8 at 255.
 
     Raises
     ------
@@ -96,9 +98,9 @@ def conv1d(
     x : array (N, C, in) or (C, in)
     w : array (K, C/groups, k)
     bias, stride, padding, dilation, groups
-        As for ``conv``.
+        As for ``conv``; ``padding="same_lower"`` is SciPy's ``"same"`` for even kernels.
     **options
-        ``boundary``, ``fill_value``, ``flip``, ``algorithm``, ``out`` of ``conv``.
+        ``boundary``, ``fill_value``, ``flip``, ``algorithm``, ``dtype``, ``out`` of ``conv``.
 
     Returns
     -------
@@ -130,9 +132,9 @@ def conv2d(
     x : array (N, C, H, W) or (C, H, W)
     w : array (K, C/groups, kH, kW)
     bias, stride, padding, dilation, groups
-        As for ``conv``.
+        As for ``conv``; ``padding="same_lower"`` is SciPy's ``"same"`` for even kernels.
     **options
-        ``boundary``, ``fill_value``, ``flip``, ``algorithm``, ``out`` of ``conv``.
+        ``boundary``, ``fill_value``, ``flip``, ``algorithm``, ``dtype``, ``out`` of ``conv``.
 
     Returns
     -------
@@ -166,9 +168,9 @@ def conv3d(
     x : array (N, C, D, H, W) or (C, D, H, W)
     w : array (K, C/groups, kD, kH, kW)
     bias, stride, padding, dilation, groups
-        As for ``conv``.
+        As for ``conv``; ``padding="same_lower"`` is SciPy's ``"same"`` for even kernels.
     **options
-        ``boundary``, ``fill_value``, ``flip``, ``algorithm``, ``out`` of ``conv``.
+        ``boundary``, ``fill_value``, ``flip``, ``algorithm``, ``dtype``, ``out`` of ``conv``.
 
     Returns
     -------
@@ -205,8 +207,9 @@ def conv_transpose(
     w : array (C, K/groups, *k)
         In torch's order.
     bias : array (K,), optional
-    stride, padding, dilation, groups, boundary, flip, algorithm, out
-        As for ``conv``, of the convolution that is transposed; ``"same"`` gives ``in * stride`` outputs.
+    stride, padding, dilation, groups, boundary, flip, algorithm, dtype, out
+        As for ``conv``, of the convolution that is transposed; ``"same"`` and ``"same_lower"`` give ``in * stride``
+        outputs, from which an even kernel cuts the odd pixel at the end or at the start.
     output_padding : int or one int per axis, default 0
         More outputs at the end, where a stride leaves it open how many there were; less than stride or dilation, and
         0 with ``"same"`` and ``"same_lower"``, which leave nothing open.
@@ -214,7 +217,8 @@ def conv_transpose(
     Returns
     -------
     array (N, K, *out) or (K, *out)
-        ``out = (in - 1) * stride - lo - hi + dilation * (k - 1) + output_padding + 1``.
+        ``out = (in - 1) * stride - lo - hi + dilation * (k - 1) + output_padding + 1``, of ``dtype``, else
+        ``numpy.result_type(x, w, bias)``, in which sums of small integers wrap.
 
     Raises
     ------
@@ -249,7 +253,7 @@ def conv_transpose1d(
     bias, stride, padding, output_padding, groups, dilation
         As for ``conv_transpose``.
     **options
-        ``boundary``, ``flip``, ``algorithm``, ``out`` of ``conv_transpose``.
+        ``boundary``, ``flip``, ``algorithm``, ``dtype``, ``out`` of ``conv_transpose``.
 
     Returns
     -------
@@ -286,7 +290,7 @@ def conv_transpose2d(
     bias, stride, padding, output_padding, groups, dilation
         As for ``conv_transpose``.
     **options
-        ``boundary``, ``flip``, ``algorithm``, ``out`` of ``conv_transpose``.
+        ``boundary``, ``flip``, ``algorithm``, ``dtype``, ``out`` of ``conv_transpose``.
 
     Returns
     -------
@@ -323,7 +327,7 @@ def conv_transpose3d(
     bias, stride, padding, output_padding, groups, dilation
         As for ``conv_transpose``.
     **options
-        ``boundary``, ``flip``, ``algorithm``, ``out`` of ``conv_transpose``.
+        ``boundary``, ``flip``, ``algorithm``, ``dtype``, ``out`` of ``conv_transpose``.
 
     Returns
     -------
@@ -362,13 +366,14 @@ def conv_grad_input(
     w : array (K, C/groups, *k)
     dy : array (N, K, *out) or (K, *out)
         Gradient to the output.
-    stride, padding, dilation, groups, boundary, fill_value, flip, algorithm, out
-        As for ``conv``.
+    stride, padding, dilation, groups, boundary, fill_value, flip, algorithm, dtype, out
+        As for ``conv``; ``padding="same_lower"`` is SciPy's ``"same"`` for even kernels.
 
     Returns
     -------
     array of ``input_shape``
-        For complex numbers the Hermitian adjoint: the kernel is conjugated.
+        Of ``dtype``, else ``numpy.result_type(w, dy)``, in which sums of small integers wrap. For complex numbers the
+        Hermitian adjoint: the kernel is conjugated.
 
     Raises
     ------
@@ -405,13 +410,14 @@ def conv_grad_weight(
         Shape of ``w``, ``(K, C/groups, *k)``.
     dy : array (N, K, *out) or (K, *out)
         Gradient to the output.
-    stride, padding, dilation, groups, boundary, fill_value, flip, algorithm, out
-        As for ``conv``.
+    stride, padding, dilation, groups, boundary, fill_value, flip, algorithm, dtype, out
+        As for ``conv``; ``padding="same_lower"`` is SciPy's ``"same"`` for even kernels.
 
     Returns
     -------
     array of ``kernel_shape``
-        For complex numbers the Hermitian adjoint: ``x`` is conjugated.
+        Of ``dtype``, else ``numpy.result_type(x, dy)``, in which sums of small integers wrap. For complex numbers the
+        Hermitian adjoint: ``x`` is conjugated.
 
     Raises
     ------

@@ -30,13 +30,13 @@ def conv_local(
     w : array (*out, K, C/groups, *k) or (*out, *k)
         ``w[o]`` is the kernel of output ``o``, in the form that ``conv`` takes.
     bias : array (K,), optional
-    stride, padding, dilation, groups, boundary, fill_value, flip, out
-        As for ``conv``.
+    stride, padding, dilation, groups, boundary, fill_value, flip, dtype, out
+        As for ``conv``; ``padding="same_lower"`` is SciPy's ``"same"`` for even kernels.
 
     Returns
     -------
     array (N, K, *out) or (*out)
-        Of dtype ``numpy.result_type(x, w, bias)``.
+        Of ``dtype``, else ``numpy.result_type(x, w, bias)``, in which sums of small integers wrap.
 
     Raises
     ------
@@ -95,7 +95,7 @@ def conv_local_grad_input(
     w : array (*out, K, C/groups, *k) or (*out, *k)
     dy : array (N, K, *out) or (*out)
         Gradient to the output.
-    stride, padding, dilation, groups, boundary, fill_value, flip, out
+    stride, padding, dilation, groups, boundary, fill_value, flip, dtype, out
         As for ``conv_local``.
 
     Returns
@@ -147,7 +147,7 @@ def conv_local_grad_weight(
         Shape of ``w``, ``(*out, K, C/groups, *k)`` or ``(*out, *k)``.
     dy : array (N, K, *out) or (*out)
         Gradient to the output.
-    stride, padding, dilation, groups, boundary, fill_value, flip, out
+    stride, padding, dilation, groups, boundary, fill_value, flip, dtype, out
         As for ``conv_local``.
 
     Returns

@@ -27,7 +27,8 @@ def im2col(
     kernel_size : ints
         ``k``; one int stands for every axis of a plain array.
     stride, padding, dilation, boundary, fill_value
-        As for ``conv``.
+        As for ``conv``; with an even kernel ``padding="same_lower"`` gives the windows of SciPy's ``"same"`` and of
+        ``convolve``, and ``"same"`` those that start one pixel later.
     flip : bool, default True
         True convolution, as in the seed; ``False`` for what deep learning calls convolution.
     out : array, optional
@@ -80,10 +81,12 @@ def col2im(
         ``"mean"`` divides by how many windows hold a pixel, so that it undoes ``im2col`` (pixels in no window are 0);
         integers give float64 then.
     out : array, optional
+        If its dtype is wider, it is that of the sums, as in ``numpy.sum``.
 
     Returns
     -------
     array of ``input_shape``
+        Of the dtype of ``cols``, in which sums of small integers wrap: uint8 at 255.
 
     Raises
     ------
@@ -123,7 +126,8 @@ def kernel2row(
     input_size : ints
         ``in``; an int for one axis.
     stride, padding, dilation, groups, boundary
-        As for ``conv``.
+        As for ``conv``; with an even kernel ``padding="same_lower"`` gives the matrix of SciPy's ``"same"`` and of
+        ``convolve``, and ``"same"`` the rows one pixel later.
     fill_value : number, default 0
         Must be 0: with another constant the map is affine and has no matrix.
     flip : bool, default True
@@ -135,7 +139,8 @@ def kernel2row(
     -------
     scipy.sparse.csr_array (prod out, prod in) or (K * prod out, C * prod in), or three arrays
         Canonical, indices int32 where they fit. Its structure follows from the geometry alone: zeros of ``w`` stay
-        stored. Taps that a boundary folds onto one pixel are added there, so ``W_conv.T`` is the exact adjoint.
+        stored. Taps that a boundary folds onto one pixel are added there, in the dtype of ``w``, so ``W_conv.T`` is the
+        exact adjoint.
 
     Raises
     ------
@@ -186,7 +191,8 @@ def csr_matvec(data: Any, indices: Any, indptr: Any, x: Any, out: Any = None) ->
     Returns
     -------
     array (rows,)
-        Of the dtype ``numpy.result_type(data, x)``, or ``out``.
+        Of the dtype ``numpy.result_type(data, x)``, in which sums of small integers wrap, or ``out``, whose dtype is
+        that of the sums if it is wider.
 
     Raises
     ------
@@ -223,7 +229,8 @@ def csr_rmatvec(data: Any, indices: Any, indptr: Any, y: Any, columns: int, out:
     Returns
     -------
     array (columns,)
-        Of the dtype ``numpy.result_type(data, y)``, or ``out``. The same bit for bit for any number of threads.
+        Of the dtype ``numpy.result_type(data, y)``, or ``out``, as for ``csr_matvec``. The same bit for bit for any
+        number of threads.
 
     Raises
     ------
@@ -315,6 +322,7 @@ def fold(
     Returns
     -------
     array (N, C, *output_size) or (C, *output_size)
+        Of the dtype of ``cols``, in which sums of small integers wrap.
 
     Raises
     ------

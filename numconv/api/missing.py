@@ -29,25 +29,28 @@ def normalized_convolve(
     Parameters
     ----------
     x : array (*in)
-        NaN is missing, unless there is a mask. Of a ``numpy.ma.MaskedArray`` what is masked is missing.
+        NaN is missing, unless there is a mask. Of a ``numpy.ma.MaskedArray`` what is masked is missing, beside what
+        ``mask`` says.
     w : array (*k)
         Weights; their sum must not vanish. Derivatives have no average: convolve them with data that were filled in.
     mode, boundary, stride, dilation, axes
-        As for ``convolve``.
+        As for ``convolve``, which says what ``"same"`` means for even kernels.
     mask : array of bool (*in), optional
         True where ``x`` is missing, whatever it holds there; what is not masked is there, NaN included.
     fill_value : number, default 0
         The constant outside ``x``. It is data like ``x``; with NaN nothing is there.
     algorithm : {"auto", "im2col", "kernel2row", "implicit", "direct", "winograd", "fft"}
         ``"auto"`` takes no transform: the rounding of one would be all there is where little weight is.
+    dtype : dtype, optional
+        In which sums are kept and returned, floating or complex.
     out : array, optional
         Where to put the result; it may overlap an input.
 
     Returns
     -------
     array
-        Of dtype ``numpy.result_type(x, w)``, float64 for integers. NaN where nothing is there, or where the weights of
-        what is there cancel within their rounding.
+        Of ``dtype``, else ``numpy.result_type(x, w)`` or that and ``out`` if it is wider, float64 for integers. NaN
+        where nothing is there, or where the weights of what is there cancel within their rounding.
 
     Raises
     ------
@@ -76,14 +79,14 @@ def normalized_convolve(
     >>> numconv.normalized_convolve([1, 9, 3], [1, 1], "valid", mask=[False, True, True])
     array([ 1., nan])
     """
-    if isinstance(x, np.ma.MaskedArray):
-        mask, x = np.ma.getmaskarray(x) if mask is None else mask, x.data
     masks = {} if mask is None else {"mask": mask}
+    if isinstance(x, np.ma.MaskedArray):
+        masks["own mask"], x = np.ma.getmaskarray(x), x.data
     (x, w, *masked, out), give = dispatch.read(x=x, w=w, **masks, out=out)
     if dispatch.device_of(x) != "cpu":
         raise TypeError("x must live on the CPU for normalized_convolve, got an array on a GPU; bring it there first")
     (x, w), dtype, computed = _summands(dtype, out, x, w)
-    there = ~_as_mask(masked[0], x.shape) if masked else ~np.isnan(x)
+    there = ~np.logical_or.reduce([_as_mask(m, x.shape) for m in masked]) if masked else ~np.isnan(x)
     weights = w.astype(computed)
     arguments: dict[str, Any] = {
         "mode": mode, "boundary": boundary, "stride": stride, "dilation": dilation, "axes": axes,
@@ -115,7 +118,7 @@ def normalized_operator(
     mask : array of bool (*in)
         True where data are missing, for instance ``numpy.isnan(x)``.
     w : array (*k)
-    mode, boundary, stride, dilation, algorithm
+    mode, boundary, stride, dilation, algorithm, dtype
         As for ``normalized_convolve``.
     fill_value : 0 or NaN, default 0
         What is outside: zeros, or nothing.

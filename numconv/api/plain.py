@@ -25,7 +25,7 @@ def convolve(
     """Convolve two arrays with as many axes; the kernel is turned.
 
     ``y[o] = sum over t of w[t] x[o - t]``, as ``scipy.signal.convolve`` and, with a boundary, as
-    ``scipy.signal.convolve2d`` and ``scipy.ndimage.convolve``.
+    ``scipy.signal.convolve2d`` and, for odd kernels, ``scipy.ndimage.convolve``.
 
     Parameters
     ----------
@@ -34,6 +34,10 @@ def convolve(
     mode : {"full", "same", "valid"}
         ``"full"``: every output that meets both; ``"same"``: its middle, of the shape of ``x``; ``"valid"``: only
         where one lies wholly inside the other (they change places if ``w`` is the larger on every axis, as in SciPy).
+        A kernel with an even number of values has two middles. ``"same"`` takes the one of ``scipy.signal``, which is
+        ``padding="same_lower"`` of ``conv``, ``im2col`` and ``kernel2row`` (and ``origin=-1`` of
+        ``scipy.ndimage.convolve``); their ``padding="same"``, the rule of XLA and torch, gives the values one pixel
+        later, as ``scipy.ndimage.convolve`` does: ``conv(x[None], w[None, None], padding="same", flip=True)[0]``.
     boundary : {"constant", "edge", "reflect", "symmetric", "wrap"}
         What the pixels outside ``x`` hold, in the meaning of ``numpy.pad``.
     fill_value : number, default 0
@@ -45,21 +49,26 @@ def convolve(
     axes : int or ints, optional
         Convolve over these axes of ``x``, one for each axis of ``w``, and loop over the rest.
     algorithm : {"auto", "im2col", "kernel2row", "implicit", "direct", "winograd", "fft"}
+    dtype : dtype, optional
+        In which sums are kept and returned, as in ``numpy.sum``, of a kind that holds the inputs (no fractions in
+        integers). Without it ``numpy.result_type(x, w)``, or that and the dtype of ``out`` where ``out`` is wider.
     out : array, optional
         Where to put the result; it may overlap an input.
 
     Returns
     -------
     array
-        Of dtype ``numpy.result_type(x, w)``; integers are exact (they wrap as NumPy's do), float16 is summed in
-        float32.
+        Of ``dtype``, else ``numpy.result_type(x, w)``. Integers are exact, and wrap as NumPy's do where a sum leaves
+        their dtype: with neither ``dtype`` nor a wider ``out`` sums of uint8 wrap at 255, those of int8 at 127, and
+        sums of bool are whether there is any. float16 is summed in float32; beyond 65504 it is infinity.
 
     Raises
     ------
     ValueError
         If shapes, modes or sizes do not fit.
     TypeError
-        If a dtype has no product, or the arrays live in different places.
+        If a dtype has no product, the arrays live in different places, or an array means more than its numbers (units,
+        labels, a mask, gradients), which would be lost.
     MemoryError
         If the result would not fit, before anything is allocated.
 
@@ -69,11 +78,16 @@ def convolve(
 
     Examples
     --------
-    >>> import numconv
+    >>> import numconv, numpy as np
     >>> numconv.convolve([1, 2, 3], [0, 1, 10])
     array([ 0,  1, 12, 23, 30])
     >>> numconv.convolve([1, 2, 3], [1, 1, 1], "same", boundary="wrap")
     array([6, 6, 6])
+    >>> pixels, pair = np.array([200, 100, 50], dtype=np.uint8), np.array([1, 1], dtype=np.uint8)
+    >>> numconv.convolve(pixels, pair)
+    array([200,  44, 150,  50], dtype=uint8)
+    >>> numconv.convolve(pixels, pair, dtype="int32")
+    array([200, 300, 150,  50], dtype=int32)
     """
     return _slide(x, w, mode, True, boundary, fill_value, stride, dilation, axes, algorithm, dtype, out)
 
@@ -86,18 +100,20 @@ def correlate(
 ) -> Any:
     """Cross-correlate two arrays with as many axes; the kernel is conjugated and not turned.
 
-    ``y[o] = sum over t of conj(w[t]) x[o + t]``, with the alignment of ``scipy.signal.correlate``. (For even kernels
-    and mode ``"same"``, ``scipy.signal.correlate2d`` starts one pixel later.)
+    ``y[o] = sum over t of conj(w[t]) x[o + t]``, with the alignment of ``scipy.signal.correlate`` and, with a
+    boundary, of ``scipy.ndimage.correlate``. For even kernels and mode ``"same"``, ``scipy.signal.correlate2d`` starts
+    one pixel later, and so does ``padding="same"`` of ``conv``, the rule of XLA and torch:
+    ``conv(x[None], w.conj()[None, None], padding="same")[0]``; its ``"same_lower"`` is this one.
 
     Parameters
     ----------
-    x, w, mode, boundary, fill_value, stride, dilation, axes, algorithm, out
+    x, w, mode, boundary, fill_value, stride, dilation, axes, algorithm, dtype, out
         As for ``convolve``.
 
     Returns
     -------
     array
-        Of dtype ``numpy.result_type(x, w)``.
+        Of ``dtype``, else ``numpy.result_type(x, w)``, in which sums of small integers wrap.
 
     Raises
     ------
@@ -129,8 +145,14 @@ def _slide(
             boundary=boundary, fill_value=fill_value, flip=flip,
         )
         return give(plan.forward_of(x, kernel, None, out))
-    if x.ndim == w.ndim == 0:
-        return give(arrays.deliver(lambda y: np.multiply(x, kernel, out=y, dtype=dtype), (), dtype, out, x, w))
+    if x.ndim == w.ndim == 0 and (axes is None or _normal_axes(axes, 0) == ()):  # points are rows of one pixel
+        if out is not None:
+            arrays.check_shape("out", out, ())
+        row = _slide(
+            x.reshape(1), w.reshape(1), mode, flip, boundary, fill_value, stride, dilation, None, algorithm, dtype,
+            None if out is None else out.reshape(1),
+        )
+        return give(row.reshape(()))
     arguments: dict[str, Any] = {"boundary": boundary, "fill_value": fill_value, "flip": flip}
     chosen = tuple(range(x.ndim)) if axes is None else _normal_axes(axes, x.ndim)
     if w.ndim != len(chosen):
