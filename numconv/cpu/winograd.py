@@ -11,8 +11,8 @@ would drown them. So whatever an output does not read,
 
     |y - exact| <= RANGE * eps * 4 * sum over c, t of |w[k, c, t]| * largest |x| that it reads
 
-with ``RANGE`` of ``schemes.py``, and an output that reads only zeros is its bias. Of the weights all count, whether they
-meet a pixel or the padding.
+with ``RANGE`` of ``schemes.py``, and an output that reads only zeros is its bias. Of the weights all count, whether
+they meet a pixel or the padding.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def those_there(place, phase, axis, size, b):
 
 @helper
 def find_faint(mine, lines, peaks, runs, count, axes, R_out, L_out, b, faint):
-    """``faint[t]`` has a bit for each output of tile ``t`` that reads nothing near the largest; returns whether any has.
+    """Which outputs of each tile read nothing near its largest pixel, in bits; returns whether there are any.
 
     ``peaks`` are the largest magnitudes of pixels.
     """

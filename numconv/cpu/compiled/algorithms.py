@@ -14,7 +14,7 @@ from numba.extending import overload
 
 from ..._indexing import CONSTANT, KERNEL, OUT, SIZE, STRIDE
 from .. import adjoint, direct, im2col, implicit, patch, schemes, stencil, winograd, winograd_weights
-from .._jit import helper
+from .._jit import ALONE, helper
 from ..addresses import through
 from ..blocks import blocks_for_weights, is_complex
 from ..callers import as_input, as_table, known, team_for, threads_of
@@ -28,6 +28,7 @@ _sums, _sums_grad_weight = through(direct._forward), through(direct._grad_weight
 _stencil, _stencil_grad_weight = through(stencil._forward), through(stencil._grad_weight)
 _weights, _winograd = through(winograd._weights, later=True), through(winograd._forward, later=True)
 _winograd_grad_weight = through(winograd_weights._sums, later=True)
+_peaks, _loud = through(winograd_weights._peaks, later=True), through(winograd_weights._loud, later=True)
 
 
 # forward, and what is done by it ------------------------------------------------------------------------------------
@@ -321,6 +322,18 @@ def weights_by_implicit(x, N, C, dY, K, axes, boundary, fill, dW):
 _again = through(weights_by_implicit, later=True)
 
 
+@helper
+def find_loud(x, dY, images, Cg, Kg, axes, boundary, fill, loud):
+    """``winograd_weights._loud_tiles``."""
+    H, L, R_out, L_out = axes[0, SIZE], axes[1, SIZE], axes[0, OUT], axes[1, OUT]
+    x_peaks, dY_peaks = np.empty((images, H * L), x.dtype), np.empty((images, R_out * L_out), x.dtype)
+    _peaks((team_for(x.size + dY.size), x, dY, Cg, Kg, x_peaks, dY_peaks))
+    _loud((
+        ALONE, as_table(x_peaks.reshape((images, H, L))), as_table(dY_peaks.reshape((images, R_out, L_out))),
+        as_table(axes), boundary, abs(fill), loud.shape[0], loud,
+    ))
+
+
 @launcher
 def weights_by_winograd(x, N, C, dY, K, axes, boundary, fill, dW):
     """``winograd_weights.grad_weight``."""
@@ -328,6 +341,11 @@ def weights_by_winograd(x, N, C, dY, K, axes, boundary, fill, dW):
     Cg, team = Q // times(axes, KERNEL), team_for(dY.size * Q)
     G = C // Cg
     b = winograd_weights.blocks_of(N, Cg, K // G, G, out, x.dtype)
+    loud = np.empty((G, winograd_weights.tiles_of(N, out)), np.bool_)
+    find_loud(x, dY, N * G, Cg, K // G, axes, boundary, fill, loud)
+    if winograd_weights.too_many(loud):
+        _again((x, N, C, dY, K, axes, boundary, fill, dW))
+        return
     workers = winograd_weights.workers_for(b, dW.size, x.dtype, threads_of(team))
     memory = np.empty(workers * b.each + ALIGNED, x.dtype)
     first = aligned(memory)
@@ -336,8 +354,8 @@ def weights_by_winograd(x, N, C, dY, K, axes, boundary, fill, dW):
     finite = np.empty(b.tasks, np.bool_)
     _winograd_grad_weight((
         team, as_table(x.reshape((N, C, axes[0, SIZE], axes[1, SIZE]))), as_table(dY.reshape((N, K, out[0], out[1]))),
-        schemes.taps_of(axes), as_table(axes), boundary, fill, is_complex(x.dtype), b, np.zeros(b.slack, x.dtype),
-        own, partial, finite,
+        schemes.taps_of(axes), as_table(axes), boundary, fill, is_complex(x.dtype), b, as_table(loud),
+        np.zeros(b.slack, x.dtype), own, partial, finite,
     ))
     if b.parts > 1:
         add_up(partial.reshape(partial.size), np.arange(1), dW)

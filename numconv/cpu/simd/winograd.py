@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import reduce
 from typing import Any
 
@@ -93,6 +94,7 @@ def sandwich(matrix: Any, with_sum: bool = False) -> Any:
 
         v.loop(n, 1, [], body)
 
+    product = _named(product, m, with_sum)
     codes = {types.float32: vector_code(32, 10, generate), types.float64: vector_code(64, 10, generate)}
 
     @overload(product)
@@ -107,7 +109,7 @@ def sandwich(matrix: Any, with_sum: bool = False) -> Any:
                 target + t_sum * size, n,
             ))
 
-        return vectors
+        return _named(vectors, m, with_sum)
 
     return product
 
@@ -144,17 +146,16 @@ def sandwich_of_rows(matrix: Any, apart: int) -> Any:
 
     def generate(v, lines, room, tiles, peaks, target, t_step):
         def load(rows):
-            values = [v.load(v.at(lines, row)) for row in rows]
+            build, values = v.builder, [v.load(v.at(lines, row)) for row in rows]
             for i, row in zip(range(0, window, 2), rows, strict=False):
                 peak = v.magnitudes(values[i], values[i + 1] if i + 1 < window else v.zero)
                 place = build.bitcast(v.at(peaks, row), peak.type.as_pointer())
                 build.store(v.larger(peak, build.load(place, align=v.align)), place, align=v.align)
             return values
 
-        build = v.builder
         _of_rows(v, lines, room, tiles, target, t_step, load, lambda values: v.combine(m, values), window, side, apart)
 
-    return _rows_code(product, generate)
+    return _rows_code(product, generate, m, apart)
 
 
 def largest_of_rows(reads: Any, window: int, apart: int) -> Any:
@@ -186,7 +187,7 @@ def largest_of_rows(reads: Any, window: int, apart: int) -> Any:
 
         _of_rows(v, lines, room, tiles, target, t_step, load, combine, window, side, apart)
 
-    return _rows_code(product, generate)
+    return _rows_code(product, generate, reads, window, apart)
 
 
 @register_jitable
@@ -245,7 +246,8 @@ def _of_rows(
     v.loop(tiles, v.lanes, [], body)
 
 
-def _rows_code(product: Any, generate: Any) -> Any:
+def _rows_code(product: Any, generate: Any, *what: Any) -> Any:
+    product = _named(product, *what)
     codes = {types.float32: vector_code(32, 6, generate), types.float64: vector_code(64, 6, generate)}
 
     @overload(product)
@@ -257,9 +259,21 @@ def _rows_code(product: Any, generate: Any) -> Any:
         def vectors(lines, l0, room, tiles, peaks, p0, target, t0, t_step, zero):
             code((lines + l0 * size, room, tiles, peaks + p0 * size, target + t0 * size, t_step))
 
-        return vectors
+        return _named(vectors, *what)
 
     return product
+
+
+def _named(function: Any, *what: Any) -> Any:
+    """The function with a name of its own: by names and types alone is code told apart that comes from the disk.
+
+    numba numbers the functions of a name as a process meets them, so code that two processes have compiled may bear
+    one number, and of two functions whose symbols are alike a third process would take the first for both.
+    """
+    function.__qualname__ += f".{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}"
+    return function
+
+
 
 
 def by_kind(functions: dict[type, Any]) -> Any:
@@ -271,7 +285,7 @@ def by_kind(functions: dict[type, Any]) -> Any:
     @overload(choose)
     def _choose(kind, *arguments):
         function = functions[kind.instance_class]
-        return lambda kind, *arguments: function(*arguments)
+        return _named(lambda kind, *arguments: function(*arguments), function.__qualname__)
 
     return choose
 
