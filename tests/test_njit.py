@@ -114,7 +114,9 @@ def product(x, w, stride, dilation, groups):
 
 compiled_product = njit(product)
 there, back = choice.FORWARD, choice.GRAD_INPUT
-compiled_choice = njit(lambda g, w: (choice.choose((there, *g)), choice.choose((back, *g)), choice.choose_for_weights(w)))
+compiled_choice = njit(
+    lambda g, batch: (choice.choose((there, *g)), choice.choose((back, *g)), choice.choose_for_weights(batch))
+)
 
 
 def choices(geometry, dtype):

@@ -187,9 +187,10 @@ def _exchanged(
 ) -> np.ndarray:
     """The valid part where the kernel is the larger: it becomes the input, and every row of ``x`` a kernel over it."""
     rows = _rows(x, chosen, dtype)
-    geometry = conv_geometry((1, 1, *spread.shape), rows.shape, **arguments)
-    plan = make_plan(geometry, dtype, dispatch.choose_device(), algorithm)
-    y = plan.forward(spread.reshape(1, 1, *spread.shape), rows)
+    over, one = (1, 1, *spread.shape), (1, *rows.shape[1:])
+    for_one = make_plan(conv_geometry(over, one, **arguments), dtype, dispatch.choose_device(), algorithm)
+    plan = make_plan(conv_geometry(over, rows.shape, **arguments), dtype, for_one.device, for_one.algorithm)
+    y = plan.forward(spread.reshape(over), rows)
     if not arguments["flip"]:
         y = np.flip(y, tuple(range(2, y.ndim)))  # a correlation seen from the other array runs backwards
     steps = per_axis("stride", stride, spread.ndim, 1)

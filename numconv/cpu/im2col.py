@@ -209,7 +209,7 @@ def grad_weight(
 
 
 def stored(x: np.ndarray, taps: int, pixels: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Some images of ``x (N, C, *in)`` after the other, and memory for their ``X_conv``, asked for before it is taken."""
+    """Some images of ``x (N, C, *in)`` after the others, and memory for their ``X_conv``, asked for first."""
     one = x.shape[1] * taps, pixels
     N, some = x.shape[0], images_at_once(prod(one) * x.itemsize)
     shape = (min(N, some), *one)
