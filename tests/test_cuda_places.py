@@ -245,6 +245,17 @@ def test_the_stride_of_an_axis_with_one_item_means_nothing(calls, make):
     np.testing.assert_array_equal(memory, naive.conv(x, w))
 
 
+@pytest.mark.parametrize("empty", ["K", "C", "CH", "H", "KCHW"])
+def test_a_matrix_of_nothing_has_rows_of_nothing(empty):
+    K, C, *size = (0 if name in empty else n for name, n in (("K", 2), ("C", 3), ("H", 4), ("W", 2)))
+    w = np.ones((K, C, 3, 2), np.float32)
+    with numconv.use_device("cuda"):
+        W_conv = numconv.kernel2row(w, tuple(size), padding=2)
+    want = numconv.kernel2row(w, tuple(size), padding=2)
+    assert W_conv.shape == want.shape
+    np.testing.assert_array_equal(W_conv.indptr, want.indptr)
+
+
 def test_outputs_beyond_32_bits_are_refused():
     g = numconv.geometry.conv_geometry((1, 1, 1 << 16, 1 << 14), (1, 1, 1, 1), padding=((0, 1 << 16), (1 << 14, 0)))
     with pytest.raises(ValueError, match=r"2\*\*31.*outputs"):
