@@ -59,7 +59,7 @@ def test_products_of_narrow_arrays_do_not_depend_on_their_strides(algorithm, cas
     try:
         y = nc.conv(x, w, bias, algorithm=algorithm, **arguments)
     except ValueError as refusal:
-        assert algorithm in str(refusal).lower()  # noqa: PT017
+        assert algorithm in str(refusal).lower()
         return
     dy = values(y.shape, dtype, seed + 3)
     odd_x, odd_w, odd_bias, odd_dy = (odd(array, seed) for array in (x, w, bias, dy))
@@ -116,7 +116,7 @@ def test_steps_are_those_of_the_shape(shape, dtype, seed):
         assert np.shares_memory(plain, array)
     array.setflags(write=False)
     assert not arrays.plain_steps(array).flags.writeable
-    if len(shape) > 1:  # what is not contiguous has its strides for a reason
+    if shape and array.size:  # what is not contiguous has its strides for a reason
         turned = np.ones((3, *shape[1:], 2), dtype).T
         assert arrays.plain_steps(turned).strides == turned.strides
 
@@ -145,7 +145,7 @@ def test_compiled_calls_do_not_depend_on_strides_either():
         rng = np.random.default_rng(seed)
         stride, padding = int(rng.integers(1, 3)), ((int(rng.integers(2)), 1), (0, 0))
         shape = (int(rng.integers(1, 3)), int(rng.choice([1, 3, 40])), int(rng.choice([1, 7, 20])), 1)
-        x, w = values(shape, "float32", seed), values((int(rng.choice([1, 12])), shape[1], 3, 1)[:4], "float32", seed)
+        x, w = values(shape, "float32", seed), values((int(rng.choice([1, 12])), shape[1], 3, 1), "float32", seed)
         if sum(padding[0]) + shape[2] < 3:
             continue
         bias = values(w.shape[:1], "float32", seed)
