@@ -10,12 +10,18 @@ import numpy as np
 from .. import _memory
 from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..geometry import ConvGeometry
+from . import pieces
 from ._jit import Kernel, first_output, flat, helper, row_output, row_source, source, tasks_of
+from .pieces import wide
+from .simd import CHAIN
 
 #: A task handles about this many bytes of its image, so that they stay in the first caches while the taps go by …
 TASK_BYTES = 1 << 15
 #: … and there are at least about this many tasks to share among threads.
 TASKS = 64
+
+#: Products that BLAS adds up at once; of weight gradients the parts are added up in a wider type.
+AT_ONCE = 1 << 10
 
 WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
 
@@ -121,11 +127,17 @@ def _col2im(team, X_conv, axes, planes, block, piece, x):
         phases = min(stride, n)
         width = (n + phases - 1) // phases
         sums = target if phases == 1 else np.empty(lines * phases * width, x.dtype)
+        aside, length = np.zeros(sums.size if R_k * L_k > CHAIN else 0, x.dtype), 0  # long sums in parts
         sums[:] = 0
         for T in range(R_k):
             for i in range(rows.size):
                 rows[i] = row_output(T, row0 + i, axes)
             for t in range(L_k):
+                if length == CHAIN:
+                    for j in range(aside.size):
+                        aside[j] += sums[j]
+                    sums[:], length = 0, 0
+                length += 1
                 first = start + t * step - i0
                 a = min(first_output(first, stride, 0), L_out)
                 b = min(max(first_output(first, stride, n), a), L_out)
@@ -137,6 +149,8 @@ def _col2im(team, X_conv, axes, planes, block, piece, x):
                     for i in range(rows.size):
                         if rows[i] >= 0:
                             add_run(columns, rows[i] * L_out + a, sums, place + (line + i) * width, b - a)
+        for j in range(aside.size):
+            sums[j] += aside[j]
         whole = n % phases == 0  # then the pixels of all lines are whole strides apart
         for phase in range(phases if phases > 1 else 0):
             for line in range(1 if whole else lines):
@@ -173,12 +187,22 @@ def forward(
     x: np.ndarray, w: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, y: np.ndarray
 ) -> None:
     """``Y_flat = W_flat @ X_conv + bias`` as it stands: ``X_conv`` is stored, the product is BLAS'."""
+    if pieces.too_long(w):
+        pieces.forward(forward, x, w, bias, axes, boundary, fill, y)
+        return
     (N, K), G = y.shape[:2], groups_of(x, w)
     X_conv = stored(x, prod(w.shape[2:]), prod(y.shape[2:]))
     im2col(x, axes, boundary, fill, X_conv)
     P, Q = prod(y.shape[2:]), prod(w.shape[1:])
-    np.matmul(w.reshape(G, K // G, Q), X_conv.reshape(N, G, Q, P), out=y.reshape(N, G, K // G, P))
+    multiply(w.reshape(G, K // G, Q), X_conv.reshape(N, G, Q, P), y.reshape(N, G, K // G, P))
     y += bias.reshape(-1, *(1,) * (y.ndim - 2))
+
+
+def multiply(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    """``out = a @ b``, long sums in parts."""
+    np.matmul(a[..., :AT_ONCE], b[..., :AT_ONCE, :], out=out)
+    for q in range(AT_ONCE, a.shape[-1], AT_ONCE):
+        out += a[..., q : q + AT_ONCE] @ b[..., q : q + AT_ONCE, :]
 
 
 def grad_input(dY: np.ndarray, w: np.ndarray, axes: np.ndarray, dX: np.ndarray) -> None:
@@ -187,7 +211,7 @@ def grad_input(dY: np.ndarray, w: np.ndarray, axes: np.ndarray, dX: np.ndarray) 
     dX_conv = stored(dX, prod(w.shape[2:]), prod(dY.shape[2:]))
     P, Q = prod(dY.shape[2:]), prod(w.shape[1:])
     W_flat = w.reshape(G, K // G, Q)
-    np.matmul(W_flat.swapaxes(1, 2), dY.reshape(N, G, K // G, P), out=dX_conv.reshape(N, G, Q, P))
+    multiply(W_flat.swapaxes(1, 2), dY.reshape(N, G, K // G, P), dX_conv.reshape(N, G, Q, P))
     col2im(dX_conv, axes, dX)
 
 
@@ -200,9 +224,10 @@ def grad_weight(
     im2col(x, axes, boundary, fill, X_conv)
     P, Q = prod(dY.shape[2:]), prod(dW.shape[1:])
     X_conv, dY = X_conv.reshape(N, G, Q, P), dY.reshape(N, G, K // G, P)
-    total = np.zeros((G, K // G, Q), dtype=dW.dtype)
-    for n in range(N):
-        total += dY[n] @ X_conv[n].conj().swapaxes(1, 2)
+    total = np.zeros((G, K // G, Q), dtype=wide(dW.dtype))
+    for n, p in np.ndindex(N, -(-P // AT_ONCE)):  # long sums in parts
+        some = (..., slice(p * AT_ONCE, (p + 1) * AT_ONCE))
+        total += dY[n][some] @ X_conv[n][some].conj().swapaxes(1, 2)
     dW[...] = total.reshape(dW.shape)
 
 
