@@ -229,8 +229,7 @@ def explain(geometry: ConvGeometry, dtype: np.dtype, device: str, choice: Choice
                 why_not = f"it takes more than {WORKSPACE >> 20} MiB"
         lines.append(f"{algorithm:12}{''.join(cells)}{memory:>14}  {why_not}".rstrip())
     where = "two threads of the machine that was measured" if device == "cpu" else "a GPU, by its data sheet"
-    one = "" if geometry.N == IMAGES[device] else f" (chosen for {IMAGES[device]} of the images, dW for all)"
-    return "\n".join([*lines, f"* is taken{one}; times are estimates for {where}"])
+    return "\n".join([*lines, f"* is taken; times are estimates for {where}"])
 
 
 # the amounts --------------------------------------------------------------------------------------------------------
