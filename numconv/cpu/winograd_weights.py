@@ -381,7 +381,7 @@ def _loud_tiles(
     Cg, Kg = x.shape[1] // groups, dY.shape[1] // groups
     _peaks(flat(x, x.size), flat(dY, dY.size), Cg, Kg, x_peaks, dY_peaks, work=x.size + dY.size)
     _loud.alone(
-        flat(x_peaks, images, H, L), flat(dY_peaks, images, *out), axes, boundary, abs(fill), groups, loud
+        flat(x_peaks, images, H, L), flat(dY_peaks, images, *out), axes, boundary, np.abs(fill), groups, loud
     )
     return loud
 
