@@ -204,13 +204,14 @@ def read_only(array):
 @pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2)])
 @pytest.mark.parametrize("flip", [False, True])
 def test_winograd_in_each_of_its_ways(stride, dilation, flip):
-    """Whatever auto takes: the launchers themselves, over an image with a pixel that is not finite."""
+    """Whatever auto takes: the launchers themselves, over images with a pixel far from the rest, or not finite."""
     rest = {"stride": stride, "dilation": dilation, "padding": 2, "groups": 2, "flip": flip}
     g = conv_geometry((2, 10, 31, 18), (18, 5, 3, 3), **rest)
     x, w = normal((2, 10, 31, 18), np.float32), normal((18, 5, 3, 3), np.float32, 1)
-    x[1, 3, 4, 5] = np.inf
+    x[1, 3, 4, 5], x[0, 7, 12, 9] = np.inf, 1e20
     axes, edge, nothing = g.axes.copy(), g.boundary_code, np.float32(0)
     dy, y = normal(g.output_shape, np.float32, 2), np.empty(g.output_shape, np.float32)
+    dy[1, 2, 5, 7] = 1e20
     dx, dw = np.empty_like(x), np.empty_like(w)
     flat_x, flat_w, terms, steps = read_only(x), read_only(w), np.arange(9), np.array(y.strides) // 4
     algorithms.by_winograd(
@@ -221,8 +222,9 @@ def test_winograd_in_each_of_its_ways(stride, dilation, flip):
     algorithms.by_winograd_back(read_only(dy), flat_w, 2, 10, 18, 2, axes, dx.reshape(-1))
     assert_same(dx, nc.conv_grad_input(x.shape, w, dy, algorithm="winograd", **rest))
     if stride == dilation == 1:
-        for pixel in (np.inf, 1):
-            x[1, 3, 4, 5] = pixel
+        dy[0, :, 11:16, 8:13] = 0  # where the 1e20 is met
+        for pixels in ((np.inf, 1e20), (1, 1e20), (1, 1)):
+            x[1, 3, 4, 5], x[0, 7, 12, 9] = pixels
             algorithms.weights_by_winograd(flat_x, 2, 10, read_only(dy), 18, axes, edge, nothing, dw.reshape(-1))
             assert_same(dw, nc.conv_grad_weight(x, w.shape, dy, algorithm="winograd", **rest))
 
