@@ -24,14 +24,12 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from fuzz_cases import ALGORITHMS, DTYPES, PRODUCTS, Choices, call_of, check, draw, simpler  # noqa: E402
+from fuzz_cases import ALGORITHMS, DTYPES, PRODUCTS, Choices, draw, simpler
+from fuzz_checks import call_of, check
 
 #: Seconds after which a case counts as hanging; the first of a dtype have to be compiled, which emulation draws out.
 PATIENCE, EMULATED = 240, 7200
@@ -68,7 +66,7 @@ class Worker:
 
     def __init__(self, *arguments: str) -> None:
         reading, writing = os.pipe()
-        self.noise = tempfile.TemporaryFile()
+        self.noise = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
             [*(shlex.split(self.python) or [sys.executable]), __file__, "--channel", str(writing), *arguments],
             pass_fds=[writing], stdin=subprocess.DEVNULL, stdout=self.noise, stderr=self.noise,
@@ -284,7 +282,8 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.monotonic()
     tally = fuzz(chosen.seconds, seed, choices, chosen.first, cases=chosen.cases)
     took = time.monotonic() - started
-    print(f"\n{tally.table()}\nseed {seed}: {tally.cases.total()} cases in {took:.0f} s, {tally.failures.total()} failures")
+    print(f"\n{tally.table()}")
+    print(f"seed {seed}: {tally.cases.total()} cases in {took:.0f} s, {tally.failures.total()} failures")
     return 1 if tally.failures else 0
 
 
