@@ -23,6 +23,38 @@ CONSTANT, EDGE, REFLECT, SYMMETRIC, WRAP = range(5)
 VALID, SAME, SAME_LOWER, FULL, MIDDLE = range(5)
 
 
+#: No index and no product of sizes reaches this, so that 64 bits hold sums of a few of them, and bytes for items.
+FAR = 2**60
+
+#: A block of outputs that vector code takes at once goes less than so many beyond the last one along an axis.
+BLOCK = 2**7
+
+
+def capped(a, b):
+    """``a * b`` for numbers that are not negative, or ``FAR`` where it would be more."""
+    return FAR if a > 0 and b > FAR // a else a * b
+
+
+def largest_index(N, C, K, groups, size, kernel, stride, dilation, lo, hi):
+    """The largest of what is computed from the sizes of a convolution, or ``FAR`` where it would be more.
+
+    It is one of these, each a product over the axes: the items of the input with its padding and of the output; the
+    positions and the pixels of a block of outputs, some of which lie beyond the last; and the multiply-adds, which are
+    no fewer than the entries of either matrix and the weights. What is none counts as one here.
+    """
+    items = capped(max(N, 1), max(C, K, 1))
+    sums, block = capped(capped(max(N, 1), max(K, 1)), max(C // groups, 1)), 1
+    for a in range(len(size)):
+        s, dil = min(stride[a], FAR), min(dilation[a], FAR)
+        padded = min(max(min(size[a], FAR) + min(lo[a], FAR) + min(hi[a], FAR), 1), FAR)
+        furthest = max(padded, capped(kernel[a], dil), s)
+        if a >= len(size) - 2:
+            furthest = min(furthest + capped(BLOCK, capped(s, dil // gcd(s, dil))), FAR)
+        items, block = capped(items, padded), capped(block, furthest)
+        sums = capped(capped(sums, padded // s + 1), kernel[a])
+    return max(items, sums, block)
+
+
 def extent(kernel, dilation):
     """How many pixels a dilated kernel spans along one axis."""
     return dilation * (kernel - 1) + 1

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+from . import containers
 from ._indexing import FULL, MIDDLE, VALID, padding_of
 
 Boundary = Literal["constant", "edge", "reflect", "symmetric", "wrap"]
@@ -34,6 +35,7 @@ def as_int(name: str, value: Any, least: int) -> int:
 def as_number(name: str, value: Any) -> Any:
     """``value`` if it is one number of any type; an array without axes gives its item."""
     if getattr(value, "shape", None) == ():
+        containers.refuse(name, value)
         value = value[()]
     if hasattr(value, "__len__") or not (hasattr(value, "__complex__") or hasattr(value, "__float__")):
         raise TypeError(f"{name} must be a number, got {value!r}")

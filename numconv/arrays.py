@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
-from math import prod
+from math import copysign, prod
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,9 @@ COMPUTED_IN: dict[np.dtype, np.dtype] = {
     np.dtype(np.float16): np.dtype(np.float32),
     np.dtype(np.bool_): np.dtype(np.int64),
 }
+
+#: Kinds of dtypes by what they hold: truth, whole numbers, fractions, complex numbers.
+KINDS = {"b": 0, "u": 1, "i": 1, "f": 2, "c": 3}
 
 
 def product_dtype(**arrays: Any) -> np.dtype:
@@ -37,9 +40,57 @@ def _product_dtype(**dtypes: np.dtype) -> np.dtype:
     return result.newbyteorder("=")
 
 
+def sum_dtype(dtype: Any, out: Any, **arrays: Any) -> np.dtype:
+    """The dtype in which the sums of a product of these arrays are kept and returned, as in ``numpy.sum``.
+
+    It is ``dtype`` where one is given, else ``numpy.result_type`` of the arrays, or that and of ``out`` where ``out``
+    is wider. ``out`` and the arrays may be dtypes, and ``None``.
+    """
+    return summands(dtype, out, **arrays)[1] if dtype is None else _given(dtype, arrays)
+
+
+def summands(dtype: Any, out: Any, **arrays: Any) -> tuple[list[Any], np.dtype]:
+    """The arrays and their ``sum_dtype``; those that lose by a cast to it, which ``dtype=`` asked for, are cast."""
+    if dtype is None:
+        natural = _product_dtype(**{name: getattr(a, "dtype", a) for name, a in arrays.items() if a is not None})
+        return list(arrays.values()), natural if out is None else _widened(natural, getattr(out, "dtype", out))
+    sums = _given(dtype, arrays)
+    lossless = [array is None or np.can_cast(array.dtype, sums, "safe") for array in arrays.values()]
+    return [a if same else ready(a, sums) for a, same in zip(arrays.values(), lossless, strict=True)], sums
+
+
+def _given(dtype: Any, arrays: dict[str, Any]) -> np.dtype:
+    """``dtype=`` of a call with these arrays, of a kind that holds all of them."""
+    given = plan_dtype(dtype)
+    for name, array in arrays.items():
+        have = getattr(array, "dtype", array)
+        if have is None:
+            continue
+        product_dtype(**{name: have})
+        if KINDS[have.kind] > KINDS[given.kind]:
+            raise TypeError(f"dtype must be of a kind that holds {name}, which is of dtype {have}; got {given}")
+    return given
+
+
+@lru_cache(maxsize=1024)
+def _widened(natural: np.dtype, out: np.dtype) -> np.dtype:
+    """The dtype of sums of ``natural`` that end in ``out``: that of ``out`` if it is wider."""
+    if out.kind not in KINDS or KINDS[out.kind] < KINDS[natural.kind]:
+        return natural  # ``check_out`` refuses it
+    widest = np.dtype(np.complex128 if out.kind == "c" else np.float64)
+    if out.kind in "fc" and out.itemsize > widest.itemsize:
+        out = widest  # longdouble has no products
+    if out.kind == "c" and natural.kind != "c":
+        out = np.empty(0, out).real.dtype  # the sums are real
+    wide: np.dtype = np.result_type(natural, out)
+    return natural if out.kind in "iu" and wide.kind == "f" else wide  # no integer holds both int64 and uint64
+
+
 def plan_dtype(dtype: Any) -> np.dtype:
-    """``dtype=`` of a plan as a dtype that has products."""
+    """``dtype=`` of a plan or of a call, NumPy's or torch's, as a dtype that has products."""
     try:
+        if type(dtype).__module__ == "torch":
+            dtype = str(dtype).removeprefix("torch.")
         return product_dtype(dtype=np.dtype(dtype))
     except TypeError:
         raise TypeError(
@@ -55,6 +106,24 @@ def computed_in(dtype: np.dtype) -> np.dtype:
 def stored_in(dtype: np.dtype, device: str) -> np.dtype:
     """The dtype in which arrays of ``dtype`` reach kernels: a GPU's read and write float16 and sum in float32."""
     return dtype if device == "cuda" and dtype == np.float16 else computed_in(dtype)
+
+
+def plain_steps(array: Array) -> Array:
+    """The array with the strides of its shape, if its items lie one behind the other.
+
+    NumPy asks nothing of the stride of an axis with one item, nor of those of an empty array, so they may be anything;
+    kernels take steps from strides.
+    """
+    shape = array.shape
+    if (1 in shape or 0 in shape) and array.strides != _strides(shape, array.itemsize) and array.flags.c_contiguous:
+        return array.reshape(1, *shape).reshape(shape)
+    return array
+
+
+@lru_cache(maxsize=1024)
+def _strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Those of a new array."""
+    return tuple(itemsize * prod(shape[a + 1 :]) for a in range(len(shape)))
 
 
 def ready(array: Array, dtype: np.dtype) -> Array:
@@ -82,13 +151,12 @@ def zeros_beside(array: Array, shape: tuple[int, ...], dtype: np.dtype) -> Array
 
 def fits(array: Array, dtype: np.dtype) -> bool:
     """Whether kernels take the array as it is."""
-    flags = array.flags
-    return array.dtype == dtype and flags.c_contiguous and flags.aligned
+    return array.dtype == dtype and (flags := array.flags).c_contiguous and flags.aligned
 
 
 def as_fill(value: Any, dtype: np.dtype) -> Any:
     """``fill_value`` as a scalar of ``dtype``, or an error if the dtype cannot hold it."""
-    if isinstance(value, (int, float)) and value == 0:
+    if isinstance(value, (int, float)) and value == 0 and copysign(1, value) > 0:  # most are
         return np.zeros((), dtype)[()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -14,10 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial, wraps
 from importlib import import_module
+from inspect import signature
 from types import ModuleType
 from typing import Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
+
+from . import containers
+from .arrays import plain_steps
 
 F = TypeVar("F", bound=Callable[..., Any])
 Device = Literal["auto", "cpu", "cuda"]
@@ -157,7 +161,11 @@ def or_dask(function: F) -> F:
     @wraps(function)
     def either(*arguments: Any, **options: Any) -> Any:
         known = _NO_DASK.issuperset(map(type, arguments)) and _NO_DASK.issuperset(map(type, options.values()))
-        if not known and True in map(_is_dask, map(type, (*arguments, *options.values()))):
+        if not known and True in map(is_dask, map(type, (*arguments, *options.values()))):
+            try:
+                signature(function).bind(*arguments, **options)  # what one takes the other takes
+            except TypeError as error:
+                raise TypeError(f"{function.__name__}() {error}") from None
             return getattr(import_module("numconv.interop.dask"), function.__name__)(*arguments, **options)
         return function(*arguments, **options)
 
@@ -169,8 +177,9 @@ _NO_DASK = frozenset({np.ndarray, type(None), int, float, bool, str, tuple, list
 
 
 @cache
-def _is_dask(kind: type) -> bool:
-    return kind.__module__.startswith("dask.")
+def is_dask(kind: Any) -> bool:
+    """Whether a type is one of Dask's."""
+    return str(kind.__module__).startswith("dask.")
 
 
 _OPTIONAL = ("bias", "out")
@@ -186,7 +195,9 @@ def read(**arguments: Any) -> tuple[list[Any], Callable[[Any], Any]]:
         if type(value) is not np.ndarray and (value is not None or name not in _OPTIONAL):
             break
     else:  # the common case, in one look
-        return list(arguments.values()), _way_to(arguments.get("out"))
+        return [value if value is None else plain_steps(value) for value in arguments.values()], _way_to(
+            arguments.get("out")
+        )
     out = arguments.get("out")
     kinds = {name: kind_of(name, value) for name, value in arguments.items() if value is not None}
     for name, value in arguments.items():
@@ -204,24 +215,19 @@ def read(**arguments: Any) -> tuple[list[Any], Callable[[Any], Any]]:
     if "cuda" in kind:
         return _read_gpu(arguments, named, kind)
     reader, give = _on_host[kind]
-    arrays = [value if value is None else reader(name, value) for name, value in arguments.items()]
+    arrays = [value if value is None else plain_steps(reader(name, value)) for name, value in arguments.items()]
     return arrays, give if out is None else _way_to(out)
 
 
 def kind_of(name: str, value: Any) -> str:
     """Whose array this is and where it lives, as errors say it: ``"torch on cuda:0"``; empty for what is no array."""
+    containers.refuse(name, value)
     if isinstance(value, np.ndarray):
-        if isinstance(value, np.ma.MaskedArray):
-            raise TypeError(
-                f"{name} is a masked array, whose mask would be lost; fill it first: {name}.filled(value)"
-            )
         return "numpy"
     library = type(value).__module__.partition(".")[0]
-    if library == "dask":
-        raise TypeError(f"{name} is a Dask array, not taken here; {name}.compute() is one in memory")
     if library == "numconv" and hasattr(value, "place"):
         return str(value.place.kind)
-    if library == "torch" and hasattr(value, "detach"):
+    if containers.is_tensor(value):
         if value.device.type not in ("cpu", "cuda"):
             raise TypeError(f"{name} lives on the device {value.device}; numconv computes on CPUs and CUDA GPUs")
         return f"torch on {value.device}"
@@ -307,7 +313,7 @@ def _read_host(name: str, value: Any) -> np.ndarray:
 
 
 def _read_torch(name: str, tensor: Any) -> np.ndarray:
-    if not hasattr(tensor, "detach"):
+    if not containers.is_tensor(tensor):
         return _read_host(name, tensor)
     try:
         array: np.ndarray = tensor.detach().resolve_conj().resolve_neg().numpy()

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import product
-from math import gcd, prod
+from math import copysign, gcd, prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._indexing import extent, first_tap, output_size
+from . import containers
+from ._indexing import FAR, extent, first_tap, largest_index, output_size
 from .arguments import BOUNDARIES, as_int, as_number, as_padding, as_shape, mode_padding, one_of, per_axis, spatial_size
 
 if TYPE_CHECKING:
     import numpy as np
-
-
-#: Positions stay below this, so that no sum of a few of them leaves int64.
-FAR = 2**60
 
 
 class Phase(NamedTuple):
@@ -55,6 +52,11 @@ class ConvGeometry:
     boundary: str
     fill_value: complex
     flip: bool
+    #: 0.0 and -0.0 are equal numbers, but not the same constant: whether the parts of ``fill_value`` have a minus.
+    signs: tuple[bool, bool] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "signs", signs_of(self.fill_value))
 
     # shapes ---------------------------------------------------------------------------------------------------------
 
@@ -129,7 +131,8 @@ class ConvGeometry:
         return self._replace(size=size, padding=((0, 0),) * self.d, boundary="constant", fill_value=0)
 
     def _replace(self, **changes: Any) -> ConvGeometry:
-        return ConvGeometry(**{name: changes.get(name, getattr(self, name)) for name in self.__dataclass_fields__})
+        names = (name for name, item in self.__dataclass_fields__.items() if item.init)
+        return ConvGeometry(**{name: changes.get(name, getattr(self, name)) for name in names})
 
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
@@ -189,21 +192,31 @@ def conv_geometry(
     Plain: ``(*in)`` and ``(*k)``. Channelled: ``(N, C, *in)`` or ``(C, *in)`` and ``(K, C/groups, *k)``. Equal
     arguments give the same, cached object. ``names`` says what the caller calls the two arrays.
     """
+    fill_value = as_number("fill_value", fill_value)
     return _conv_geometry(
         frozen(input_shape), frozen(kernel_shape), plain, frozen(stride), frozen(padding), frozen(dilation),
-        frozen(groups), frozen(boundary), as_number("fill_value", fill_value), bool(flip), names,
+        frozen(groups), frozen(boundary), fill_value, signs_of(fill_value), bool(flip), names,
     )
+
+
+def signs_of(number: Any) -> tuple[bool, bool]:
+    """Whether the parts of a number have a minus, which 0.0 may have too."""
+    if type(number) is int:
+        return number < 0, False
+    whole = complex(number)
+    return copysign(1, whole.real) < 0, copysign(1, whole.imag) < 0
 
 
 #: Types that a cache can look up as they are.
 SCALARS = frozenset({int, float, complex, bool, str, bytes})
 
 
-def frozen(value: Any) -> Any:
-    """Sequences as tuples, so that a cache can look them up."""
+def frozen(value: Any, name: str = "a number") -> Any:
+    """Sequences as tuples and arrays without axes as their item, so that a cache can look them up."""
     if type(value) in SCALARS:
         return value
     if getattr(value, "shape", None) == ():
+        containers.refuse(name, value)
         return value.item()
     if hasattr(value, "__iter__"):
         return tuple(frozen(v) for v in value)
@@ -213,7 +226,7 @@ def frozen(value: Any) -> Any:
 @lru_cache(maxsize=1024, typed=True)
 def _conv_geometry(
     input_shape: Any, kernel_shape: Any, plain: bool, stride: Any, padding: Any, dilation: Any,
-    groups: Any, boundary: Any, fill_value: Any, flip: bool, names: tuple[str, str],
+    groups: Any, boundary: Any, fill_value: Any, signs: tuple[bool, bool], flip: bool, names: tuple[str, str],
 ) -> ConvGeometry:
     x_name, w_name = names
     x_shape, w_shape = as_shape(f"{x_name}.shape", input_shape), as_shape(f"{w_name}.shape", kernel_shape)
@@ -254,12 +267,12 @@ def _conv_geometry(
     one_of("boundary", boundary, BOUNDARIES)
     if boundary != "constant" and fill_value != 0:
         raise ValueError(f"fill_value is only for boundary='constant', got {fill_value!r} with boundary={boundary!r}")
-    reaches = [max(dil, extent(k, dil)) for k, dil in zip(kernel, dilation, strict=True)]
-    for name, given, largest in (
-        ("stride", stride, max(stride)), ("dilation", dilation, max(reaches)), ("padding", pairs, max(map(max, pairs)))
-    ):
-        if largest >= FAR:
-            raise ValueError(f"{name} must keep all positions below 2**60, got {given} for a kernel of shape {kernel}")
+    if largest_index(N, C, K, groups, size, kernel, stride, dilation, *zip(*pairs, strict=True)) >= FAR:
+        raise ValueError(
+            f"stride, dilation and padding must keep all positions and sizes, and products of these, below 2**60, got "
+            f"stride={stride}, dilation={dilation}, padding={pairs} for {x_name} of shape {x_shape} and {w_name} of "
+            f"shape {w_shape}"
+        )
     out = tuple(
         output_size(n, k, s, dil, lo, hi)
         for n, k, s, dil, (lo, hi) in zip(size, kernel, stride, dilation, pairs, strict=True)
@@ -279,8 +292,10 @@ def _conv_geometry(
 def plain_geometry(
     input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], mode: str, *, dilation: Any, **rest: Any
 ) -> ConvGeometry:
-    """The geometry of SciPy's modes."""
+    """The geometry of SciPy's modes. Nothing has no convolution, as NumPy says too."""
     d = len(kernel_shape)
+    if 0 in input_shape:
+        raise ValueError(f"x must have at least one pixel along every axis that is convolved, got {input_shape}")
     padding = mode_padding(mode, kernel_shape, per_axis("dilation", dilation, d, 1))
     return conv_geometry(input_shape, kernel_shape, plain=True, padding=padding, dilation=dilation, **rest)
 
@@ -336,6 +351,11 @@ def transpose_geometry(
                 f"with stride {strides[a]} and dilation {dilations[a]}"
             )
     same = isinstance(padding, str) and padding in ("same", "same_lower")
+    if same and any(extra):
+        raise ValueError(
+            f"output_padding must be 0 with padding={padding!r}, which gives in * stride outputs, "
+            f"got {output_padding!r}"
+        )
     target = [n * s for n, s in zip(size, strides, strict=True)]
     pairs = as_padding(padding, target, kernel, strides, dilations)
     out = tuple(

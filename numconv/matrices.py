@@ -54,7 +54,7 @@ def _take(x: np.ndarray, fill: np.ndarray, g: ConvGeometry, X_conv: np.ndarray) 
     index = np.arange(prod(g.size), dtype=np.int64).reshape(g.size)
     spatial = replace(g, plain=True, batched=False, N=1, C=1, K=1, groups=1, fill_value=-1 * (g.boundary_code == 0))
     index_conv = im2col(index, spatial)
-    pixels = x.reshape(g.N, g.C, -1)
+    pixels = x.reshape(g.N, g.C, prod(g.size))
     target = X_conv.reshape(g.N, g.C, *index_conv.shape)
     inside = index_conv >= 0
     target[:, :, inside] = pixels[:, :, index_conv[inside]]
@@ -67,7 +67,7 @@ def col2im(
     """The adjoint of ``im2col``; for ``"mean"`` divided by how many columns hold each pixel."""
     g = geometry
     arrays.check_shape("cols", cols, g.cols_shape)
-    dtype = arrays.product_dtype(cols=cols)
+    dtype = arrays.sum_dtype(None, out, cols=cols)
     where = dispatch.device_for(device, cols)
     stored, computed = arrays.stored_in(dtype, where), arrays.computed_in(dtype)
     if reduce == "mean" and dtype.kind in "biu":
@@ -119,7 +119,7 @@ def local_matrix(w: np.ndarray, geometry: ConvGeometry) -> scipy.sparse.csr_arra
     from scipy.sparse import csr_array
 
     g = geometry
-    kernels = sparse_ready(w).reshape(prod(g.out), g.K, -1)
+    kernels = sparse_ready(w).reshape(prod(g.out), g.K, g.C // g.groups * prod(g.kernel))
     W_conv = csr_array(dispatch.backend("cpu", "local").triple(kernels, g), shape=g.matrix_shape, copy=False)
     W_conv.has_canonical_format = True
     return W_conv
@@ -186,7 +186,7 @@ def csr_product(
     rows = indptr.size - 1
     if columns is not None:
         arrays.check_shape(name, vector, (rows,))
-    dtype = arrays.product_dtype(**{"data": data, name: vector})
+    dtype = arrays.sum_dtype(None, out, **{"data": data, name: vector})
     where = dispatch.device_for(device, data)
     stored, computed = arrays.stored_in(dtype, where), arrays.computed_in(dtype)
     index_dtype = np.dtype(np.int32 if indices.dtype == indptr.dtype == np.int32 else np.int64)

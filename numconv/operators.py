@@ -13,7 +13,7 @@ import scipy.fft
 import scipy.sparse
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from . import _memory, arrays, dispatch
+from . import _memory, arrays, containers, dispatch
 from ._indexing import CONSTANT, first_output, position, source
 from .geometry import ConvGeometry
 
@@ -49,6 +49,7 @@ class ConvOperator(LinearOperator):
 
     def _apply(self, vectors: np.ndarray, adjoint: bool) -> np.ndarray:
         """``vectors`` as columns, ``(length, M)``: M images at once, in the dtype of both, as a matrix would."""
+        containers.refuse("x", vectors)
         dtype = arrays.product_dtype(vectors=vectors, plan=self.plan.dtype)
         if dtype.kind == "c" and self.dtype.kind != "c":  # a real operator acts on both parts alike
             return self._apply(vectors.real, adjoint) + 1j * self._apply(vectors.imag, adjoint)
@@ -60,11 +61,12 @@ class ConvOperator(LinearOperator):
         plan._require(prod(shape) * computed.itemsize + plan._workspace, shape, vectors)
         images, w = arrays.ready(vectors.T, computed), arrays.ready(self.w, computed)
         result = np.empty(shape, dtype=computed)
+        given, wanted = _as_images(plan, images, not adjoint), _as_images(plan, result, adjoint)
         if adjoint:
-            dispatch.placed(plan.device, images, plan._grad_input)(images, w, result)
+            dispatch.placed(plan.device, images, plan._grad_input)(given, w, wanted)
         else:
             no_bias = np.zeros(plan.geometry.K, computed)
-            dispatch.placed(plan.device, images, plan._forward)(images, w, no_bias, result)
+            dispatch.placed(plan.device, images, plan._forward)(given, w, no_bias, wanted)
         return arrays.as_result(result, dtype).T
 
     def _matmat(self, X: np.ndarray) -> np.ndarray:
@@ -96,18 +98,25 @@ def cupy_operator(plan: ConvPlan, w: Any) -> Any:
         dtype = arrays.product_dtype(vectors=X, plan=plan.dtype)
         now = plan if dtype == plan.dtype else replace(plan, dtype=dtype)
         computed = arrays.computed_in(dtype)
-        images, w = X.reshape(X.shape[0], -1).swapaxes(0, 1).ready(computed), weights.ready(computed)
+        images, w = X.reshape(X.shape[0], prod(X.shape[1:])).swapaxes(0, 1).ready(computed), weights.ready(computed)
         result = w.place.empty((images.shape[0], M[1 if adjoint else 0]), computed)
+        given, wanted = _as_images(plan, images, not adjoint), _as_images(plan, result, adjoint)
         if adjoint:
-            now._grad_input(images, w, result)
+            now._grad_input(given, w, wanted)
         else:
-            now._forward(images, w, w.place.zeros(plan.geometry.K, computed), result)
+            now._forward(given, w, w.place.zeros(plan.geometry.K, computed), wanted)
         columns = w.place.empty((result.shape[1], *X.shape[1:]), dtype)
         columns.reshape(result.shape[::-1])[...] = result.swapaxes(0, 1)
         return give(columns)
 
     forward, adjoint = partial(apply, adjoint=False), partial(apply, adjoint=True)
     return OfCuPy(M, matvec=forward, rmatvec=adjoint, matmat=forward, rmatmat=adjoint, dtype=plan.dtype)
+
+
+def _as_images(plan: ConvPlan, rows: Any, inputs: bool) -> Any:
+    """Rows of numbers as images, inputs of the plan or outputs. Empty rows would not say how many they are."""
+    g = plan.geometry
+    return rows.reshape(rows.shape[0], *((g.C, *g.size) if inputs else (g.K, *g.out)))
 
 
 class NormalizedOperator(LinearOperator):
@@ -156,6 +165,7 @@ class NormalizedOperator(LinearOperator):
 
 
 def _only(there: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    containers.refuse("x", columns)
     return np.where(there.reshape(-1, 1), columns, columns.dtype.type(0))
 
 
@@ -246,8 +256,8 @@ def _norms(symbol: np.ndarray) -> float:
 
 
 def gram_diagonal(plan: ConvPlan, w: Any) -> np.ndarray:
-    """The diagonal of ``W_conv^H @ W_conv``, ``(C, *in)`` or ``(*in)``, of the plan's dtype or its real part's."""
-    g, real = plan.geometry, np.empty(0, plan.dtype).real.dtype
+    """The diagonal of ``W_conv^H @ W_conv``, ``(C, *in)`` or ``(*in)``, of the dtype of ``numpy.sum`` of real parts."""
+    g, real = plan.geometry, np.sum(np.empty(0, plan.dtype).real).dtype
     w = _wide(_weights(plan, w, "a Gram matrix"), "a Gram matrix", np.int64)
     shape = g.size if g.plain else (g.C, *g.size)
     _memory.require(16 * prod(shape), f"the diagonal of shape {shape}", "use fewer channels or rows at a time")
@@ -271,7 +281,7 @@ def _squares(w: np.ndarray, rows: tuple[tuple[int, ...], ...], boundary: int) ->
 
     def squares(w: np.ndarray) -> np.ndarray:
         """With the axis of ``w`` that comes after ``C`` left as it is."""
-        return _squares(w.reshape(K, -1, *w.shape[3:]), rest, boundary).reshape(*w.shape[1:3], *after)
+        return _squares(w.reshape(K, prod(w.shape[1:3]), *w.shape[3:]), rest, boundary).reshape(*w.shape[1:3], *after)
 
     first, stop = 0, out  # outputs that no boundary folds
     if boundary != CONSTANT:

@@ -104,7 +104,7 @@ class ConvPlan(Products):
         Returns
         -------
         array of ``output_shape``
-            Of the plan's dtype, or ``out``.
+            Of the plan's dtype, or ``out``. Sums are kept in the plan's dtype even where ``out`` is wider.
         """
         if self._tiled(resume):
             return stream.forward(self, x, w, bias, out, resume)
@@ -309,6 +309,7 @@ class ConvPlan(Products):
         Returns
         -------
         array (C, *in) or (*in)
+            Of the plan's dtype or that of its real part; int64 or uint64 for integers, as ``numpy.sum`` has it.
 
         Raises
         ------
@@ -441,7 +442,7 @@ def plan_for(
     This makes functional calls cheap: one that was made before costs no thought about its geometry.
     """
     if not SCALARS.issuperset(map(type, arguments.values())):
-        arguments = {name: frozen(value) for name, value in arguments.items()}
+        arguments = {name: frozen(value, name) for name, value in arguments.items()}
     device = dispatch.choose_device()
     return _plan_for(geometry_of, input_shape, kernel_shape, dtype, device, algorithm, **arguments)
 

@@ -162,9 +162,7 @@ class Products:
     # canonical arrays x (N, C, *in), w (K, C/G, *k), y (N, K, *out) of one dtype ------------------------------------
 
     def _canonical(self, array: np.ndarray, channels: int, spatial: tuple[int, ...]) -> np.ndarray:
-        if array.ndim == 2 + len(spatial):
-            return array
-        return array.reshape(-1 if array.size else self.geometry.N, channels, *spatial)
+        return array if array.ndim == 2 + len(spatial) else array.reshape(1, channels, *spatial)
 
     def _weights(self, w: np.ndarray) -> np.ndarray:
         g = self.geometry

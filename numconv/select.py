@@ -3,7 +3,8 @@
 Each algorithm is described by a few amounts (multiply-adds, values moved, rows begun, …) that follow from the shapes,
 and by what one of each costs in nanoseconds. ``asv_bench/sweep.py`` measures random convolutions and fits the costs;
 its measurements lie in ``asv_bench/results``. The costs are those of two threads of one machine whatever machine runs
-them, so that the choice, and with it every bit of a result, follows from shapes and dtype alone.
+them, so that the choice, and with it every bit of a result, follows from shapes and dtype alone; and but for the
+weight gradient, which is a sum over a batch, from those of one image.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ PRODUCTS: tuple[str, ...] = get_args(Product)
 #: Weights beyond which ``auto`` does not take direct sums, which read all of them for each block of pixels; and
 #: channels of a group, in and out, from which on vector code has always been faster with products of matrices.
 MANY_WEIGHTS, MANY_CHANNELS = 1 << 22, 32
+
+#: For how many images the algorithm is chosen, whatever a batch has, so that the bits of an image do not follow from
+#: those beside it. Of one image a GPU would see little more than its launches.
+IMAGES = {"cpu": 1, "cuda": 32}
 
 #: Where each device has kernels for it.
 ON: dict[str, tuple[str, ...]] = {"cpu": ALGORITHMS, "cuda": ("im2col", "kernel2row", "implicit", "direct")}
@@ -100,11 +105,17 @@ def has_grad_weight(algorithm: str, geometry: ConvGeometry, device: str) -> bool
 
 def _fastest(product: str, geometry: ConvGeometry, dtype: np.dtype, device: str) -> str:
     """The first in the order of time that keeps to the limit of memory, as ``implicit`` does at any size."""
+    geometry = chosen_for(product, geometry, device)
     able = [e for e in estimates(product, geometry, dtype, device) if not e.why_not]
     for estimate in sorted(able, key=lambda e: e.seconds):  # a stable sort: ties go by the order of ALGORITHMS
         if workspace(estimate.algorithm, geometry, dtype, device) <= WORKSPACE:
             return estimate.algorithm
     return "implicit"
+
+
+def chosen_for(product: str, geometry: ConvGeometry, device: str) -> ConvGeometry:
+    """What the algorithm of a product is chosen for: some images, but all for a gradient that is a sum over all."""
+    return geometry if product == "grad_weight" else geometry._replace(N=IMAGES[device])
 
 
 def workspace(algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: str) -> int:

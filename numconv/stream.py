@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import arrays, dispatch, select, tiles
+from . import arrays, containers, dispatch, select, tiles
 from ._indexing import extent
 from .geometry import ConvGeometry
 from .record import record
@@ -275,6 +275,10 @@ class _Work:
         self.plan, self.what, self.backwards = plan, what, what in ("grad_input", "transpose")
         self.given = {name: array for name, (array, _) in inputs.items()}
         files = {name: array for name, array in self.given.items() if is_file(array)}
+        for name, array in files.items():
+            kind: Any = type(array)
+            if not dispatch.is_dask(kind):  # those are read by slices, too
+                containers.refuse(name, array)
         read, self._give = dispatch.read(**{name: a for name, a in self.given.items() if name not in files})
         found = dict(zip((name for name in inputs if name not in files), read, strict=True)) | files
         for name, (_, shape) in inputs.items():

@@ -240,6 +240,31 @@ def conv_transpose(x, w, bias=None, *, stride=1, padding=0, output_padding=0, di
     return y
 
 
+def products(x, w, dy, *, groups=1, fill_value=0, flip=False, **geometry):
+    """``conv``, ``conv_grad_input`` and ``conv_grad_weight`` of ``(N, C, *in)``, meeting by meeting.
+
+    Tap ``t`` of output ``p`` meets one pixel or the fill value; nothing else is multiplied, not even by 0. So an
+    element is NaN or infinite exactly where the sum over what it meets is.
+    """
+    x, w, dy = widen(x, w, dy)
+    N, (K, per_group), kernel = len(x), w.shape[:2], w.shape[2:]
+    places = sources(1, x.shape[2:], kernel, flip=flip, **geometry)
+    pixels = x.reshape(N, groups, 1, per_group, prod(x.shape[2:]))
+    weights = w.reshape(groups, K // groups, per_group, prod(kernel))
+    gradient = dy.reshape(N, groups, K // groups, 1, prod(dy.shape[2:]))
+    y, dx, dw = (zeros(a.shape, like=x) for a in (gradient[:, :, :, 0], pixels[:, :, 0], weights))
+    constant = zeros((), like=x) + fill_value
+    with np.errstate(all="ignore"):
+        for t, p in np.ndindex(places.shape):
+            i = places[t, p]
+            pixel = pixels[..., i] if i >= 0 else np.full((N, groups, 1, per_group), constant)
+            y[..., p] += (weights[..., t] * pixel).sum(axis=3)
+            dw[..., t] += (gradient[..., p] * pixel.conj()).sum(axis=0)
+            if i >= 0:
+                dx[..., i] += (weights[..., t].conj() * gradient[..., p]).sum(axis=2)
+    return y.reshape(dy.shape), dx.reshape(x.shape), dw.reshape(w.shape)
+
+
 # SciPy's functions on plain arrays ----------------------------------------------------------------------------------
 
 

@@ -106,6 +106,29 @@ def cases(draw, dtypes=("float64",), axes=(1, 2, 3, 4), fill=True, batch=True, k
 
 
 @st.composite
+def narrow_cases(draw, dtypes=("float32",), most=200):
+    """Axes of a few pixels in any place: strides beyond them, more padding than pixels, up to ``most`` channels."""
+    d = draw(st.sampled_from([1, 2, 2, 3, 4]))
+    long = draw(st.sampled_from([None, *range(d)]))  # one axis may be longer
+    size = [draw(st.integers(8, 24 if d < 4 else 12)) if a == long else draw(st.integers(1, 3)) for a in range(d)]
+    kernel = [draw(st.integers(1, 3 if d < 3 else 2)) for _ in range(d)]
+    stride = [draw(st.sampled_from([1, 1, 2, 3, 5])) for _ in range(d)]
+    dilation = [draw(st.sampled_from([1, 1, 2])) for _ in range(d)]
+    padding = []
+    for n, k, dil in zip(size, kernel, dilation, strict=True):
+        lo, hi = draw(st.sampled_from([(0, 0), (0, 0), (1, 0), (0, 1), (2, 5)]))
+        padding.append((lo + max(0, dil * (k - 1) + 1 - n - lo - hi), hi))
+    few, many, groups = draw(st.integers(1, 3)), draw(st.integers(1, most)), draw(st.sampled_from([1, 1, 2]))
+    per_group, outputs = draw(st.sampled_from([(few, many), (few, many), (many, few)]))
+    geometry = {"stride": tuple(stride), "dilation": tuple(dilation), "padding": tuple(padding), "groups": groups}
+    geometry |= {"flip": draw(st.booleans()), "boundary": draw(st.sampled_from(BOUNDARIES))}
+    return Case(
+        (draw(st.integers(1, 2)), per_group * groups, *size), (outputs * groups, per_group, *kernel), geometry,
+        draw(st.sampled_from(list(dtypes))), draw(st.integers(0, 2**16)),
+    )  # fmt: skip
+
+
+@st.composite
 def plain_cases(draw, dtypes=("float64",)):
     """Shapes of a plain input and kernel, either the larger one, with the arguments of ``convolve``."""
     d = draw(st.sampled_from([1, 2, 3]))

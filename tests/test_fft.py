@@ -10,7 +10,7 @@ from conftest import BOUNDARIES, normal
 from test_memory import at_most
 
 import numconv as nc
-from numconv.cpu import overlap
+from numconv.cpu import fft, overlap
 
 
 def close(got, exact, dtype=np.float64):
@@ -38,7 +38,7 @@ def test_sizes_around_whole_blocks(small_blocks, more, images):
     kernel = 20
     for start in range(1, 4):  # one, two, three blocks and a little more or less
         rows = ((100_000, kernel, 100_000 - kernel + 1, 0, 1, 1),)
-        tile = overlap.tiling(rows, images, np.dtype(float)).tile[0]
+        tile = overlap.tiling(rows, 8).tile[0]
         n = start * tile + kernel - 1 + more
         x, w = normal((images, 1, n)), normal((1, 1, kernel))
         exact = np.array([scipy.signal.correlate(a[0], w[0, 0], "valid", "direct") for a in x])[:, None]
@@ -193,3 +193,112 @@ def test_any_number_of_threads_gives_the_same_bits():
                     assert one.tobytes() == two.tobytes()
     finally:
         numba.set_num_threads(before)
+
+
+# values that stand out ------------------------------------------------------------------------------------------------
+
+
+def long_products(x, w, dy, geometry):
+    """The three products of one image after the other in extended precision, by the matrices."""
+    plan = nc.plan_conv(x.shape[1:], w.shape, dtype=np.float64, **geometry)
+    x, w, dy = (a.astype(np.longdouble) for a in (x, w, dy))
+    A = plan.matrix(w.astype(np.float64)).astype(np.longdouble)
+    y, dx = A @ x.reshape(len(x), -1).T, A.T @ dy.reshape(len(x), -1).T
+    dw = sum(d.reshape(len(w), -1) @ plan.im2col(a.astype(float)).astype(w.dtype).T for a, d in zip(x, dy, strict=True))
+    return y.T.reshape(dy.shape), dx.T.reshape(x.shape), dw.reshape(w.shape)
+
+
+def within_bound(x, w, dy, geometry, floor):
+    """By how much of the bound of ``fft.forward`` the products differ, for blocks whose level is about 1.
+
+    The weight gradient's is that of a plain sum.
+    """
+    dtype = w.dtype
+    plan = nc.plan_conv(x.shape, w.shape, dtype=dtype, algorithm="fft", **geometry)
+    got = plan.forward(x, w), plan.grad_input(dy, w), plan.grad_weight(x, dy)
+    exact, read = long_products(x, w, dy, geometry), long_products(*map(np.abs, (x, w, dy)), geometry)
+    scale = 16 * floor * np.sqrt((w.astype(np.float64) ** 2).sum())
+    for ours, truth, terms, more in zip(got, exact, read, (scale, scale, 60 * read[2]), strict=True):
+        fits = terms < np.finfo(dtype).max / 2  # no part of the sum overflows
+        assert (np.abs(ours - truth) <= np.finfo(dtype).eps * (4 * terms + more))[fits].all()
+
+
+#: What the level of a block adds to the bound, in units of rounding; and the largest outliers.
+FLOOR = {np.float32: (2.0**-5, 36), np.float64: (2.0**16, 290)}
+OUTLIERS = {
+    "filter": ((1, 1, 90, 101), (1, 1, 21, 17), {"padding": 8}),
+    "layer": ((2, 3, 40, 41), (4, 3, 7, 7), {"padding": 3, "boundary": "reflect"}),
+    "strided": ((1, 2, 60, 61), (3, 2, 9, 8), {"stride": (2, 3), "dilation": (1, 2), "flip": True}),
+    "signal": ((2, 1, 5000), (1, 1, 301), {"padding": 300}),
+    "volume": ((1, 1, 14, 15, 16), (1, 1, 4, 5, 3), {"padding": 1}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", FLOOR, ids=["float32", "float64"])
+@pytest.mark.parametrize("count", [1, 3, 20])
+@pytest.mark.parametrize(("x_shape", "w_shape", "geometry"), OUTLIERS.values(), ids=OUTLIERS)
+def test_outliers_change_what_reads_them_alone(x_shape, w_shape, geometry, dtype, count):
+    floor, most = FLOOR[dtype]
+    rng = np.random.default_rng([count, *x_shape])
+
+    def with_outliers(shape):
+        a = normal(shape, dtype)
+        sizes = 10 ** rng.uniform(3, most, count)
+        a.flat[rng.choice(a.size, count, replace=False)] = sizes * rng.choice([-1, 1], count)
+        return a
+
+    out = nc.plan_conv(x_shape, w_shape, **geometry).output_shape
+    within_bound(with_outliers(x_shape), normal(w_shape, dtype), with_outliers(out), geometry, floor)
+
+
+@pytest.mark.parametrize("mark", [1e20, 9.97e36, -1e30])
+@pytest.mark.parametrize("part", [0.02, 0.3, 0.6, 0.9])
+def test_a_region_of_marks_leaves_the_rest_as_it_is(part, mark):
+    x, w, dy = (normal((1, 1, *shape), np.float32) for shape in ((100, 80), (9, 11), (92, 70)))
+    x[..., : int(100 * part), :] = mark
+    within_bound(x, w / 10, dy, {}, FLOOR[np.float32][0])
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.4])
+def test_marks_everywhere_leave_the_windows_without_one_as_they_are(share):
+    x, w, dy = normal((1, 1, 9000), np.float32), normal((1, 1, 12), np.float32), normal((1, 1, 8989), np.float32)
+    x[np.random.default_rng(1).random(x.shape) < share] = 1e20
+    within_bound(x, w, dy, {}, FLOOR[np.float32][0])
+
+
+def test_of_a_few_values_among_zeros_each_gives_the_kernel():
+    x, w = np.zeros((1, 1, 150, 160), np.float32), normal((1, 1, 31, 31), np.float32)
+    x[0, 0, 40, 50], x[0, 0, 140, 20] = 1e20, 3
+    exact = nc.conv(x, w, padding=15, algorithm="direct")
+    np.testing.assert_array_equal(nc.conv(x, w, padding=15, algorithm="fft"), exact)
+
+
+@pytest.fixture
+def no_direct_sums(monkeypatch):
+    """What is slow must not be met."""
+
+    def refuse(*arguments, **options):
+        raise AssertionError("summed directly")
+
+    monkeypatch.setattr(fft, "_sum_directly", refuse)
+
+
+ORDINARY = {
+    "black border": lambda: np.pad(normal((120, 130)), 80),
+    "stars": lambda: (np.random.default_rng(0).random((300, 300)) > 0.99) * np.abs(normal((300, 300)) * 1e4),
+    "one bright pixel": lambda: np.pad([[255.0]], 150),
+    "a bell": lambda: np.exp(-(np.hypot(*np.mgrid[-150:150, -150:150]) ** 2) / 2000),
+    "bytes": lambda: np.random.default_rng(0).integers(0, 256, (300, 300)).astype(float),
+    "a ramp": lambda: np.add.outer(np.arange(300.0), np.arange(300.0)),
+    "a spectrum": lambda: np.abs(np.fft.fft2(np.random.default_rng(0).random((300, 300)))),
+    "heavy tails": lambda: np.random.default_rng(0).standard_cauchy((300, 300)),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("no_direct_sums")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("image", ORDINARY.values(), ids=ORDINARY)
+def test_what_pictures_hold_is_not_summed_directly(image, dtype):
+    x, w = image().astype(dtype), normal((31, 31), dtype)
+    exact = scipy.signal.fftconvolve(x.astype(float), w.astype(float))
+    close(nc.convolve(x, w, algorithm="fft"), exact, dtype)

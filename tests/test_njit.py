@@ -114,14 +114,16 @@ def product(x, w, stride, dilation, groups):
 
 compiled_product = njit(product)
 there, back = choice.FORWARD, choice.GRAD_INPUT
-compiled_choice = njit(lambda g: (choice.choose((there, *g)), choice.choose((back, *g)), choice.choose_for_weights(g)))
+compiled_choice = njit(
+    lambda g, batch: (choice.choose((there, *g)), choice.choose((back, *g)), choice.choose_for_weights(batch))
+)
 
 
 def choices(geometry, dtype):
     """What compiled code takes."""
     g, dtype = geometry, np.dtype(dtype)
-    sizes = choice.kind_of(dtype), choice.lanes_of(dtype), g.N, g.C, g.K, g.groups, g.axes
-    return [choice.CHOICES[taken] for taken in compiled_choice(sizes)]
+    kind, of_image = (choice.kind_of(dtype), choice.lanes_of(dtype)), (g.C, g.K, g.groups, g.axes)
+    return [choice.CHOICES[taken] for taken in compiled_choice((*kind, *of_image), (*kind, g.N, *of_image))]
 
 
 def geometries():
@@ -147,9 +149,10 @@ def test_the_choice_is_that_of_auto(dtype):
     dtype, taken = np.dtype(dtype), set()
     for g in geometries():
         for product, got in zip(select.PRODUCTS, choices(g, dtype), strict=True):
-            offered = [e for e in select.estimates(product, g, dtype) if e.algorithm in choice.CHOICES]
+            one = select.chosen_for(product, g, "cpu")
+            offered = [e for e in select.estimates(product, one, dtype) if e.algorithm in choice.CHOICES]
             able = [e for e in offered if not e.why_not]
-            fits = [e for e in able if select.workspace(e.algorithm, g, dtype, "cpu") <= select.WORKSPACE]
+            fits = [e for e in able if select.workspace(e.algorithm, one, dtype, "cpu") <= select.WORKSPACE]
             assert got == min(fits, key=lambda e: e.seconds).algorithm, (g, product)
             taken.add((product, got))
             if got == "winograd":

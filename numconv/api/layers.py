@@ -23,7 +23,7 @@ _geometry_of_grad_weight = partial(conv_geometry, names=("x", "kernel_shape"))
 def conv(
     x: Any, w: Any, bias: Any = None, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1, groups: int = 1,
     boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False, algorithm: Algorithm = "auto",
-    out: Any = None,
+    dtype: Any = None, out: Any = None,
 ) -> Any:
     """Convolve channelled arrays over any number of axes, as a network's layer does.
 
@@ -37,22 +37,24 @@ def conv(
     bias : array (K,), optional
     stride, dilation : int or one int per axis, default 1
     padding : int, one int per axis, one (lo, hi) pair per axis, "valid", "same", "same_lower" or "full", default 0
-        ``"same"`` gives ``ceil(in / stride)`` outputs, the odd pixel of padding at the end (``"same_lower"``: at the
-        start); ``"full"`` pads ``dilation * (k - 1)`` on both sides.
+        ``"same"`` gives ``ceil(in / stride)`` outputs, the odd pixel of padding at the end, as XLA and torch have it;
+        ``"same_lower"`` has it at the start. They differ for even kernels, by one pixel, and ``"same_lower"`` is the
+        one that SciPy and mode ``"same"`` of ``convolve`` and ``correlate`` follow (for stride 1). ``"full"`` pads
+        ``dilation * (k - 1)`` on both sides.
     groups : int, default 1
         Divides C and K; group g of the kernels sees group g of the channels.
     boundary, fill_value
         What padded pixels hold, as for ``convolve``.
     flip : bool, default False
         Turn the kernel: true convolution.
-    algorithm, out
+    algorithm, dtype, out
         As for ``convolve``.
 
     Returns
     -------
     array (N, K, *out) or (K, *out)
-        ``out = floor((in + lo + hi - dilation * (k - 1) - 1) / stride) + 1``, of dtype
-        ``numpy.result_type(x, w, bias)``.
+        ``out = floor((in + lo + hi - dilation * (k - 1) - 1) / stride) + 1``, of ``dtype``, else
+        ``numpy.result_type(x, w, bias)``, in which sums of small integers wrap: uint8 at 255.
 
     Raises
     ------
@@ -71,7 +73,7 @@ def conv(
             [117, 121]]])
     """
     (x, w, bias, out), give = dispatch.read(x=x, w=w, bias=bias, out=out)
-    dtype = arrays.product_dtype(x=x, w=w, **({} if bias is None else {"bias": bias}))
+    (x, w, bias), dtype = arrays.summands(dtype, out, x=x, w=w, bias=bias)
     plan = plan_for(
         conv_geometry, x.shape, w.shape, dtype, algorithm, stride=stride, padding=padding, dilation=dilation,
         groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
@@ -96,9 +98,9 @@ def conv1d(
     x : array (N, C, in) or (C, in)
     w : array (K, C/groups, k)
     bias, stride, padding, dilation, groups
-        As for ``conv``.
+        As for ``conv``; ``padding="same_lower"`` is SciPy's ``"same"`` for even kernels.
     **options
-        ``boundary``, ``fill_value``, ``flip``, ``algorithm``, ``out`` of ``conv``.
+        ``boundary``, ``fill_value``, ``flip``, ``algorithm``, ``dtype``, ``out`` of ``conv``.
 
     Returns
     -------
@@ -130,9 +132,9 @@ def conv2d(
     x : array (N, C, H, W) or (C, H, W)
     w : array (K, C/groups, kH, kW)
     bias, stride, padding, dilation, groups
-        As for ``conv``.
+        As for ``conv``; ``padding="same_lower"`` is SciPy's ``"same"`` for even kernels.
     **options
-        ``boundary``, ``fill_value``, ``flip``, ``algorithm``, ``out`` of ``conv``.
+        ``boundary``, ``fill_value``, ``flip``, ``algorithm``, ``dtype``, ``out`` of ``conv``.
 
     Returns
     -------
@@ -166,9 +168,9 @@ def conv3d(
     x : array (N, C, D, H, W) or (C, D, H, W)
     w : array (K, C/groups, kD, kH, kW)
     bias, stride, padding, dilation, groups
-        As for ``conv``.
+        As for ``conv``; ``padding="same_lower"`` is SciPy's ``"same"`` for even kernels.
     **options
-        ``boundary``, ``fill_value``, ``flip``, ``algorithm``, ``out`` of ``conv``.
+        ``boundary``, ``fill_value``, ``flip``, ``algorithm``, ``dtype``, ``out`` of ``conv``.
 
     Returns
     -------
@@ -193,7 +195,7 @@ def conv3d(
 def conv_transpose(
     x: Any, w: Any, bias: Any = None, *, stride: Ints = 1, padding: Padding = 0, output_padding: Ints = 0,
     groups: int = 1, dilation: Ints = 1, boundary: Boundary = "constant", flip: bool = False,
-    algorithm: Algorithm = "auto", out: Any = None,
+    algorithm: Algorithm = "auto", dtype: Any = None, out: Any = None,
 ) -> Any:
     """The transposed convolution, ``Y_flat = W_conv.T @ X_flat``, over any number of axes.
 
@@ -205,15 +207,18 @@ def conv_transpose(
     w : array (C, K/groups, *k)
         In torch's order.
     bias : array (K,), optional
-    stride, padding, dilation, groups, boundary, flip, algorithm, out
-        As for ``conv``, of the convolution that is transposed; ``"same"`` gives ``in * stride`` outputs.
+    stride, padding, dilation, groups, boundary, flip, algorithm, dtype, out
+        As for ``conv``, of the convolution that is transposed; ``"same"`` and ``"same_lower"`` give ``in * stride``
+        outputs, from which an even kernel cuts the odd pixel at the end or at the start.
     output_padding : int or one int per axis, default 0
-        More outputs at the end, where a stride leaves it open how many there were; less than stride or dilation.
+        More outputs at the end, where a stride leaves it open how many there were; less than stride or dilation, and
+        0 with ``"same"`` and ``"same_lower"``, which leave nothing open.
 
     Returns
     -------
     array (N, K, *out) or (K, *out)
-        ``out = (in - 1) * stride - lo - hi + dilation * (k - 1) + output_padding + 1``.
+        ``out = (in - 1) * stride - lo - hi + dilation * (k - 1) + output_padding + 1``, of ``dtype``, else
+        ``numpy.result_type(x, w, bias)``, in which sums of small integers wrap.
 
     Raises
     ------
@@ -227,7 +232,7 @@ def conv_transpose(
     array([[  1,  10, 102,  20, 200]])
     """
     (x, w, bias, out), give = dispatch.read(x=x, w=w, bias=bias, out=out)
-    dtype = arrays.product_dtype(x=x, w=w, **({} if bias is None else {"bias": bias}))
+    (x, w, bias), dtype = arrays.summands(dtype, out, x=x, w=w, bias=bias)
     plan = plan_for(
         transpose_geometry, x.shape, w.shape, dtype, algorithm, stride=stride, padding=padding,
         output_padding=output_padding, dilation=dilation, groups=groups, boundary=boundary, flip=flip,
@@ -248,7 +253,7 @@ def conv_transpose1d(
     bias, stride, padding, output_padding, groups, dilation
         As for ``conv_transpose``.
     **options
-        ``boundary``, ``flip``, ``algorithm``, ``out`` of ``conv_transpose``.
+        ``boundary``, ``flip``, ``algorithm``, ``dtype``, ``out`` of ``conv_transpose``.
 
     Returns
     -------
@@ -285,7 +290,7 @@ def conv_transpose2d(
     bias, stride, padding, output_padding, groups, dilation
         As for ``conv_transpose``.
     **options
-        ``boundary``, ``flip``, ``algorithm``, ``out`` of ``conv_transpose``.
+        ``boundary``, ``flip``, ``algorithm``, ``dtype``, ``out`` of ``conv_transpose``.
 
     Returns
     -------
@@ -322,7 +327,7 @@ def conv_transpose3d(
     bias, stride, padding, output_padding, groups, dilation
         As for ``conv_transpose``.
     **options
-        ``boundary``, ``flip``, ``algorithm``, ``out`` of ``conv_transpose``.
+        ``boundary``, ``flip``, ``algorithm``, ``dtype``, ``out`` of ``conv_transpose``.
 
     Returns
     -------
@@ -350,7 +355,7 @@ def conv_transpose3d(
 def conv_grad_input(
     input_shape: Sequence[int], w: Any, dy: Any, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
     groups: int = 1, boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False,
-    algorithm: Algorithm = "auto", out: Any = None,
+    algorithm: Algorithm = "auto", dtype: Any = None, out: Any = None,
 ) -> Any:
     """Gradient of ``conv`` to its input: ``dX_flat = W_conv^H @ dY_flat``, the exact adjoint in ``x``.
 
@@ -361,13 +366,14 @@ def conv_grad_input(
     w : array (K, C/groups, *k)
     dy : array (N, K, *out) or (K, *out)
         Gradient to the output.
-    stride, padding, dilation, groups, boundary, fill_value, flip, algorithm, out
-        As for ``conv``.
+    stride, padding, dilation, groups, boundary, fill_value, flip, algorithm, dtype, out
+        As for ``conv``; ``padding="same_lower"`` is SciPy's ``"same"`` for even kernels.
 
     Returns
     -------
     array of ``input_shape``
-        For complex numbers the Hermitian adjoint: the kernel is conjugated.
+        Of ``dtype``, else ``numpy.result_type(w, dy)``, in which sums of small integers wrap. For complex numbers the
+        Hermitian adjoint: the kernel is conjugated.
 
     Raises
     ------
@@ -381,10 +387,10 @@ def conv_grad_input(
     array([[ 1, 12, 20]])
     """
     (w, dy, out), give = dispatch.read(w=w, dy=dy, out=out)
+    (w, dy), dtype = arrays.summands(dtype, out, w=w, dy=dy)
     plan = plan_for(
-        _geometry_of_grad_input, frozen(input_shape), w.shape, arrays.product_dtype(w=w, dy=dy), algorithm,
-        stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value,
-        flip=flip,
+        _geometry_of_grad_input, frozen(input_shape), w.shape, dtype, algorithm, stride=stride, padding=padding,
+        dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
     )
     return give(plan.grad_input(dy, w, out))
 
@@ -393,7 +399,7 @@ def conv_grad_input(
 def conv_grad_weight(
     x: Any, kernel_shape: Sequence[int], dy: Any, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
     groups: int = 1, boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False,
-    algorithm: Algorithm = "auto", out: Any = None,
+    algorithm: Algorithm = "auto", dtype: Any = None, out: Any = None,
 ) -> Any:
     """Gradient of ``conv`` to its kernel: ``dW_flat = dY_flat @ X_conv^H``, the exact adjoint in ``w``.
 
@@ -404,13 +410,14 @@ def conv_grad_weight(
         Shape of ``w``, ``(K, C/groups, *k)``.
     dy : array (N, K, *out) or (K, *out)
         Gradient to the output.
-    stride, padding, dilation, groups, boundary, fill_value, flip, algorithm, out
-        As for ``conv``.
+    stride, padding, dilation, groups, boundary, fill_value, flip, algorithm, dtype, out
+        As for ``conv``; ``padding="same_lower"`` is SciPy's ``"same"`` for even kernels.
 
     Returns
     -------
     array of ``kernel_shape``
-        For complex numbers the Hermitian adjoint: ``x`` is conjugated.
+        Of ``dtype``, else ``numpy.result_type(x, dy)``, in which sums of small integers wrap. For complex numbers the
+        Hermitian adjoint: ``x`` is conjugated.
 
     Raises
     ------
@@ -424,9 +431,9 @@ def conv_grad_weight(
     array([[[ 21, 210]]])
     """
     (x, dy, out), give = dispatch.read(x=x, dy=dy, out=out)
+    (x, dy), dtype = arrays.summands(dtype, out, x=x, dy=dy)
     plan = plan_for(
-        _geometry_of_grad_weight, x.shape, frozen(kernel_shape), arrays.product_dtype(x=x, dy=dy), algorithm,
-        stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value,
-        flip=flip,
+        _geometry_of_grad_weight, x.shape, frozen(kernel_shape), dtype, algorithm, stride=stride, padding=padding,
+        dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
     )
     return give(plan.grad_weight(x, dy, out))

@@ -15,7 +15,8 @@ from ..geometry import ConvGeometry, conv_geometry
 
 def conv_local(
     x: Any, w: Any, bias: Any = None, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1, groups: int = 1,
-    boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False, out: Any = None,
+    boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False, dtype: Any = None,
+    out: Any = None,
 ) -> Any:
     """Convolve with a kernel of its own for each output: locally connected layers, varying point-spread functions.
 
@@ -29,13 +30,13 @@ def conv_local(
     w : array (*out, K, C/groups, *k) or (*out, *k)
         ``w[o]`` is the kernel of output ``o``, in the form that ``conv`` takes.
     bias : array (K,), optional
-    stride, padding, dilation, groups, boundary, fill_value, flip, out
-        As for ``conv``.
+    stride, padding, dilation, groups, boundary, fill_value, flip, dtype, out
+        As for ``conv``; ``padding="same_lower"`` is SciPy's ``"same"`` for even kernels.
 
     Returns
     -------
     array (N, K, *out) or (*out)
-        Of dtype ``numpy.result_type(x, w, bias)``.
+        Of ``dtype``, else ``numpy.result_type(x, w, bias)``, in which sums of small integers wrap.
 
     Raises
     ------
@@ -61,7 +62,7 @@ def conv_local(
         x.shape, w.shape, ("x", "w"), stride=stride, padding=padding, dilation=dilation, groups=groups,
         boundary=boundary, fill_value=fill_value, flip=flip,
     )
-    dtype = arrays.product_dtype(x=x, w=w, **({} if bias is None else {"bias": bias}))
+    (x, w, bias), dtype = arrays.summands(dtype, out, x=x, w=w, bias=bias)
     computed = arrays.computed_in(dtype)
     if bias is not None:
         arrays.check_shape("bias", bias, (g.K,))
@@ -82,7 +83,8 @@ def conv_local(
 
 def conv_local_grad_input(
     input_shape: Sequence[int], w: Any, dy: Any, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
-    groups: int = 1, boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False, out: Any = None,
+    groups: int = 1, boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False, dtype: Any = None,
+    out: Any = None,
 ) -> Any:
     """Gradient of ``conv_local`` to its input: the exact adjoint in ``x``, Hermitian for complex numbers.
 
@@ -93,7 +95,7 @@ def conv_local_grad_input(
     w : array (*out, K, C/groups, *k) or (*out, *k)
     dy : array (N, K, *out) or (*out)
         Gradient to the output.
-    stride, padding, dilation, groups, boundary, fill_value, flip, out
+    stride, padding, dilation, groups, boundary, fill_value, flip, dtype, out
         As for ``conv_local``.
 
     Returns
@@ -118,7 +120,7 @@ def conv_local_grad_input(
         dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
     )
     arrays.check_shape("dy", dy, g.output_shape)
-    dtype = arrays.product_dtype(w=w, dy=dy)
+    (w, dy), dtype = arrays.summands(dtype, out, w=w, dy=dy)
     computed = arrays.computed_in(dtype)
 
     def compute(dx: np.ndarray) -> None:
@@ -133,7 +135,8 @@ def conv_local_grad_input(
 
 def conv_local_grad_weight(
     x: Any, kernel_shape: Sequence[int], dy: Any, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
-    groups: int = 1, boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False, out: Any = None,
+    groups: int = 1, boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False, dtype: Any = None,
+    out: Any = None,
 ) -> Any:
     """Gradient of ``conv_local`` to its kernels: the exact adjoint in ``w``, Hermitian for complex numbers.
 
@@ -144,7 +147,7 @@ def conv_local_grad_weight(
         Shape of ``w``, ``(*out, K, C/groups, *k)`` or ``(*out, *k)``.
     dy : array (N, K, *out) or (*out)
         Gradient to the output.
-    stride, padding, dilation, groups, boundary, fill_value, flip, out
+    stride, padding, dilation, groups, boundary, fill_value, flip, dtype, out
         As for ``conv_local``.
 
     Returns
@@ -170,7 +173,7 @@ def conv_local_grad_weight(
         boundary=boundary, fill_value=fill_value, flip=flip,
     )
     arrays.check_shape("dy", dy, g.output_shape)
-    dtype = arrays.product_dtype(x=x, dy=dy)
+    (x, dy), dtype = arrays.summands(dtype, out, x=x, dy=dy)
     computed = arrays.computed_in(dtype)
     fill = arrays.as_fill(g.fill_value, computed)
 
@@ -181,7 +184,7 @@ def conv_local_grad_weight(
         image, gradient = arrays.ready(x, computed), arrays.ready(dy, computed)
         _room().grad_weight(
             image.reshape(g.N, g.C, *g.size), gradient.reshape(g.N, g.K, *g.out), g.axes, g.boundary_code, fill,
-            dw.reshape(prod(g.out), g.K, -1),
+            dw.reshape(_rows(g)),
         )
 
     return give(arrays.deliver(compute, shape, dtype, out, x, dy, computed=computed))
@@ -270,7 +273,12 @@ def _geometry(
 
 def _weights(w: np.ndarray, g: ConvGeometry, dtype: np.dtype) -> np.ndarray:
     """The kernels as matrices ``(prod out, K, C/groups * prod k)``."""
-    return arrays.ready(w, dtype).reshape(prod(g.out), g.K, -1)
+    return arrays.ready(w, dtype).reshape(_rows(g))
+
+
+def _rows(g: ConvGeometry) -> tuple[int, int, int]:
+    """The shape of all kernels, each output channel's weights in a row."""
+    return prod(g.out), g.K, g.C // g.groups * prod(g.kernel)
 
 
 def _room() -> Any:

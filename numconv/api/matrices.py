@@ -27,7 +27,8 @@ def im2col(
     kernel_size : ints
         ``k``; one int stands for every axis of a plain array.
     stride, padding, dilation, boundary, fill_value
-        As for ``conv``.
+        As for ``conv``; with an even kernel ``padding="same_lower"`` gives the windows of SciPy's ``"same"`` and of
+        ``convolve``, and ``"same"`` those that start one pixel later.
     flip : bool, default True
         True convolution, as in the seed; ``False`` for what deep learning calls convolution.
     out : array, optional
@@ -80,10 +81,12 @@ def col2im(
         ``"mean"`` divides by how many windows hold a pixel, so that it undoes ``im2col`` (pixels in no window are 0);
         integers give float64 then.
     out : array, optional
+        If its dtype is wider, it is that of the sums, as in ``numpy.sum``.
 
     Returns
     -------
     array of ``input_shape``
+        Of the dtype of ``cols``, in which sums of small integers wrap: uint8 at 255.
 
     Raises
     ------
@@ -123,7 +126,8 @@ def kernel2row(
     input_size : ints
         ``in``; an int for one axis.
     stride, padding, dilation, groups, boundary
-        As for ``conv``.
+        As for ``conv``; with an even kernel ``padding="same_lower"`` gives the matrix of SciPy's ``"same"`` and of
+        ``convolve``, and ``"same"`` the rows one pixel later.
     fill_value : number, default 0
         Must be 0: with another constant the map is affine and has no matrix.
     flip : bool, default True
@@ -135,7 +139,8 @@ def kernel2row(
     -------
     scipy.sparse.csr_array (prod out, prod in) or (K * prod out, C * prod in), or three arrays
         Canonical, indices int32 where they fit. Its structure follows from the geometry alone: zeros of ``w`` stay
-        stored. Taps that a boundary folds onto one pixel are added there, so ``W_conv.T`` is the exact adjoint.
+        stored. Taps that a boundary folds onto one pixel are added there, in the dtype of ``w``, so ``W_conv.T`` is the
+        exact adjoint.
 
     Raises
     ------
@@ -186,7 +191,8 @@ def csr_matvec(data: Any, indices: Any, indptr: Any, x: Any, out: Any = None) ->
     Returns
     -------
     array (rows,)
-        Of the dtype ``numpy.result_type(data, x)``, or ``out``.
+        Of the dtype ``numpy.result_type(data, x)``, in which sums of small integers wrap, or ``out``, whose dtype is
+        that of the sums if it is wider.
 
     Raises
     ------
@@ -223,7 +229,8 @@ def csr_rmatvec(data: Any, indices: Any, indptr: Any, y: Any, columns: int, out:
     Returns
     -------
     array (columns,)
-        Of the dtype ``numpy.result_type(data, y)``, or ``out``. The same bit for bit for any number of threads.
+        Of the dtype ``numpy.result_type(data, y)``, or ``out``, as for ``csr_matvec``. The same bit for bit for any
+        number of threads.
 
     Raises
     ------
@@ -253,7 +260,8 @@ def unfold(x: Any, kernel_size: Ints, dilation: Ints = 1, padding: Padding = 0, 
     ----------
     x : array (N, C, *in) or (C, *in)
     kernel_size, dilation, padding, stride
-        As for ``im2col``, in torch's order. If all are single ints, ``x`` with 3 or 4 axes has two spatial axes.
+        As for ``im2col``, in torch's order. If all are single ints, ``x`` with 3 or 4 axes has two spatial axes, with
+        5 three, and so on; ``kernel_size=(3,)`` says that there is one.
 
     Returns
     -------
@@ -274,14 +282,28 @@ def unfold(x: Any, kernel_size: Ints, dilation: Ints = 1, padding: Padding = 0, 
            [4, 5]])
     """
     (x,), give = dispatch.read(x=x)
-    d = _spatial_axes(kernel_size, dilation, padding, stride) or (2 if x.ndim in (3, 4) else x.ndim - 2)
-    kernel = spatial_size("kernel_size", kernel_size, d)
-    if x.ndim not in (len(kernel) + 1, len(kernel) + 2):
+    kernel = unfold_kernel(x.shape, kernel_size, dilation, padding, stride)
+    return give(im2col(x, kernel, dilation=dilation, padding=padding, stride=stride, flip=False))
+
+
+def unfold_kernel(
+    shape: tuple[int, ...], kernel_size: Any, dilation: Any, padding: Any, stride: Any
+) -> tuple[int, ...]:
+    """``kernel_size`` of ``unfold`` with an int for each spatial axis of ``x`` of this shape."""
+    d = _spatial_axes(kernel_size, dilation, padding, stride)
+    if not d and len(shape) < 3:
+        raise ValueError(
+            f"x must be (N, C, *in) or (C, *in) with two spatial axes or more where kernel_size and the others are "
+            f"single ints, got shape {shape}: an image without channels is x[None], and one spatial axis is "
+            f"meant by kernel_size=({kernel_size},)"
+        )
+    kernel = spatial_size("kernel_size", kernel_size, d or max(2, len(shape) - 2))
+    if len(shape) not in (len(kernel) + 1, len(kernel) + 2):
         raise ValueError(
             f"x must be (N, C, *in) or (C, *in) with one spatial axis for each int of kernel_size {kernel}, "
-            f"got shape {x.shape}"
+            f"got shape {shape}"
         )
-    return give(im2col(x, kernel, dilation=dilation, padding=padding, stride=stride, flip=False))
+    return kernel
 
 
 def fold(
@@ -300,6 +322,7 @@ def fold(
     Returns
     -------
     array (N, C, *output_size) or (C, *output_size)
+        Of the dtype of ``cols``, in which sums of small integers wrap.
 
     Raises
     ------
@@ -315,18 +338,33 @@ def fold(
             [3, 8, 5]]])
     """
     (cols,), give = dispatch.read(cols=cols)
-    d = _spatial_axes(output_size, kernel_size, dilation, padding, stride) or 2
-    size, kernel = spatial_size("output_size", output_size, d), spatial_size("kernel_size", kernel_size, d)
+    shape, kernel = fold_shapes(cols.shape, output_size, kernel_size, dilation, padding, stride)
+    return give(col2im(cols, shape, kernel, dilation=dilation, padding=padding, stride=stride, flip=False))
+
+
+def fold_shapes(
+    shape: tuple[int, ...], output_size: Any, kernel_size: Any, dilation: Any, padding: Any, stride: Any
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What ``fold`` makes of ``cols`` of this shape: the shape of the result, and the kernel."""
+    d = _spatial_axes(output_size, kernel_size, dilation, padding, stride)
+    size, kernel = spatial_size("output_size", output_size, d or 2), spatial_size("kernel_size", kernel_size, d or 2)
     if len(size) != len(kernel):
         raise ValueError(f"output_size must have one int for each of kernel_size {kernel}, got {size}")
     taps = prod(kernel)
-    if cols.ndim not in (2, 3) or cols.shape[-2] % taps:
+    if len(shape) not in (2, 3) or shape[-2] % taps:
         raise ValueError(
             f"cols must be (N, C * prod k, prod out) or (C * prod k, prod out) with prod k = {taps}, "
-            f"got shape {cols.shape}"
+            f"got shape {shape}" + _TWO_AXES * (not d)
         )
-    shape = (*cols.shape[:-2], cols.shape[-2] // taps, *size)
-    return give(col2im(cols, shape, kernel, dilation=dilation, padding=padding, stride=stride, flip=False))
+    result = (*shape[:-2], shape[-2] // taps, *size)
+    g = window_geometry(result, kernel, name="output_size", dilation=dilation, padding=padding, stride=stride)
+    if shape[-1] != prod(g.out):
+        raise ValueError(f"cols must have shape {g.cols_shape}, got {shape}" + _TWO_AXES * (not d))
+    return result, kernel
+
+
+#: What an error of ``fold`` adds where it has no argument that says how many axes there are.
+_TWO_AXES = "; single ints stand for two spatial axes, as in torch: write output_size=(n,) for one"
 
 
 def _spatial_axes(*arguments: Any) -> int:

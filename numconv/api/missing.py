@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def normalized_convolve(
     x: Any, w: Any, mode: Mode = "full", *, mask: Any = None, boundary: Boundary = "constant",
     fill_value: complex = 0, stride: Ints = 1, dilation: Ints = 1, axes: Ints | None = None,
-    algorithm: Algorithm = "auto", out: Any = None,
+    algorithm: Algorithm = "auto", dtype: Any = None, out: Any = None,
 ) -> Any:
     """Average ``x`` with the weights ``w`` over what is there: a convolution that knows missing data.
 
@@ -29,25 +29,28 @@ def normalized_convolve(
     Parameters
     ----------
     x : array (*in)
-        NaN is missing, unless there is a mask. Of a ``numpy.ma.MaskedArray`` what is masked is missing.
+        NaN is missing, unless there is a mask. Of a ``numpy.ma.MaskedArray`` what is masked is missing, beside what
+        ``mask`` says.
     w : array (*k)
         Weights; their sum must not vanish. Derivatives have no average: convolve them with data that were filled in.
     mode, boundary, stride, dilation, axes
-        As for ``convolve``.
+        As for ``convolve``, which says what ``"same"`` means for even kernels.
     mask : array of bool (*in), optional
         True where ``x`` is missing, whatever it holds there; what is not masked is there, NaN included.
     fill_value : number, default 0
         The constant outside ``x``. It is data like ``x``; with NaN nothing is there.
     algorithm : {"auto", "im2col", "kernel2row", "implicit", "direct", "winograd", "fft"}
         ``"auto"`` takes no transform: the rounding of one would be all there is where little weight is.
+    dtype : dtype, optional
+        In which sums are kept and returned, floating or complex.
     out : array, optional
         Where to put the result; it may overlap an input.
 
     Returns
     -------
     array
-        Of dtype ``numpy.result_type(x, w)``, float64 for integers. NaN where nothing is there, or where the weights of
-        what is there cancel within their rounding.
+        Of ``dtype``, else ``numpy.result_type(x, w)`` or that and ``out`` if it is wider, float64 for integers. NaN
+        where nothing is there, or where the weights of what is there cancel within their rounding.
 
     Raises
     ------
@@ -76,14 +79,14 @@ def normalized_convolve(
     >>> numconv.normalized_convolve([1, 9, 3], [1, 1], "valid", mask=[False, True, True])
     array([ 1., nan])
     """
-    if isinstance(x, np.ma.MaskedArray):
-        mask, x = np.ma.getmaskarray(x) if mask is None else mask, x.data
     masks = {} if mask is None else {"mask": mask}
+    if isinstance(x, np.ma.MaskedArray):
+        masks["own mask"], x = np.ma.getmaskarray(x), x.data
     (x, w, *masked, out), give = dispatch.read(x=x, w=w, **masks, out=out)
     if dispatch.device_of(x) != "cpu":
         raise TypeError("x must live on the CPU for normalized_convolve, got an array on a GPU; bring it there first")
-    dtype, computed = _dtypes(x, w)
-    there = ~_as_mask(masked[0], x.shape) if masked else ~np.isnan(x)
+    (x, w), dtype, computed = _summands(dtype, out, x, w)
+    there = ~np.logical_or.reduce([_as_mask(m, x.shape) for m in masked]) if masked else ~np.isnan(x)
     weights = w.astype(computed)
     arguments: dict[str, Any] = {
         "mode": mode, "boundary": boundary, "stride": stride, "dilation": dilation, "axes": axes,
@@ -104,7 +107,7 @@ def normalized_convolve(
 
 def normalized_operator(
     mask: Any, w: Any, mode: Mode = "full", *, boundary: Boundary = "constant", fill_value: float = 0,
-    stride: Ints = 1, dilation: Ints = 1, algorithm: Algorithm = "auto",
+    stride: Ints = 1, dilation: Ints = 1, algorithm: Algorithm = "auto", dtype: Any = None,
 ) -> NormalizedOperator:
     """``normalized_convolve`` under a mask as the linear map that it is.
 
@@ -115,7 +118,7 @@ def normalized_operator(
     mask : array of bool (*in)
         True where data are missing, for instance ``numpy.isnan(x)``.
     w : array (*k)
-    mode, boundary, stride, dilation, algorithm
+    mode, boundary, stride, dilation, algorithm, dtype
         As for ``normalized_convolve``.
     fill_value : 0 or NaN, default 0
         What is outside: zeros, or nothing.
@@ -150,7 +153,7 @@ def normalized_operator(
     if dispatch.device_of(w) != "cpu":
         raise TypeError("mask and w must live on the CPU for normalized_operator, got arrays on a GPU")
     there = ~_as_mask(mask, mask.shape)
-    computed = _dtypes(w, w)[1]
+    (w, _), _, computed = _summands(dtype, None, w, w)
     weights = w.astype(computed)
     fill, outside = _outside(boundary, fill_value)
     arguments: dict[str, Any] = {"mode": mode, "boundary": boundary, "stride": stride, "dilation": dilation}
@@ -168,11 +171,14 @@ def _as_mask(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return mask
 
 
-def _dtypes(x: np.ndarray, w: np.ndarray) -> tuple[np.dtype, np.dtype]:
-    """The result's dtype, and the one to compute in: an average of integers is none."""
-    dtype = arrays.product_dtype(x=x, w=w)
-    dtype = np.dtype(np.float64) if dtype.kind in "biu" else dtype
-    return dtype, arrays.computed_in(dtype)
+def _summands(dtype: Any, out: Any, x: np.ndarray, w: np.ndarray) -> tuple[list[Any], np.dtype, np.dtype]:
+    """The arrays, the result's dtype, and the one to compute in: an average of integers is none."""
+    given, (both, sums) = dtype is not None, arrays.summands(dtype, out, x=x, w=w)
+    if sums.kind in "biu":
+        if given:
+            raise TypeError(f"dtype must be floating or complex for an average, got {sums}")
+        sums = np.dtype(np.float64)
+    return both, sums, arrays.computed_in(sums)
 
 
 def _outside(boundary: str, fill_value: Any) -> tuple[Any, int]:

@@ -19,12 +19,13 @@ from ..select import Algorithm
 @dispatch.or_dask
 def convolve(
     x: Any, w: Any, mode: Mode = "full", *, boundary: Boundary = "constant", fill_value: complex = 0, stride: Ints = 1,
-    dilation: Ints = 1, axes: Ints | None = None, algorithm: Algorithm = "auto", out: Any = None,
+    dilation: Ints = 1, axes: Ints | None = None, algorithm: Algorithm = "auto", dtype: Any = None,
+    out: Any = None,
 ) -> Any:
     """Convolve two arrays with as many axes; the kernel is turned.
 
     ``y[o] = sum over t of w[t] x[o - t]``, as ``scipy.signal.convolve`` and, with a boundary, as
-    ``scipy.signal.convolve2d`` and ``scipy.ndimage.convolve``.
+    ``scipy.signal.convolve2d`` and, for odd kernels, ``scipy.ndimage.convolve``.
 
     Parameters
     ----------
@@ -33,6 +34,10 @@ def convolve(
     mode : {"full", "same", "valid"}
         ``"full"``: every output that meets both; ``"same"``: its middle, of the shape of ``x``; ``"valid"``: only
         where one lies wholly inside the other (they change places if ``w`` is the larger on every axis, as in SciPy).
+        A kernel with an even number of values has two middles. ``"same"`` takes the one of ``scipy.signal``, which is
+        ``padding="same_lower"`` of ``conv``, ``im2col`` and ``kernel2row`` (and ``origin=-1`` of
+        ``scipy.ndimage.convolve``); their ``padding="same"``, the rule of XLA and torch, gives the values one pixel
+        later, as ``scipy.ndimage.convolve`` does: ``conv(x[None], w[None, None], padding="same", flip=True)[0]``.
     boundary : {"constant", "edge", "reflect", "symmetric", "wrap"}
         What the pixels outside ``x`` hold, in the meaning of ``numpy.pad``.
     fill_value : number, default 0
@@ -44,21 +49,26 @@ def convolve(
     axes : int or ints, optional
         Convolve over these axes of ``x``, one for each axis of ``w``, and loop over the rest.
     algorithm : {"auto", "im2col", "kernel2row", "implicit", "direct", "winograd", "fft"}
+    dtype : dtype, optional
+        In which sums are kept and returned, as in ``numpy.sum``, of a kind that holds the inputs (no fractions in
+        integers). Without it ``numpy.result_type(x, w)``, or that and the dtype of ``out`` where ``out`` is wider.
     out : array, optional
         Where to put the result; it may overlap an input.
 
     Returns
     -------
     array
-        Of dtype ``numpy.result_type(x, w)``; integers are exact (they wrap as NumPy's do), float16 is summed in
-        float32.
+        Of ``dtype``, else ``numpy.result_type(x, w)``. Integers are exact, and wrap as NumPy's do where a sum leaves
+        their dtype: with neither ``dtype`` nor a wider ``out`` sums of uint8 wrap at 255, those of int8 at 127, and
+        sums of bool are whether there is any. float16 is summed in float32; beyond 65504 it is infinity.
 
     Raises
     ------
     ValueError
         If shapes, modes or sizes do not fit.
     TypeError
-        If a dtype has no product, or the arrays live in different places.
+        If a dtype has no product, the arrays live in different places, or an array means more than its numbers (units,
+        labels, a mask, gradients), which would be lost.
     MemoryError
         If the result would not fit, before anything is allocated.
 
@@ -68,34 +78,42 @@ def convolve(
 
     Examples
     --------
-    >>> import numconv
+    >>> import numconv, numpy as np
     >>> numconv.convolve([1, 2, 3], [0, 1, 10])
     array([ 0,  1, 12, 23, 30])
     >>> numconv.convolve([1, 2, 3], [1, 1, 1], "same", boundary="wrap")
     array([6, 6, 6])
+    >>> pixels, pair = np.array([200, 100, 50], dtype=np.uint8), np.array([1, 1], dtype=np.uint8)
+    >>> numconv.convolve(pixels, pair)
+    array([200,  44, 150,  50], dtype=uint8)
+    >>> numconv.convolve(pixels, pair, dtype="int32")
+    array([200, 300, 150,  50], dtype=int32)
     """
-    return _slide(x, w, mode, True, boundary, fill_value, stride, dilation, axes, algorithm, out)
+    return _slide(x, w, mode, True, boundary, fill_value, stride, dilation, axes, algorithm, dtype, out)
 
 
 @dispatch.or_dask
 def correlate(
     x: Any, w: Any, mode: Mode = "full", *, boundary: Boundary = "constant", fill_value: complex = 0, stride: Ints = 1,
-    dilation: Ints = 1, axes: Ints | None = None, algorithm: Algorithm = "auto", out: Any = None,
+    dilation: Ints = 1, axes: Ints | None = None, algorithm: Algorithm = "auto", dtype: Any = None,
+    out: Any = None,
 ) -> Any:
     """Cross-correlate two arrays with as many axes; the kernel is conjugated and not turned.
 
-    ``y[o] = sum over t of conj(w[t]) x[o + t]``, with the alignment of ``scipy.signal.correlate``. (For even kernels
-    and mode ``"same"``, ``scipy.signal.correlate2d`` starts one pixel later.)
+    ``y[o] = sum over t of conj(w[t]) x[o + t]``, with the alignment of ``scipy.signal.correlate`` and, with a
+    boundary, of ``scipy.ndimage.correlate``. For even kernels and mode ``"same"``, ``scipy.signal.correlate2d`` starts
+    one pixel later, and so does ``padding="same"`` of ``conv``, the rule of XLA and torch:
+    ``conv(x[None], w.conj()[None, None], padding="same")[0]``; its ``"same_lower"`` is this one.
 
     Parameters
     ----------
-    x, w, mode, boundary, fill_value, stride, dilation, axes, algorithm, out
+    x, w, mode, boundary, fill_value, stride, dilation, axes, algorithm, dtype, out
         As for ``convolve``.
 
     Returns
     -------
     array
-        Of dtype ``numpy.result_type(x, w)``.
+        Of ``dtype``, else ``numpy.result_type(x, w)``, in which sums of small integers wrap.
 
     Raises
     ------
@@ -110,16 +128,16 @@ def correlate(
     >>> numconv.correlate([1, 2, 3, 4], [1, 10], "valid", stride=2)
     array([21, 43])
     """
-    return _slide(x, w, mode, False, boundary, fill_value, stride, dilation, axes, algorithm, out)
+    return _slide(x, w, mode, False, boundary, fill_value, stride, dilation, axes, algorithm, dtype, out)
 
 
 def _slide(
     x: Any, w: Any, mode: str, flip: bool, boundary: str, fill_value: complex, stride: Any, dilation: Any, axes: Any,
-    algorithm: str, out: Any,
+    algorithm: str, dtype: Any, out: Any,
 ) -> Any:
     one_of("mode", mode, MODES)
     (x, w, out), give = dispatch.read(x=x, w=w, out=out)
-    dtype = arrays.product_dtype(x=x, w=w)
+    (x, w), dtype = arrays.summands(dtype, out, x=x, w=w)
     kernel = w if flip else w.conj()
     if axes is None and (x.ndim or w.ndim) and not (mode == "valid" and _inside(x.shape, w.shape, frozen(dilation))):
         plan = plan_for(
@@ -127,8 +145,14 @@ def _slide(
             boundary=boundary, fill_value=fill_value, flip=flip,
         )
         return give(plan.forward_of(x, kernel, None, out))
-    if x.ndim == w.ndim == 0:
-        return give(arrays.deliver(lambda y: np.multiply(x, kernel, out=y), (), dtype, out, x, w))
+    if x.ndim == w.ndim == 0 and (axes is None or _normal_axes(axes, 0) == ()):  # points are rows of one pixel
+        if out is not None:
+            arrays.check_shape("out", out, ())
+        row = _slide(
+            x.reshape(1), w.reshape(1), mode, flip, boundary, fill_value, stride, dilation, None, algorithm, dtype,
+            None if out is None else out.reshape(1),
+        )
+        return give(row.reshape(()))
     arguments: dict[str, Any] = {"boundary": boundary, "fill_value": fill_value, "flip": flip}
     chosen = tuple(range(x.ndim)) if axes is None else _normal_axes(axes, x.ndim)
     if w.ndim != len(chosen):
@@ -163,9 +187,10 @@ def _exchanged(
 ) -> np.ndarray:
     """The valid part where the kernel is the larger: it becomes the input, and every row of ``x`` a kernel over it."""
     rows = _rows(x, chosen, dtype)
-    geometry = conv_geometry((1, 1, *spread.shape), rows.shape, **arguments)
-    plan = make_plan(geometry, dtype, dispatch.choose_device(), algorithm)
-    y = plan.forward(spread.reshape(1, 1, *spread.shape), rows)
+    over, one = (1, 1, *spread.shape), (1, *rows.shape[1:])
+    for_one = make_plan(conv_geometry(over, one, **arguments), dtype, dispatch.choose_device(), algorithm)
+    plan = make_plan(conv_geometry(over, rows.shape, **arguments), dtype, for_one.device, for_one.algorithm)
+    y = plan.forward(spread.reshape(over), rows)
     if not arguments["flip"]:
         y = np.flip(y, tuple(range(2, y.ndim)))  # a correlation seen from the other array runs backwards
     steps = per_axis("stride", stride, spread.ndim, 1)

@@ -27,12 +27,12 @@ def plan_conv(
     kernel_shape : tuple of int
         ``(K, C/groups, *k)``.
     dtype : dtype, default float32
-        Of the arrays and the result.
+        Of the arrays, the sums and the result, whatever the dtype of an ``out``: sums of small integers wrap.
     device : {"auto", "cpu", "cuda"}
         Where NumPy arrays are computed.
     algorithm : {"auto", "im2col", "kernel2row", "implicit", "direct", "winograd", "fft"}
     stride, padding, dilation, groups, boundary, fill_value, flip
-        The geometry, as for ``conv``.
+        The geometry, as for ``conv``; ``padding="same_lower"`` is SciPy's ``"same"`` for even kernels.
     max_bytes : int, optional
         Compute tile by tile, so that ``forward`` and the gradients take at most so many bytes beside arguments and
         result; see the notes.
@@ -88,7 +88,8 @@ def plan_convolve(
     input_shape, kernel_shape : tuple of int
         ``(*in)`` and ``(*k)``.
     mode : {"valid", "same", "full"}
-        As in ``scipy.signal.convolve``.
+        As in ``scipy.signal.convolve``. For an even kernel that makes ``"same"`` what ``plan_conv`` calls
+        ``padding="same_lower"``; its ``padding="same"`` gives the values one pixel later.
     dtype, device, algorithm, stride, dilation, boundary, fill_value
         As for ``plan_conv``.
     flip : bool, default True

@@ -117,9 +117,9 @@ def _warn(message: str) -> None:
 
 _index = _indexing.compiled_by(helper)
 position, source, first_output = _index["position"], _index["source"], _index["first_output"]
-row_source, row_output = _index["row_source"], _index["row_output"]
+row_source, row_output, output_hit = _index["row_source"], _index["row_output"], _index["output_hit"]
 extent, output_size, padding_of = _index["extent"], _index["output_size"], _index["padding_of"]
-first_tap = _index["first_tap"]
+first_tap, capped, largest_index = _index["first_tap"], _index["capped"], _index["largest_index"]
 
 
 class Kernel:

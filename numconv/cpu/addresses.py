@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 from llvmlite import ir
 from numba import extending, types
 from numba.core import cgutils, event
+from numba.core.errors import TypingError
 
 from . import _jit
 from ._jit import Cache
@@ -107,7 +110,10 @@ class Later(Loader):
 
 
 class ParallelCode(event.Listener):
-    """Behind the compilation of a function with parallel loops, all that these may call is loaded."""
+    """Behind the compilation of a function with parallel loops, all that these may call is loaded.
+
+    One that brings padding in pairs into a loop is not compiled; numba's words for it say nothing to its author.
+    """
 
     def on_start(self, event: Any) -> None:
         """Nothing yet."""
@@ -116,9 +122,18 @@ class ParallelCode(event.Listener):
         """Load it. What is loaded may bring more."""
         code = event.data["dispatcher"]
         if code.targetoptions.get("parallel") and code is not _jit._on_threads:
+            error = sys.exc_info()[1]
+            if isinstance(error, TypeError) and NESTED.match(str(error)):
+                raise TypingError(
+                    "numba brings no tuple of tuples into a parallel loop, as padding in pairs is one: write the pairs "
+                    "in the call, padding=((top, bottom), (left, right)), or bring them in one by one"
+                ) from error
             while _later:
                 Loader(_later.pop())()
 
+
+#: How numba says that it cannot.
+NESTED = re.compile(r"scalar type \w*Tuple\(.* given for non scalar argument")
 
 _later: list[bytes] = []
 event.register("numba:compile", ParallelCode())

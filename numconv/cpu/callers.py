@@ -19,7 +19,7 @@ from numba.np.numpy_support import as_dtype, from_dtype
 
 from .._memory import ALWAYS_THERE
 from . import _jit
-from ._jit import ALONE, helper
+from ._jit import ALONE, capped, helper
 from .blocks import item_bytes
 from .simd import lanes, panel_width
 from .words import ASK, AVAILABLE, BELOW, IN_PARALLEL, LAUNCHER, MEMORY, NAME, THREADS, words
@@ -155,8 +155,8 @@ def as_table(typing_context, array):
 def spatial(typing_context, rows, padding, d):
     """A table with a column for each of ``d`` axes: padding before and behind, then the rows.
 
-    A row is an int, or a tuple whose last ``d`` ints count; padding an int, a tuple of them, or one of pairs. The table
-    lives as long as the function that asks for it.
+    A row is an int, or a tuple whose last ``d`` ints count; padding an int, or a tuple with an int or a pair for each
+    axis. The table lives as long as the function that asks for it.
     """
     if not isinstance(d, types.IntegerLiteral):
         raise RequireLiteralValue("d must be known to the compiler")
@@ -166,7 +166,7 @@ def spatial(typing_context, rows, padding, d):
     def codegen(context, builder, signature, values):
         def number(value: Any, kind: Any) -> Any:
             if isinstance(kind, types.Omitted):
-                return _WORD(kind.value)
+                return _WORD(int(kind.value))
             return context.cast(builder, value, kind, types.int64)
 
         def column(value: Any, kind: Any, a: int) -> Any:
@@ -176,15 +176,15 @@ def spatial(typing_context, rows, padding, d):
             a += len(items) - axes
             return number(builder.extract_value(value, a), items[a])
 
-        table: list[Any] = []
-        kinds: list[Any] = list(padding) if isinstance(padding, types.BaseTuple) else []  # type: ignore[call-overload]
-        pairs = all(isinstance(kind, types.BaseTuple) for kind in kinds) and kinds
-        for side in (0, 1):
-            if pairs:
-                both = zip(cgutils.unpack_tuple(builder, values[1]), kinds, strict=True)
-                table += [number(builder.extract_value(pair, side), kind[side]) for pair, kind in both]
-            else:
-                table += [column(values[1], padding, a) for a in range(axes)]
+        def beside(a: int, side: int) -> Any:
+            if not isinstance(padding, types.BaseTuple):
+                return number(values[1], padding)
+            value, kind = builder.extract_value(values[1], a), padding[a]  # type: ignore[index]
+            if isinstance(kind, types.BaseTuple):
+                value, kind = builder.extract_value(value, side), kind[side]  # type: ignore[index]
+            return number(value, kind)
+
+        table: list[Any] = [beside(a, side) for side in (0, 1) for a in range(axes)]
         for value, kind in zip(cgutils.unpack_tuple(builder, values[0]), given, strict=True):
             table += [column(value, kind, a) for a in range(axes)]
         block = cgutils.alloca_once(builder, ir.ArrayType(_WORD, max(len(table), 1)))
@@ -295,7 +295,7 @@ LARGE, PAGE, MADV_HUGEPAGE = 1 << 22, 1 << 12, 14
 @helper
 def room(count, dtype):
     """An array of so many items, whatever they hold; refused if there is no memory for it."""
-    require(count * item_bytes(dtype))
+    require(capped(count, item_bytes(dtype)))
     array = np.empty(count, dtype)
     if count * item_bytes(dtype) >= LARGE:
         _in_large_pages(array)

@@ -71,8 +71,6 @@ def _grad_weight(team, x, dY, axes, boundary, fill, block, partial):
             O, n = unit // blocks % R_out, unit // blocks // R_out
             dy = dY[n, k, O, o0 : min(o0 + block, L_out)]
             row = row_source(T, O, axes, boundary)
-            if row < 0 and fill == 0:
-                continue
             for t in range(L_k):
                 if row >= 0:
                     x_row = x[n, k // Kg * Cg + c, row]

@@ -4,8 +4,10 @@ The output is cut into blocks. What a block reads is cut from the input, padding
 
     block of y = what of ifft(fft(block of x) * W) no end of the block meets,    W = fft(kernel, turned round 0).
 
-Real data travel two blocks at a time, one as the real and one as the imaginary part: a real kernel does not mix them.
-FFT spreads NaN and infinity over the whole block, so a block whose result is not finite is summed directly.
+A transform is over one block of one image and channel, and in double precision: its rounding goes with the largest
+value of the block, which float32 then does not show. What is far larger than the block's level (``overlap.level``), a
+mark of missing data say, is taken out, and what it gives is added as the plain sum. A block that has many such values,
+or of which something is not finite, is summed directly.
 """
 
 from __future__ import annotations
@@ -24,7 +26,19 @@ from ..geometry import ConvGeometry, axes_table
 from . import implicit
 from ._jit import SERIAL_BELOW, Kernel, flat, tasks_of
 from .im2col import groups_of
-from .overlap import Blocks, block_rows, first_read, input_row, place_block, reads, rows_of
+from .overlap import (
+    Blocks,
+    block_rows,
+    first_read,
+    input_row,
+    largest,
+    place_block,
+    put_back,
+    reads,
+    rows_of,
+    size_of,
+    take_out,
+)
 from .rows import add_up, gather, row_sum
 
 #: Into how many sums the blocks of a weight gradient are split; more would need more memory.
@@ -38,36 +52,29 @@ PIECE = 2048
 
 
 @Kernel
-def _cut(team, x, axes, boundary, fill, length, tile, tiles, c0, first, X):
-    # x (N, C, rows in, last in), X (blocks or pairs of them, channels, rows, last, 1 or 2 blocks)
-    B, C, R, L, parts = X.shape
+def _cut(team, x, axes, boundary, fill, length, tile, tiles, c0, first, bits, spread, at, far, count, X):
+    # x (N, C, rows in, last in), X (blocks, channels, rows, last); count (blocks, channels) values are taken out of it
+    B, C, R, L = X.shape
     last = axes.shape[0] - 1
     for task in tasks_of(team, B * C):
         c, b = task % C, task // C
-        place, lines = np.empty((parts, last + 1, 2), np.int64), np.zeros((2, L), x.dtype)
-        images = np.empty(parts, np.int64)
-        for part in range(parts):
-            images[part] = place_block((first + b) * parts + part, tile, tiles, axes, place[part])
+        place, line, most = np.empty((last + 1, 2), np.int64), np.zeros(L, x.dtype), np.zeros(1, x.dtype)
+        words, so_far = line.view(bits.dtype), most.view(bits.dtype)
+        n = place_block(first + b, tile, tiles, axes, place)
+        needed, begin = line[: reads(last, place, axes)], first_read(last, place, axes)
         for r in range(R):
-            for part in range(parts):
-                n, line = images[part], lines[part]
-                row = input_row(r, place[part], length, axes, boundary) if n < x.shape[0] else -2
-                needed = line[: reads(last, place[part], axes)]
-                if row >= 0:
-                    begin = first_read(last, place[part], axes)
-                    gather(x[n, c0 + c, row], begin, 1, boundary, fill, 0, needed)
-                else:
-                    line[:] = 0
-                    if row == -1:
-                        needed[:] = fill
-            target = X[b, c, r]
-            if parts == 2:
-                for j in range(L):
-                    target[j, 0] = lines[0, j]
-                    target[j, 1] = lines[1, j]
+            row, target = input_row(r, place, length, axes, boundary), X[b, c, r]
+            if row >= 0:
+                gather(x[n, c0 + c, row], begin, 1, boundary, fill, 0, needed)
+            elif row == -1:
+                needed[:] = fill
+            if row == -2:
+                target[:] = 0
             else:
+                largest(words, so_far)
                 for j in range(L):
-                    target[j, 0] = lines[0, j]
+                    target[j] = line[j]
+        count[b, c] = take_out(X[b, c].reshape(R * L), size_of(most[0]), spread, at[b, c], far[b, c])
 
 
 @Kernel
@@ -91,67 +98,73 @@ def _multiply(team, X, W, Y):
 
 
 @Kernel
-def _join(team, Y, axes, length, tile, tiles, bias, k0, first, begins, finite, y):
-    # Y (blocks or pairs, kernels, rows, last, 1 or 2 blocks) joins y (N, K, rows out, last out)
-    B, K, _, _, parts = Y.shape
+def _join(team, Y, w, length, part_axes, at, far, count, axes, tile, tiles, bias, k0, first, begins, good, y):
+    # Y (blocks, kernels, rows, last) joins y (N, K, rows out, last out), with what w gives of values taken out; which
+    # are good is seen here
+    B, K = Y.shape[:2]
     last = axes.shape[0] - 1
     stride = axes[last, STRIDE]
-    for task in tasks_of(team, B * K * parts):
-        part, k, b = task % parts, task // parts % K, task // parts // K
+    for task in tasks_of(team, B * K):
+        k, b = task % K, task // K
+        level = True
+        for c in range(count.shape[1]):
+            level = level and count[b, c] >= 0
+            for i in range(count[b, c]):
+                put_back(Y[b, k], w[k, c], at[b, c, i], far[b, c, i], length, part_axes)
         place, sums = np.empty((last + 1, 2), np.int64), np.empty(tile[last], y.dtype)
-        block = (first + b) * parts + part
+        n = place_block(first + b, tile, tiles, axes, place)
+        o0, outs = place[last, 0], place[last, 1]
+        nothing = y.dtype.type(0)
+        for r in range(rows_of(place)):
+            O, row = block_rows(r, place, length, axes)
+            values = Y[b, k, row]
+            for j in range(outs):
+                sums[j] = values[j * stride]
+                nothing += sums[j] * 0
+            add_up(y[n, k0 + k, O, o0 : o0 + outs], sums[:outs], begins, bias[k0 + k])
+        good[b, k] = level and nothing == 0
+
+
+@Kernel
+def _sum_directly(team, x, w, bias, axes, boundary, fill, tile, tiles, again, y):
+    # Blocks that are not finite or level, times K plus a kernel, tap by tap in the type of the bias; a task is a part
+    # of their rows.
+    K, last, parts = y.shape[1], axes.shape[0] - 1, 16
+    for task in tasks_of(team, again.size * parts):
+        part, k, block = task % parts, again[task // parts] % K, again[task // parts] // K
+        place, sums = np.empty((last + 1, 2), np.int64), np.empty(PIECE, bias.dtype)
         n = place_block(block, tile, tiles, axes, place)
-        if n < y.shape[0]:
-            o0, count = place[last, 0], place[last, 1]
-            nothing = y.dtype.type(0)
-            for r in range(rows_of(place)):
-                O, row = block_rows(r, place, length, axes)
-                values = Y[b, k, row]
-                for j in range(count):
-                    sums[j] = values[j * stride, part]
-                    nothing += sums[j] * 0
-                add_up(y[n, k0 + k, O, o0 : o0 + count], sums[:count], begins, bias[k0 + k])
-            if nothing != 0:
-                finite[block, k0 + k] = False
+        pieces = (place[last, 1] + PIECE - 1) // PIECE
+        units = rows_of(place) * pieces
+        for unit in range(units * part // parts, units * (part + 1) // parts):
+            O, _ = block_rows(unit // pieces, place, tile, axes)
+            o0 = place[last, 0] + unit % pieces * PIECE
+            target = y[n, k, O, o0 : min(o0 + PIECE, place[last, 0] + place[last, 1])]
+            row_sum(x, w, bias, axes, boundary, fill, n, k, O, o0, sums[: target.size])
+            for j in range(target.size):
+                target[j] = sums[j]
 
 
 @Kernel
-def _sum_directly(team, x, w, bias, axes, boundary, fill, tile, tiles, finite, y):
-    # The blocks that are not finite, tap by tap; a task is a part of their rows.
-    blocks, K = finite.shape
-    last, parts = axes.shape[0] - 1, 16
-    for task in tasks_of(team, blocks * K * parts):
-        part, k, block = task % parts, task // parts % K, task // parts // K
-        if not finite[block, k]:
-            place = np.empty((last + 1, 2), np.int64)
-            n = place_block(block, tile, tiles, axes, place)
-            pieces = (place[last, 1] + PIECE - 1) // PIECE
-            units = rows_of(place) * pieces
-            for unit in range(units * part // parts, units * (part + 1) // parts):
-                O, _ = block_rows(unit // pieces, place, tile, axes)
-                o0 = place[last, 0] + unit % pieces * PIECE
-                o1 = min(o0 + PIECE, place[last, 0] + place[last, 1])
-                row_sum(x, w, bias, axes, boundary, fill, n, k, O, o0, y[n, k, O, o0:o1])
-
-
-@Kernel
-def _scatter(team, dY, axes, length, tile, tiles, k0, first, D):
-    # dY (N, K, rows out, last out) as D (blocks or pairs, kernels, rows, last, 1 or 2 blocks), zeros between strides.
-    B, K, _, _, parts = D.shape
+def _scatter(team, dY, axes, length, tile, tiles, k0, first, bits, spread, at, far, count, D):
+    # dY (N, K, rows out, last out) as D (blocks, kernels, rows, last), zeros between strides.
+    B, K, R, L = D.shape
     last = axes.shape[0] - 1
     for task in tasks_of(team, B * K):
         k, b = task % K, task // K
         D[b, k] = 0
-        place = np.empty((last + 1, 2), np.int64)
-        for part in range(parts):
-            n = place_block((first + b) * parts + part, tile, tiles, axes, place)
-            if n < dY.shape[0]:
-                o0, count = place[last, 0], place[last, 1]
-                for r in range(rows_of(place)):
-                    O, row = block_rows(r, place, length, axes)
-                    dy, values = dY[n, k0 + k, O, o0 : o0 + count], D[b, k, row]
-                    for j in range(count):
-                        values[j * axes[last, STRIDE], part] = dy[j]
+        place, line, most = np.empty((last + 1, 2), np.int64), np.zeros(tile[last], dY.dtype), np.zeros(1, dY.dtype)
+        words, so_far = line.view(bits.dtype), most.view(bits.dtype)
+        n = place_block(first + b, tile, tiles, axes, place)
+        o0, outs = place[last, 0], place[last, 1]
+        for r in range(rows_of(place)):
+            O, row = block_rows(r, place, length, axes)
+            dy, values = dY[n, k0 + k, O, o0 : o0 + outs], D[b, k, row]
+            for j in range(outs):
+                line[j] = dy[j]
+                values[j * axes[last, STRIDE]] = dy[j]
+            largest(words, so_far)
+        count[b, k] = take_out(D[b, k].reshape(R * L), size_of(most[0]), spread, at[b, k], far[b, k])
 
 
 @Kernel
@@ -210,45 +223,88 @@ def tap_places(axes: np.ndarray, length: tuple[int, ...], sign: int) -> tuple[An
 def forward(
     x: np.ndarray, w: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, y: np.ndarray
 ) -> None:
-    """``y = ifft(fft(x) * W)``, block by block."""
+    """``y = ifft(fft(x) * W)``, block by block.
+
+    An output differs from the exact sum by at most some units of rounding (of ``y``'s dtype) of the larger of two:
+
+        sum over what it reads of ``|w| |x|``,    and for each channel ``||w||`` times ``2**-5`` (float64: ``2**16``) of
+        the level of the block,
+
+    where the level is the size of what is no outlier: of the values in the block but zeros, as 64 of them show, the
+    largest below which there is no gap wider than ``2**24`` (float64: ``2**16``) that has a sixteenth of them below it.
+    """
     (N, C), (K, Cg), G = x.shape[:2], w.shape[:2], groups_of(x, w)
     work = y.size * prod(w.shape[1:])
     blocks = Blocks(axes, N, Cg, K // G, x.dtype, work)
-    finite = np.ones((blocks.count, K), np.bool_)
+    again: list[np.ndarray] = []
     x, bias = flat(x, N, C, prod(x.shape[2:-1]), x.shape[-1]), flat(bias, K)
     out = y.reshape(N, K, prod(y.shape[2:-1]), y.shape[-1])
     for part in parts_of(blocks, K, Cg, G, axes):
-        weights = w[part.weights]
-        W = np.zeros((*weights.shape[:2], *blocks.length), blocks.numbers)
-        W[tap_places(part.axes, blocks.length, -1)] = weights
-        one_part(blocks, part, x, W, bias, axes, boundary, fill, finite, out)
-    if not finite.all():
+        one_part(blocks, part, x, w[part.weights], bias, axes, boundary, fill, again, out)
+    if again:
         w = flat(w, K, Cg, prod(w.shape[2:-1]), w.shape[-1])
-        _sum_directly(x, w, bias, axes, boundary, fill, *blocks.sizes[1:], finite, out, work=work)
+        bias = flat(bias.astype(blocks.numbers), K)
+        _sum_directly(
+            x, w, bias, axes, boundary, fill, *blocks.sizes[1:], np.unique(np.concatenate(again)), out, work=work
+        )
+
+
+class Cutter:
+    """Blocks of one thread: cut, made level, transformed."""
+
+    def __init__(self, blocks: Blocks, channels: int, few: int) -> None:
+        self.blocks, self.X = blocks, blocks.empty(channels)
+        shape = self.X.shape[:2]
+        self.at = np.empty((*shape, few), np.int64)
+        self.far, self.count = np.empty(self.at.shape, blocks.numbers), np.empty(shape, np.int64)
+
+    def transform(self, cut: Kernel, filled: slice, *what: Any) -> np.ndarray:
+        """The spectra of a batch, which ``cut`` fills; ``taken`` of it are the values taken out."""
+        X = self.X[filled]
+        cut.alone(*what, self.blocks.bits, self.blocks.spread, *self.taken(filled), self.blocks.rows(X))
+        return self.blocks.flat(self.blocks.fft(X))
+
+    def taken(self, filled: slice) -> tuple[np.ndarray, ...]:
+        """Where values were in their blocks, the values, and how many; -1 where they were too many."""
+        return self.at[filled], self.far[filled], self.count[filled]
 
 
 def one_part(
-    blocks: Blocks, part: Part, x: np.ndarray, W: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int,
-    fill: np.generic, finite: np.ndarray, y: np.ndarray,
+    blocks: Blocks, part: Part, x: np.ndarray, w: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int,
+    fill: np.generic, again: list[np.ndarray], y: np.ndarray,
 ) -> None:
-    """Add a part of the sum to ``y``; ``W`` holds the kernels, and then their spectra."""
+    """Add a part of the sum to ``y``; ``w`` are its weights. To do ``again``: ``block * K + k``."""
+    W = np.empty((*w.shape[:2], blocks.F), np.complex128)
+    taps = flat(np.ascontiguousarray(w), *w.shape[:2], prod(w.shape[2:-1]), w.shape[-1])
 
     def transform() -> Callable[[int], None]:
+        kernel = np.empty((1, w.shape[1], *blocks.length), blocks.numbers)
+
         def task(k: int) -> None:
-            W[k : k + 1] = blocks.fft(W[k : k + 1]) / blocks.F
+            kernel[...] = 0
+            kernel[tap_places(part.axes, blocks.length, -1)] = w[k]
+            np.divide(blocks.flat(blocks.fft(kernel))[0], blocks.size, out=W[k])
 
         return task
 
     def convolve() -> Callable[[int], None]:
-        X, Y = blocks.empty(W.shape[1]), blocks.empty(W.shape[0])
+        cutter, Y = Cutter(blocks, w.shape[1], blocks.few), blocks.empty_spectra(w.shape[0])
+        good = np.empty(Y.shape[:2], np.bool_)
 
         def task(i: int) -> None:
             first, filled = blocks.batch(i)
-            x_blocks, y_blocks = X[filled], Y[filled]
-            _cut.alone(x, part.axes, boundary, fill, *blocks.sizes, part.c0, first, blocks.rows(x_blocks))
-            _multiply.alone(blocks.flat(blocks.fft(x_blocks)), blocks.flat(W), blocks.flat(y_blocks))
-            y_blocks = blocks.rows(blocks.ifft(y_blocks))
-            _join.alone(y_blocks, axes, *blocks.sizes, bias, part.k0, first, part.begins, finite, y)
+            X = cutter.transform(_cut, filled, x, part.axes, boundary, fill, *blocks.sizes, part.c0, first)
+            _multiply.alone(X, W, blocks.flat(Y[filled]))
+            del X
+            sums = blocks.rows(blocks.ifft(Y[filled]))
+            length, tile, tiles = blocks.sizes
+            _join.alone(
+                sums, taps, length, part.axes, *cutter.taken(filled), axes, tile, tiles, bias, part.k0, first,
+                part.begins, good[filled], y,
+            )
+            if not good[filled].all():
+                b, k = np.nonzero(~good[filled])
+                again.append((first + b) * y.shape[1] + part.k0 + k)
 
         return task
 
@@ -261,7 +317,7 @@ def grad_weight(
 ) -> None:
     """``dW = conj(ifft(sum over blocks of fft(x) * conj(fft(dY))))`` where the taps are.
 
-    Of two real blocks in one, the real part is the sum of both. The blocks are split into a fixed number of sums.
+    The blocks are split into a fixed number of sums. Where a value stands out, all is summed directly: see ``forward``.
     """
     N, (K, Cg), G = x.shape[0], dW.shape[:2], groups_of(x, dW)
     blocks = Blocks(axes, N, Cg, K // G, x.dtype, dY.size * prod(dW.shape[1:]), 2 * SUMS)
@@ -269,35 +325,43 @@ def grad_weight(
     for part in parts_of(blocks, K, Cg, G, axes):
         target = dW[part.weights]
         S = np.zeros((min(SUMS, blocks.batches), *target.shape[:2], blocks.F), np.complex128)
-        correlate(blocks, part, rows_x, rows_dY, boundary, fill, S)
-        spectrum = S.sum(axis=0).reshape(*target.shape[:2], *blocks.length)
-        sums = blocks.ifft(spectrum)[tap_places(part.axes, blocks.length, 1)] / blocks.F
-        target[...] = sums.conj() if dW.dtype.kind == "c" else sums.real
+        if not correlate(blocks, part, rows_x, rows_dY, boundary, fill, S):
+            dW[...] = np.nan
+            break
+        spectrum = S.sum(axis=0).reshape(*target.shape[:2], *blocks.spectrum)
+        sums = blocks.ifft(spectrum)[tap_places(part.axes, blocks.length, 1)] / blocks.size
+        target[...] = sums.conj()
     if not np.isfinite(dW).all():  # a sum over all pixels, of which some are not finite
         implicit.grad_weight(x, dY, axes, boundary, fill, dW)
 
 
 def correlate(
     blocks: Blocks, part: Part, x: np.ndarray, dY: np.ndarray, boundary: int, fill: np.generic, S: np.ndarray
-) -> None:
-    """``S (sums, kernels, channels, F)`` becomes sums of ``fft(x) * conj(fft(dY))``, each over its share of blocks."""
+) -> bool:
+    """``S (sums, kernels, channels, F)`` becomes sums of ``fft(x) * conj(fft(dY))``, each over its share of blocks.
+
+    False where a value stands out.
+    """
     sums, K, C, _ = S.shape
+    level = np.ones(sums, np.bool_)
 
     def begin() -> Callable[[int], None]:
-        X, D = blocks.empty(C), blocks.empty(K)
+        X, D = Cutter(blocks, C, 0), Cutter(blocks, K, 0)
 
         def task(share: int) -> None:
             for i in range(blocks.batches * share // sums, blocks.batches * (share + 1) // sums):
                 first, filled = blocks.batch(i)
-                x_blocks, dy_blocks = X[filled], D[filled]
-                _cut.alone(x, part.axes, boundary, fill, *blocks.sizes, part.c0, first, blocks.rows(x_blocks))
-                _scatter.alone(dY, part.axes, *blocks.sizes, part.k0, first, blocks.rows(dy_blocks))
-                x_blocks, dy_blocks = blocks.fft(x_blocks), blocks.fft(dy_blocks)
-                _correlate.alone(blocks.flat(x_blocks), blocks.flat(dy_blocks), S[share])
+                of_x = X.transform(_cut, filled, x, part.axes, boundary, fill, *blocks.sizes, part.c0, first)
+                of_dY = D.transform(_scatter, filled, dY, part.axes, *blocks.sizes, part.k0, first)
+                if X.count[filled].any() or D.count[filled].any():
+                    level[share] = False
+                    return
+                _correlate.alone(of_x, of_dY, S[share])
 
         return task
 
     share(blocks.workers, sums, begin)
+    return bool(level.all())
 
 
 def share(workers: int, tasks: int, begin: Callable[[], Callable[[int], None]]) -> None:
@@ -330,4 +394,4 @@ def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
     if not (g.N and g.C and g.K):
         return 0
     blocks = Blocks(g.axes, g.N, g.C // g.groups, g.K // g.groups, dtype, SERIAL_BELOW)
-    return blocks.kernel_bytes + blocks.workers * blocks.thread_bytes + blocks.count * g.K
+    return blocks.kernel_bytes + blocks.workers * blocks.thread_bytes

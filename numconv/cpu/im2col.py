@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import prod
 from typing import Any
 
@@ -174,21 +175,22 @@ def forward(
 ) -> None:
     """``Y_flat = W_flat @ X_conv + bias`` as it stands: ``X_conv`` is stored, the product is BLAS'."""
     (N, K), G = y.shape[:2], groups_of(x, w)
-    X_conv = stored(x, prod(w.shape[2:]), prod(y.shape[2:]))
-    im2col(x, axes, boundary, fill, X_conv)
     P, Q = prod(y.shape[2:]), prod(w.shape[1:])
-    np.matmul(w.reshape(G, K // G, Q), X_conv.reshape(N, G, Q, P), out=y.reshape(N, G, K // G, P))
+    target = y.reshape(N, G, K // G, P)
+    for images, X_conv in stored(x, prod(w.shape[2:]), P):
+        im2col(x[images], axes, boundary, fill, X_conv)
+        np.matmul(w.reshape(G, K // G, Q), X_conv.reshape(-1, G, Q, P), out=target[images])
     y += bias.reshape(-1, *(1,) * (y.ndim - 2))
 
 
 def grad_input(dY: np.ndarray, w: np.ndarray, axes: np.ndarray, dX: np.ndarray) -> None:
     """``dX = col2im(W_flat^T @ dY_flat)``, under zero padding."""
     (N, K), G = dY.shape[:2], groups_of(dX, w)
-    dX_conv = stored(dX, prod(w.shape[2:]), prod(dY.shape[2:]))
     P, Q = prod(dY.shape[2:]), prod(w.shape[1:])
-    W_flat = w.reshape(G, K // G, Q)
-    np.matmul(W_flat.swapaxes(1, 2), dY.reshape(N, G, K // G, P), out=dX_conv.reshape(N, G, Q, P))
-    col2im(dX_conv, axes, dX)
+    W_flat, dY = w.reshape(G, K // G, Q), dY.reshape(N, G, K // G, P)
+    for images, dX_conv in stored(dX, prod(w.shape[2:]), P):
+        np.matmul(W_flat.swapaxes(1, 2), dY[images], out=dX_conv.reshape(-1, G, Q, P))
+        col2im(dX_conv, axes, dX[images])
 
 
 def grad_weight(
@@ -196,21 +198,31 @@ def grad_weight(
 ) -> None:
     """``dW = dY_flat @ X_conv^H``, image by image in order."""
     (N, K), G = dY.shape[:2], groups_of(x, dW)
-    X_conv = stored(x, prod(dW.shape[2:]), prod(dY.shape[2:]))
-    im2col(x, axes, boundary, fill, X_conv)
     P, Q = prod(dY.shape[2:]), prod(dW.shape[1:])
-    X_conv, dY = X_conv.reshape(N, G, Q, P), dY.reshape(N, G, K // G, P)
+    dY = dY.reshape(N, G, K // G, P)
     total = np.zeros((G, K // G, Q), dtype=dW.dtype)
-    for n in range(N):
-        total += dY[n] @ X_conv[n].conj().swapaxes(1, 2)
+    for images, X_conv in stored(x, prod(dW.shape[2:]), P):
+        im2col(x[images], axes, boundary, fill, X_conv)
+        for columns, dy in zip(X_conv.reshape(-1, G, Q, P), dY[images], strict=True):
+            total += dy @ columns.conj().swapaxes(1, 2)
     dW[...] = total.reshape(dW.shape)
 
 
-def stored(x: np.ndarray, taps: int, pixels: int) -> np.ndarray:
-    """Memory for ``X_conv`` of ``x (N, C, *in)``, asked for before it is taken."""
-    shape = (x.shape[0], x.shape[1] * taps, pixels)
+def stored(x: np.ndarray, taps: int, pixels: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Some images of ``x (N, C, *in)`` after the others, and memory for their ``X_conv``, asked for first."""
+    one = x.shape[1] * taps, pixels
+    N, some = x.shape[0], images_at_once(prod(one) * x.itemsize)
+    shape = (min(N, some), *one)
     _memory.require(prod(shape) * x.itemsize, f"X_conv of shape {shape}", "use algorithm='implicit', which stores none")
-    return np.empty(shape, dtype=x.dtype)
+    X_conv = np.empty(shape, dtype=x.dtype)
+    for n in range(0, N, some):
+        images = slice(n, min(n + some, N))
+        yield images, X_conv[: images.stop - n]
+
+
+def images_at_once(nbytes: int) -> int:
+    """Of how many images ``X_conv`` is stored, if that of one takes so many bytes."""
+    return max(1, _memory.WORKSPACE // max(nbytes, 1))
 
 
 def groups_of(x: np.ndarray, w: np.ndarray) -> int:
@@ -236,5 +248,6 @@ def row_part(rows: int, length: int) -> int:
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
-    """Bytes that ``forward`` takes beside its arguments: ``X_conv``."""
-    return prod(geometry.cols_shape) * dtype.itemsize
+    """Bytes that ``forward`` takes beside its arguments: ``X_conv`` of some images."""
+    one = prod(geometry.cols_shape[-2:]) * dtype.itemsize
+    return one * min(geometry.N, images_at_once(one))

@@ -23,7 +23,7 @@ import numpy as np
 from .._indexing import CONSTANT, OUT, SIZE
 from ..geometry import ConvGeometry, axes_table
 from ._jit import Kernel, flat, helper, tasks_of
-from .blocks import blocks_for_weights, blocks_of, is_complex
+from .blocks import TERMS, blocks_for_weights, blocks_of, is_complex
 from .im2col import groups_of
 from .lines import (
     CHANNELS,
@@ -40,6 +40,7 @@ from .lines import (
     gather_lines,
     merged,
     plane,
+    steps_along,
     table,
     times,
 )
@@ -64,7 +65,7 @@ def _forward(team, x, w, bias, axes, boundary, fill, block, steps, places, table
     MR, T = min(HIGHEST, SUMS * lanes // width), tables.shape[1] // block[CHANNELS]
     pixels, w_rows = x.reshape(x.size), np.arange(HIGHEST) * steps[1]
     x_at, w_at, y_at, bias_at = address(pixels, zero), address(w, zero), address(y, zero), address(bias, zero)
-    terms_at, panel_terms_at, rows_at = address(tables[0], zero), address(tables[1], zero), address(w_rows, zero)
+    all_terms_at, rows_at = address(tables[0], zero), address(w_rows, zero)
     tasks = x.shape[0] * groups * down * across * block[SHARES]
     for a in range(d - 2):
         tasks *= axes[a, OUT]
@@ -122,12 +123,15 @@ def _forward(team, x, w, bias, axes, boundary, fill, block, steps, places, table
                         for row in range(begin // run, (end + run - 1) // run):
                             p, p_end = max(row * run, begin), min(row * run + run, end)
                             pack(
-                                lines_at, l0 + row * (columns - run) + p, terms_at, q, some, p_end - p,
+                                lines_at, l0 + row * (columns - run) + p, all_terms_at, q, some, p_end - p,
                                 panel_at, p0, p - part0 * width, width, depth, zero,
                             )  # fmt: skip
                 rows = block[TURNED] if block[TURNED] else k1 - k0
-                for first in range(k0, k1, rows):
-                    last = min(first + rows, k1)
+                strips = (k1 - k0 + rows - 1) // rows
+                for strip in range(strips * ((terms + TERMS - 1) // TERMS)):  # long sums in parts
+                    q0, first = strip // strips * TERMS, k0 + strip % strips * rows
+                    last, some = min(first + rows, k1), min(TERMS, terms - q0)
+                    terms_at, panel_terms_at = address(tables[0, q0:], zero), address(tables[1, q0:], zero)
                     a_at, a0 = w_at, g * steps[0] + c * steps[2] + first * steps[1]
                     if block[TURNED]:
                         for i in range(channels):
@@ -146,21 +150,21 @@ def _forward(team, x, w, bias, axes, boundary, fill, block, steps, places, table
                             size = (min(width, length - part * width) + lanes - 1) // lanes * lanes
                             yk, r0, r1 = y0 + k * places[2], first_run[part], first_run[part + 1]
                             whole = places[d + 2] == 1 and r1 == r0 + 1 and runs[r0, 1] == size
-                            out_at, out0, step, joins, beside = y_at, yk + runs[r0, 2], places[2], c > 0, 1
+                            out_at, out0, step, joins, beside = y_at, yk + runs[r0, 2], places[2], c + q0 > 0, 1
                             if not whole:
                                 tile[:] = 0
                                 out_at, out0, step, joins = tile_at, 0, width, True
                             elif part < part0 + side_by_side:
                                 beside = side_by_side
                             outer_sum(
-                                a_at, a0 + (k - first) * steps[1], rows_at, 0, b_at, b0, b_terms_at, terms, height,
+                                a_at, a0 + (k - first) * steps[1], rows_at, 0, b_at, b0, b_terms_at, some, height,
                                 size, beside, b_depth, out_at, out0, step, bias_at, g * Kg + k, joins, zero,
                             )  # fmt: skip
                             if not whole:
                                 for r in range(r0, r1):
                                     put_run(
                                         tile_at, runs[r, 0], width, runs[r, 1], height, y_at, yk + runs[r, 2],
-                                        places[2], places[d + 2], bias_at, g * Kg + k, c == 0, zero,
+                                        places[2], places[d + 2], bias_at, g * Kg + k, c + q0 == 0, zero,
                                     )  # fmt: skip
                             part += beside
         keep(lines, panel, turned, tile)
@@ -215,7 +219,7 @@ def product(
     part = y[(slice(None), slice(None), *place)] if place else y
     begin = (part.ctypes.data - y.ctypes.data) // y.itemsize if place else 0
     axes, size, block, steps, places, tables = _layout(
-        axes.tobytes(), begin, part.strides, y.dtype, N, C // groups, bias.size // groups, groups,
+        axes.tobytes(), begin, part.shape, part.strides, y.dtype, N, C // groups, bias.size // groups, groups,
         (w.size // groups, k_step, c_step), w_terms.tobytes(), numba.get_num_threads(),
     )
     _forward(
@@ -226,11 +230,11 @@ def product(
 
 @lru_cache(maxsize=1024)
 def _layout(
-    table_of_axes: bytes, begin: int, strides: tuple[int, ...], dtype: np.dtype, N: int, C: int, K: int, G: int,
-    w_steps: tuple[int, int, int], w_terms: bytes, threads: int,
+    table_of_axes: bytes, begin: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype, N: int, C: int,
+    K: int, G: int, w_steps: tuple[int, int, int], w_terms: bytes, threads: int,
 ) -> tuple[np.ndarray, ...]:
     axes, terms = np.frombuffer(table_of_axes, np.int64).reshape(-1, 6), np.frombuffer(w_terms, np.int64)
-    out_steps = np.array([stride // dtype.itemsize for stride in strides])
+    out_steps = np.array(steps_along(shape, strides, dtype.itemsize))
     return fixed(layout(axes, begin, out_steps, dtype, N, C, K, G, w_steps, terms, threads))
 
 
@@ -319,7 +323,7 @@ def _grad_weight(team, x, dY, axes, boundary, fill, block, terms, conjugate, par
         pixels = np.empty((most, 2), np.int64)  # each among the lines, and in its panel of turned rows
         turned0, sums0, l0 = aligned(turned), aligned(sums), 0
         lines_at, turned_at, sums_at = address(lines, zero), address(turned, zero), address(sums, zero)
-        nothing_at, pixels_at = address(nothing, zero), address(pixels, zero)
+        nothing_at = address(nothing, zero)
         first = units * part // parts
         for unit in range(first, units * (part + 1) // parts):
             o0, rest = unit % across * block[COLUMNS], unit // across
@@ -347,12 +351,14 @@ def _grad_weight(team, x, dY, axes, boundary, fill, block, terms, conjugate, par
                         dY_at, begin + k * lead_out * R_out * L_out + p // run * L_out, lead_out * R_out * L_out,
                         min(width, Kg - k), stretch, turned_at, turned0 + p * width, width, zero,
                     )  # fmt: skip
-                for q in range(0, rows, MR):
-                    outer_sum(
-                        lines_at, l0, terms_at, q, turned_at, turned0, pixels_at, high * run, min(MR, rows - q),
-                        min(width, wide - k), 1, 0, sums_at, sums0 + q * wide + k, wide, nothing_at, 0, unit > first,
-                        zero,
-                    )  # fmt: skip
+                for p in range(0, high * run, TERMS):
+                    some, joins, pixels_at = min(TERMS, high * run - p), unit + p > first, address(pixels[p:], zero)
+                    for q in range(0, rows, MR):
+                        outer_sum(
+                            lines_at, l0, terms_at, q, turned_at, turned0, pixels_at, some, min(MR, rows - q),
+                            min(width, wide - k), 1, 0, sums_at, sums0 + q * wide + k, wide, nothing_at, 0, joins,
+                            zero,
+                        )  # fmt: skip
         transpose(sums_at, sums0, wide, rows, Kg, partial_at, (part * K + g * Kg) * Q + c * T, Q, zero)
         keep(lines, turned, sums, nothing, pixels)
     keep(x_flat, dY_flat, sums_of_parts)

@@ -89,6 +89,9 @@ def counts_of(axes: np.ndarray, boundary: int) -> Counts:
     counts = []
     for axis in axes:
         a, b = inside(axis)
+        _memory.require(
+            8 * (a + int(axis[OUT]) - b), "what outputs at the edges read", "use algorithm='implicit', or less padding"
+        )
         before, after = np.empty(a, dtype=np.int64), np.empty(int(axis[OUT]) - b, dtype=np.int64)
         _tap_counts(axis, boundary, 0, before, work=0)
         _tap_counts(axis, boundary, b, after, work=0)
@@ -128,8 +131,11 @@ def begin(p, rows, line):
 
 @helper
 def scratch(Cg, count):
-    """Room for ``next_rows``: its results, what the taps of an axis read and in which order, and which line it was."""
-    room = np.empty((13, Cg * count + 2), np.int64)
+    """Room for ``next_rows``: its results, what the taps of an axis read and in which order, and which line it was.
+
+    The taps of an axis are there even where no channel is.
+    """
+    room = np.empty((13, max(Cg, 1) * count + 2), np.int64)
     room[12, 0] = -1
     return room
 
@@ -271,10 +277,9 @@ def _has_structure(team, K, Kg, Cg, count, inputs, axes, boundary, a, b, rows, l
 
 
 @Kernel
-def _values(team, w, Cg, inputs, axes, boundary, a, b, rows, line, chunk, data):
-    # w (K, C/G * prod k)
-    P, every, count = (rows.size - 1) * (line.size - 1), Cg * rows[-1] * line[-1], w.shape[1] // Cg
-    room = scratch(Cg, count)
+def _values(team, w, Cg, count, inputs, axes, boundary, a, b, rows, line, chunk, data):
+    # w (K, C/G * prod k); count is prod k
+    P, every, room = (rows.size - 1) * (line.size - 1), Cg * rows[-1] * line[-1], scratch(Cg, count)
     for task in tasks_of(team, (P + chunk - 1) // chunk):
         p, end = task * chunk, min((task + 1) * chunk, P)
         before = Cg * begin(p, rows, line)
@@ -328,11 +333,11 @@ def _walk(shape: tuple[int, ...], axes: np.ndarray, boundary: int, groups: int, 
 
 def values(w: np.ndarray, axes: np.ndarray, boundary: int, before: Before, data: np.ndarray) -> None:
     """Write the weights of ``w (K, C/G, *k)`` into the ``data`` of W_conv."""
-    K, Cg = w.shape[:2]
+    (K, Cg), count = w.shape[:2], prod(w.shape[2:])
     rows, line = before
     _values(
-        flat(np.ascontiguousarray(unturned(w, axes)), K, Cg * prod(w.shape[2:])), Cg, prod(axes[:, SIZE].tolist()),
-        axes, boundary, *inside(axes[-1]), flat(rows, -1), flat(line, -1), share(axes), data, work=data.size,
+        flat(np.ascontiguousarray(unturned(w, axes)), K, Cg * count), Cg, count, prod(axes[:, SIZE].tolist()), axes,
+        boundary, *inside(axes[-1]), flat(rows, -1), flat(line, -1), share(axes), data, work=data.size,
     )
 
 

@@ -212,6 +212,12 @@ def contiguous_steps(shape: tuple[int, ...]) -> list[int]:
     return [prod(shape[a + 1 :]) for a in range(len(shape))]
 
 
+def steps_along(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> list[int]:
+    """Steps in numbers along the axes of an array; nothing steps along an axis of one, whatever its stride."""
+    rows = zip(shape, strides, contiguous_steps(shape), strict=True)
+    return [stride // itemsize if n > 1 else step for n, stride, step in rows]
+
+
 @helper
 def even(n: int, most: int) -> int:
     """The size of pieces of at most ``most`` into which ``n`` falls evenly."""

@@ -21,13 +21,16 @@ import numpy as np
 from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ._jit import helper, row_source, source
 from .rows import lines_of
-from .simd import ABREAST, ENTRY, IMAGE, MASKED, NO_PIXELS, STACKED, WINDOW, copy_item, copy_rows, lanes
+from .simd import ABREAST, CHAIN, ENTRY, IMAGE, MASKED, NO_PIXELS, STACKED, WINDOW, copy_item, copy_rows, lanes
 
 #: Output columns of a block in vectors, and its rows in tiles.
 ACROSS, DOWN = 16, 4
 
 #: Items of a patch that stay in the L2 cache, and the most that one channel may need.
 PATCH, LARGEST_PATCH = 1 << 16, 1 << 20
+
+#: Most taps of an entry, whose sums are not interrupted.
+IN_ENTRY = CHAIN // STACKED
 
 #: Ways to read the pixels of a block: from a patch; where they lie, all there; the same with an edge of the image.
 IN_PATCH, IN_PLACE, AT_EDGE = range(3)
@@ -88,7 +91,7 @@ def arranged(row: Any, last: Any, vector: int) -> tuple[np.ndarray, np.ndarray, 
     apart, classes = step // gcd(stride, step), stride // gcd(stride, step)
     R_k, L_k = row[KERNEL], last[KERNEL]
     width = vector // shift if folded and shift and vector % shift == 0 else 0  # taps of a row that is a vector
-    stacks, order = np.empty((R_k * L_k, 6), np.int64), np.empty(R_k * L_k, np.int64)
+    stacks, order = np.empty((R_k * L_k, 7), np.int64), np.empty(R_k * L_k, np.int64)
     count, weight = 0, 0
     for first_row in range(min(classes, R_k)):
         for first in range(min(lines, L_k)):
@@ -102,13 +105,17 @@ def arranged(row: Any, last: Any, vector: int) -> tuple[np.ndarray, np.ndarray, 
                     rows, taps = -(-(R_k - first_row) // classes), on_line
                     tap, to_next, ahead, between = first_row * L_k + first, classes * L_k, 0, apart * stride
                 parts = -(-rows // STACKED)
-                for p in range(parts):  # of about equal height
+                cuts = -(-taps // IN_ENTRY)
+                for part in range(parts * cuts):  # of about equal height, and of about as many taps
+                    p, cut = part // cuts, part % cuts
                     a, b = rows * p // parts, rows * (p + 1) // parts
+                    t0, t1 = taps * cut // cuts, taps * (cut + 1) // cuts
                     stacks[count, 0] = first_row * step + (0 if folded else a * between)
-                    stacks[count, 1], stacks[count, 2] = first, ahead + (a * between if folded else 0)
-                    stacks[count, 3], stacks[count, 4], stacks[count, 5] = b - a, taps, weight
+                    stacks[count, 1], stacks[count, 2] = first, ahead + (a * between if folded else 0) + t0 * shift
+                    stacks[count, 3], stacks[count, 4], stacks[count, 5] = b - a, t1 - t0, weight
+                    stacks[count, 6] = t0 * (lines * abs(last[STEP]) - shift)
                     count += 1
-                    for t in range(taps):
+                    for t in range(t0, t1):
                         for r in range(a, b):
                             at = tap + r * to_next + t * lines
                             R, L = at // L_k, at % L_k  # taps ascend in the input
@@ -124,7 +131,7 @@ def arranged(row: Any, last: Any, vector: int) -> tuple[np.ndarray, np.ndarray, 
     places = np.zeros((2, count * ENTRY), np.int64)
     for i in range(count):
         r, line, ahead = stacks[i, 0], stacks[i, 1], stacks[i, 2]
-        column = line * abs(last[STEP]) + ahead
+        column = line * abs(last[STEP]) + ahead + stacks[i, 6]  # of the input, where a stride leads from item to item
         places[0, i * ENTRY] = (line * patch_rows + r) * line_size + ahead
         places[1, i * ENTRY] = r * last[SIZE] + column
         for j in range(3):

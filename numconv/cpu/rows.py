@@ -5,8 +5,11 @@ from __future__ import annotations
 from math import gcd
 from typing import Any
 
+import numpy as np
+
 from .._indexing import KERNEL, START, STEP, STRIDE
 from ._jit import first_output, helper, row_source, source
+from .simd import CHAIN
 
 #: Taps farther apart than this do not share a line of pixels; gathering what lies between them would not pay.
 FAR = 64
@@ -77,23 +80,33 @@ def add_up(target, sums, first, start):
 
 @helper
 def row_sum(x, w, bias, axes, boundary, fill, n, k, O, o0, y):
-    """``y`` becomes outputs ``o0 …`` of output row ``O``, summed tap by tap in the kernel's order."""
+    """``y`` becomes outputs ``o0 …`` of output row ``O``, summed tap by tap in the kernel's order, some at a time."""
     _, Cg, R_k, L_k = w.shape
     Kg = w.shape[0] // (x.shape[1] // Cg)
     last = axes.shape[0] - 1
     start, stride, step = axes[last, START], axes[last, STRIDE], axes[last, STEP]
     y[:] = bias[k]
+    sums, length = y, 0
     for c in range(Cg):
         for T in range(R_k):
             row = row_source(T, O, axes, boundary)
             for t in range(L_k):
+                if length % CHAIN == 0 and length > 0:
+                    if length > CHAIN:
+                        add_up(y, sums, False, y[0])
+                    else:
+                        sums = np.empty_like(y)
+                    sums[:] = 0
+                length += 1
                 weight = w[k, c, T, t]
                 if row >= 0:
                     pixels = x[n, k // Kg * Cg + c, row]
-                    accumulate(pixels, weight, start + t * step, stride, boundary, fill, o0, y)
+                    accumulate(pixels, weight, start + t * step, stride, boundary, fill, o0, sums)
                 elif weight * fill != 0:
                     for j in range(y.size):
-                        y[j] += weight * fill
+                        sums[j] += weight * fill
+    if length > CHAIN:
+        add_up(y, sums, False, y[0])
 
 
 @helper

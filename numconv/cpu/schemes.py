@@ -24,7 +24,7 @@ import numpy as np
 from .._indexing import STEP
 from .._memory import WORKSPACE
 from ._jit import helper
-from .simd import by_kind, lanes, panel_width, sandwich, sandwich_of_rows
+from .simd import by_kind, lanes, largest_of_rows, panel_width, sandwich, sandwich_of_rows
 
 TILE, TAPS = 4, 3
 WINDOW = TILE + TAPS - 1
@@ -66,8 +66,12 @@ def with_odd() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarr
 AT, G, BT = transforms(TAPS)
 
 #: Channels added up at a time: sums of sums round less, and a panel of so many stays in the L1 cache for all tiles.
-#: Fewer where each worker transforms its kernels itself, which then wait for their product in the L2 cache.
-CHANNELS, FEWER = 64, 32
+#: However many tiles there are, for an image has the bits in a batch that it has alone.
+CHANNELS = 64
+
+#: How many times larger the largest pixel of a tile may be than the largest that an output of it reads: what rounding
+#: of the one leaves in the other is as much more. Pixels of 8 bits are within it, all but zeros.
+RANGE = 256
 
 #: Tiles of a block at the most, up to how many tiles in all kernels are transformed by each worker for itself, and
 #: vectors between the places of U, V and M, so that they do not meet in one set of the cache.
@@ -101,6 +105,7 @@ class Blocks(NamedTuple):
     M: int  #: where things begin in what a worker has for itself, which begins with V
     U: int
     lines: int
+    peaks: int
     result: int
     squares: int
     each: int  #: all of that, and the transformed kernels of all workers
@@ -125,8 +130,19 @@ SCHEMES = {Blocks: PLAIN, Dilated: PLAIN, Strided: STRIDED, Spread: SPREAD}
 
 AT_2, G_2, BT_2, AT_BACK, BT_BACK = with_odd()
 MATRICES = {Blocks: (AT, G, BT), Dilated: (AT, G, BT), Strided: (AT_2, G_2, BT_2), Spread: (AT_BACK, G_2, BT_BACK)}
+
+
+def reads_of(scheme: tuple[int, int, int, int]) -> list[tuple[int, int]]:
+    """The first and the last row of a tile's window that each of its outputs reads, and then that anything does."""
+    tile, apart, window, _ = scheme
+    step, parts = max(1, apart // tile), max(1, tile // apart)
+    rows = [((o * step + parts - 1) // parts, (o * step + TAPS - 1) // parts) for o in range(tile)]
+    return [*rows, (0, window - 1)]
+
+
 of_weights = by_kind({kind: sandwich(matrices[1]) for kind, matrices in MATRICES.items()})
 of_pixels = by_kind({kind: sandwich_of_rows(matrices[2], SCHEMES[kind][1]) for kind, matrices in MATRICES.items()})
+of_peaks = by_kind({kind: largest_of_rows(reads_of(scheme), *scheme[2:0:-1]) for kind, scheme in SCHEMES.items()})
 of_outputs = by_kind({kind: sandwich(matrices[0], with_sum=True) for kind, matrices in MATRICES.items()})
 
 
@@ -161,19 +177,20 @@ def blocks_of(
     if not own:
         blocks = min(pairs, max(blocks, -(-blocks * groups // workers) * workers // max(groups, 1)))
     shares = min(columns, max(1, workers // max(groups * blocks, 1)))
-    tiles, pad, channels = -(-pairs // blocks) * 2, PAD * slack, FEWER if own else CHANNELS
+    tiles, pad, channels = -(-pairs // blocks) * 2, PAD * slack, CHANNELS
     room = -(-tiles // slack) * slack
     U_step = (channels if own else Cg) * width + pad
     V_step, M_step = Cg * room + pad, tiles * width + pad
     M = up(side**2 * V_step, slack)
     U = M + up(side**2 * M_step, slack)
     lines = U + (up(PLACES * U_step, slack) if own else 0)
-    result = lines + up(((window + side) * window + 1) * room, slack)
+    peaks = lines + up(((window + side) * window + 1) * room, slack)
+    result = peaks + window * window * room
     squares = result + up((tile * tile + 1) * tiles * slack + slack * slack, slack)
     each = squares + up((TAPS * TAPS * slack + 2 * slack + 8) * slack, slack)
     return Blocks(
         tile, apart, window, side, groups, int(turned), slack, tiles, room, blocks, shares, width, columns, channels,
-        int(own), U_step, V_step, M_step, M, U, lines, result, squares, each,
+        int(own), U_step, V_step, M_step, M, U, lines, peaks, result, squares, each,
         0 if own else groups * columns * PLACES * U_step,
     )
 

@@ -19,6 +19,7 @@ import numpy as np
 from .._indexing import CONSTANT, KERNEL, OUT
 from ..geometry import ConvGeometry
 from ._jit import Kernel, flat, helper, tasks_of
+from .lines import steps_along
 from .patch import (
     AHEAD,
     ALONG,
@@ -165,18 +166,18 @@ def forward(
     weights = w.reshape(-1, taps).take(plan.order, 1)  # np.take takes twice as long to begin
     _forward(
         flat(x, x.size), flat(weights, weights.size), flat(bias, bias.size), axes, boundary, fill, plan.entries,
-        plan.sizes, x.shape[1] // w.shape[1], steps_of(y.shape[0], y.strides, y.itemsize),
+        plan.sizes, x.shape[1] // w.shape[1], steps_of(y.shape, y.strides, y.itemsize),
         y.reshape(y.size) if items is None else items, work=y.size * (w.size // w.shape[0]),
     )
 
 
 @lru_cache(maxsize=1024)
-def steps_of(N: int, strides: tuple[int, ...], itemsize: int) -> np.ndarray:
+def steps_of(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> np.ndarray:
     """How many images there are, and what leads from one image, channel, row and pixel to the next."""
-    steps = [step // itemsize for step in strides]
+    steps = steps_along(shape, strides, itemsize)
     if len(steps) == 3:  # a signal is one row
         steps.insert(2, 0)
-    result = np.array([N, *steps])
+    result = np.array([shape[0], *steps])
     result.flags.writeable = False
     return result
 

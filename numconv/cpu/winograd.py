@@ -4,8 +4,15 @@ Each of the products of transformed pixels and kernels is a matrix product, ``M[
 each tile and a column for each output channel. Tiles lie side by side in the vectors that transform pixels, output
 channels in those of kernels and outputs.
 
-A tile whose outputs are not all finite is summed again as it is written: the transforms mix all pixels of a tile, and
-may overflow where the sum does not. A pixel or weight that is not finite always shows, for nothing makes NaN finite.
+The transforms mix all pixels of a tile, so three kinds of outputs are summed again as they are written. Those of a tile
+that is not finite all through: it may overflow where the sum does not, and a pixel or weight that is not finite always
+shows, for nothing makes NaN finite. And those that read only pixels far fainter than the tile's largest, whose rounding
+would drown them. So whatever an output does not read,
+
+    |y - exact| <= RANGE * eps * 4 * sum over c, t of |w[k, c, t]| * largest |x| that it reads
+
+with ``RANGE`` of ``schemes.py``, and an output that reads only zeros is its bias. Of the weights all count, whether
+they meet a pixel or the padding.
 """
 
 from __future__ import annotations
@@ -23,6 +30,7 @@ from .blocks import item_bytes
 from .schemes import (
     CHANNELS,
     PLACES,
+    RANGE,
     SCHEMES,
     TABLES,
     TAPS,
@@ -34,6 +42,7 @@ from .schemes import (
     blocks_of,
     cut,
     of_outputs,
+    of_peaks,
     of_pixels,
     of_weights,
     scheme_of,
@@ -157,7 +166,7 @@ def runs_of(t0, t1, axes, boundary, fill, image_size, b, runs, edges, lines):
     down, across, wide, long = tiles_along(axes[0], b), tiles_along(axes[1], b), phases_of(axes[0]), phases_of(axes[1])
     rows, columns = reach(axes[0], b), reach(axes[1], b)
     top, left = first_pixel(axes[0]), first_pixel(axes[1])
-    ends = lines[(b.window + b.side) * b.window * room :]
+    ends = lines[b.window * b.window * room :]
     ends[:room] = 0
     count, met, t = 0, 0, t0
     while t < t1:
@@ -192,8 +201,8 @@ def runs_of(t0, t1, axes, boundary, fill, image_size, b, runs, edges, lines):
 
 
 @helper
-def transform_pixels(x, channel, left, long, L, count, runs, edges, b, lines, V, v0):
-    """V of one channel: the lines of all runs, then their tiles."""
+def transform_pixels(x, channel, left, long, L, count, runs, edges, b, lines, peaks, V, v0):
+    """V of one channel: the lines of all runs, then their tiles. ``peaks`` become the largest pixels of all so far."""
     zero, room = x.dtype.type(0), b.room
     for u in range(count):
         run = runs[u]
@@ -208,7 +217,46 @@ def transform_pixels(x, channel, left, long, L, count, runs, edges, b, lines, V,
     last = runs[count - 1]
     for other in range(last[5]):
         lines[edges[0, other]] = x[channel + edges[1, other]]
-    of_pixels(b, address(lines, zero), 0, room, last[0] + last[1], V, v0, b.V_step, zero)
+    of_pixels(b, address(lines, zero), 0, room, last[0] + last[1], address(peaks, zero), 0, V, v0, b.V_step, zero)
+
+
+@helper
+def those_there(place, phase, axis, size, b):
+    """Which outputs of a tile there are along an axis: the first, and where they end."""
+    before = place * b.tile - axis[OUT] + size  # the first row or column of the tiles may be none of y
+    return max(0, -before), min(b.tile, first_output(phase, phases_of(axis), size) - before)
+
+
+@helper
+def find_faint(mine, lines, peaks, runs, count, axes, R_out, L_out, b, faint):
+    """Which outputs of each tile read nothing near its largest pixel, in bits; returns whether there are any.
+
+    ``peaks`` are the largest magnitudes of pixels.
+    """
+    zero, n, room, tiles = mine.dtype.type(0), b.tile, b.room, runs[count - 1, 0] + runs[count - 1, 1]
+    here = address(mine, zero)
+    of_peaks(b, address(lines, zero), 0, room, tiles, address(peaks, zero), 0, here, b.M, room, zero)
+    largest = mine[b.M + n * (n + 2) * room : b.M + (n + 1) * (n + 1) * room]
+    faint[:] = 0
+    for i in range(n):
+        for j in range(n):
+            own, bit = mine[b.M + (i * (n + 1) + j) * room :], np.int64(1) << (i * n + j)
+            for t in range(tiles):
+                faint[t] |= bit if own[t].real * RANGE < largest[t].real else 0
+    anything = False
+    for u in range(count):
+        run = runs[u]
+        top, bottom = those_there(run[3], run[6], axes[0], R_out, b)
+        for s in range(run[1]):
+            marked, there = faint[run[0] + s], np.int64(0)
+            if marked != 0:
+                left, right = those_there(run[4] + s, run[7], axes[1], L_out, b)
+                for i in range(top, bottom):
+                    for j in range(left, right):
+                        there |= marked & (np.int64(1) << (i * n + j))
+                faint[run[0] + s] = there
+                anything = anything or there != 0
+    return anything
 
 
 @helper
@@ -221,7 +269,7 @@ def pixel_of(o, t, phase, axis, boundary, b):
 
 
 @helper
-def again(x, w, taps, total, axes, boundary, fill, b, run, c0, w0, w_step, channels, O, o):
+def one_by_one(x, w, taps, total, axes, boundary, fill, b, run, c0, w0, w_step, channels, O, o):
     """One output, summed as it is written."""
     for c in range(channels):
         for r in range(TAPS):
@@ -237,37 +285,80 @@ def again(x, w, taps, total, axes, boundary, fill, b, run, c0, w0, w_step, chann
 
 
 @helper
-def repair(result, x, w, taps, bias, axes, boundary, fill, b, run, g, k0, Cg, y):
-    """Sum the tiles that are not finite again, as they are written: those of a run, a vector of channels."""
-    R_out, L_out = y.shape[2:]
-    top, left, wide, long = axes[0, OUT] - R_out, axes[1, OUT] - L_out, phases_of(axes[0]), phases_of(axes[1])
-    Kg, n, O = y.shape[1] // (x.shape[1] // Cg), run[2], run[3] * b.tile
+def patch_of(x, taps, axes, boundary, fill, b, run, c0, channels, O, o, patch):
+    """What an output reads, in the order of the weights; 0 where a tap meets nothing."""
+    for r in range(TAPS):
+        i = pixel_of(O, r, run[6], axes[0], boundary, b)
+        for t in range(TAPS):
+            j, at = pixel_of(o, t, run[7], axes[1], boundary, b), taps[0] + r * taps[1] + t * taps[2]
+            for c in range(channels):
+                if min(i, j) >= 0:
+                    patch[c * TAPS * TAPS + at] = x[run[2], c0 + c, i, j]
+                else:
+                    patch[c * TAPS * TAPS + at] = fill if min(i, j) == -1 else 0
+
+
+@helper
+def times_patch(w, w0, w_step, channels, total, patch):
+    """One output from what it reads."""
+    length = TAPS * TAPS if w_step > 1 else patch.size  # weights that lie side by side
+    for q in range(0, patch.size, length):
+        weights = w[(w0 + q // (TAPS * TAPS) * w_step) * TAPS * TAPS :]
+        for i in range(length):
+            total += weights[i] * patch[q + i]
+    return total
+
+
+@helper
+def repair(result, x, w, taps, bias, axes, boundary, fill, b, run, g, k0, Cg, faint, patch, y):
+    """Sum outputs again, as they are written: faint ones of a run and a vector of channels, and tiles not finite."""
+    Kg, n, (R_out, L_out), across = y.shape[1] // b.groups, run[2], y.shape[2:], b.tile * b.tile * run[1]
+    wide, long, last = phases_of(axes[0]), phases_of(axes[1]), min(k0 + b.slack, Kg)
+    O, o0 = run[3] * b.tile, run[4] * b.tile
+    top, bottom = those_there(run[3], run[6], axes[0], R_out, b)
     for s in range(run[1]):
-        o = (run[4] + s) * b.tile
-        for k in range(k0, min(k0 + b.slack, Kg)):
-            if result[(b.tile * b.tile * run[1] + s) * b.slack + k - k0] * 0 != 0:
-                w0, w_step = (k, Kg) if b.turned else (k * Cg, 1)
-                for i in range(max(O, top), min(O + b.tile, first_output(run[6], wide, R_out) + top)):
-                    for j in range(max(o, left), min(o + b.tile, first_output(run[7], long, L_out) + left)):
-                        y[n, g * Kg + k, run[6] + (i - top) * wide, run[7] + (j - left) * long] = again(
-                            x, w, taps, bias[g * Kg + k], axes, boundary, fill, b, run, g * Cg, g * Kg * Cg + w0,
-                            w_step, Cg, i, j,
+        o, finite = o0 + s * b.tile, True
+        for k in range(last - k0):
+            finite = finite and result[(across + s) * b.slack + k] * 0 == 0
+        if finite and faint[run[0] + s] == 0:
+            continue
+        left, right = those_there(run[4] + s, run[7], axes[1], L_out, b)
+        for i in range(top, bottom):
+            for j in range(left, right):
+                alone = faint[run[0] + s] >> (i * b.tile + j) & 1 != 0
+                if alone:
+                    patch_of(x, taps, axes, boundary, fill, b, run, g * Cg, Cg, O + i, o + j, patch)
+                row = run[6] + (O + i - axes[0, OUT] + R_out) * wide
+                column = run[7] + (o + j - axes[1, OUT] + L_out) * long
+                for k in range(k0, last):
+                    w0, w_step = g * Kg * Cg + (k if b.turned else k * Cg), Kg if b.turned else 1
+                    total, again = bias[g * Kg + k], result[(across + s) * b.slack + k - k0] * 0 != 0
+                    if alone and not again:
+                        total = times_patch(w, w0, w_step, Cg, total, patch)
+                        again = total * 0 != 0
+                    if again:
+                        total = one_by_one(
+                            x, w, taps, bias[g * Kg + k], axes, boundary, fill, b, run, g * Cg, w0, w_step, Cg, O + i,
+                            o + j,
                         )  # fmt: skip
+                    if alone or again:
+                        y[n, g * Kg + k, row, column] = total
 
 
 @helper
 def unload(mine, M0, b, run, bias, k, kernels, axes, outputs, y, result):
     """The outputs of a run of tiles and a vector of channels, into their rows; returns whether all are finite."""
     K, R_out, L_out = y.shape[1:]
-    wide, long = phases_of(axes[0]), phases_of(axes[1])  # the first row or column of the tiles may be none of y
+    wide, long = phases_of(axes[0]), phases_of(axes[1])
     tiles, n, O, o = run[1], run[2], run[3] * b.tile - axes[0, OUT] + R_out, run[4] * b.tile - axes[1, OUT] + L_out
+    top, bottom = those_there(run[3], run[6], axes[0], R_out, b)
     row, size, zero, skip = tiles * b.tile * b.slack, tiles * b.slack, result.dtype.type(0), max(0, -o)
     here = address(mine, zero)
     of_outputs(
         b, here, M0 + run[0] * b.width, b.side * b.M_step, b.M_step, b.width,
         here, b.result, row, b.slack, b.tile * b.slack, b.result + b.tile * row, tiles, b.slack, zero,
     )  # fmt: skip
-    for i in range(max(0, -O), min(b.tile, first_output(run[6], wide, R_out) - O)):
+    for i in range(top, bottom):
         begin = ((n * K + k) * R_out + run[6] + (O + i) * wide) * L_out + run[7] + (o + skip) * long
         pixels = min(tiles * b.tile, first_output(run[7], long, L_out) - o) - skip
         store(
@@ -281,7 +372,7 @@ def unload(mine, M0, b, run, bias, k, kernels, axes, outputs, y, result):
 
 
 @helper
-def block(x, w, taps, bias, axes, boundary, fill, b, U, mine, task, runs, edges, y):
+def block(x, w, taps, bias, axes, boundary, fill, b, U, mine, task, runs, edges, faint, patch, y):
     """A block of tiles and a share of the output channels, from pixels and kernels to outputs."""
     N, C, H, L = x.shape
     phases, left, long = phases_of(axes[0]) * phases_of(axes[1]), first_pixel(axes[1]), phases_of(axes[1])
@@ -290,13 +381,15 @@ def block(x, w, taps, bias, axes, boundary, fill, b, U, mine, task, runs, edges,
     T = N * phases * tiles_along(axes[0], b) * tiles_along(axes[1], b)
     pairs = (T + 1) // 2
     t0, t1 = pairs * part // b.blocks * 2, min(pairs * (part + 1) // b.blocks * 2, T)
-    pixels, outputs, lines, result = x.reshape(x.size), y.reshape(y.size), mine[b.lines : b.result], mine[b.result :]
-    zero = mine.dtype.type(0)
+    pixels, outputs, lines, result = x.reshape(x.size), y.reshape(y.size), mine[b.lines : b.peaks], mine[b.result :]
+    zero, peaks = mine.dtype.type(0), mine[b.peaks : b.result]
     here, weights = address(mine, zero), address(mine if b.own else U, zero)
+    peaks[:] = 0
     count = runs_of(t0, t1, axes, boundary, fill, C * H * L, b, runs, edges, lines)
     for c in range(Cg):
         channel = (g * Cg + c) * H * L
-        transform_pixels(pixels, channel, left, long, L, count, runs, edges, b, lines, here, c * b.room)
+        transform_pixels(pixels, channel, left, long, L, count, runs, edges, b, lines, peaks, here, c * b.room)
+    anything = find_faint(mine, lines, peaks, runs, count, axes, y.shape[2], y.shape[3], b, faint)
     for column in range(b.columns * share // b.shares, b.columns * (share + 1) // b.shares):
         k0, whole = column * b.width, Cg if not b.own else b.channels
         for part0 in range(0, Cg, max(whole, 1)):
@@ -316,8 +409,9 @@ def block(x, w, taps, bias, axes, boundary, fill, b, U, mine, task, runs, edges,
         for k in range(k0, min(k0 + b.width, Kg), b.slack):
             for u in range(count):
                 M0, run, kernels = b.M + k - k0, runs[u], min(b.slack, Kg - k)
-                if not unload(mine, M0, b, run, bias, g * Kg + k, kernels, axes, outputs, y, result):
-                    repair(result, x, w, taps, bias, axes, boundary, fill, b, run, g, k, Cg, y)
+                finite = unload(mine, M0, b, run, bias, g * Kg + k, kernels, axes, outputs, y, result)
+                if anything or not finite:
+                    repair(result, x, w, taps, bias, axes, boundary, fill, b, run, g, k, Cg, faint, patch, y)
 
 
 @Kernel
@@ -329,11 +423,15 @@ def _forward(team, x, w, taps, bias, axes, boundary, fill, b, U, own, y):
     workers, tasks = own.shape[0], b.groups * b.blocks * b.shares
     for worker in tasks_of(team, workers):
         runs, edges = np.empty((b.tiles, 8 + b.window), np.int64), np.empty((2, b.window**2 * b.tiles), np.int64)
+        faint, patch = np.empty(b.room, np.int64), np.empty(x.shape[1] // b.groups * TAPS * TAPS, x.dtype)
         mine = own[worker]
         mine[b.lines :] = 0  # what lies beyond lines and kernels is transformed too; as garbage it may be slow
         for task in range(tasks * worker // workers, tasks * (worker + 1) // workers):
-            block(x, w, taps, bias, axes, boundary, fill, b, U, mine, task, borrowed(runs), borrowed(edges), y)
-        keep(runs, edges)
+            block(
+                x, w, taps, bias, axes, boundary, fill, b, U, mine, task, borrowed(runs), borrowed(edges),
+                borrowed(faint), borrowed(patch), y,
+            )  # fmt: skip
+        keep(runs, edges, faint, patch)
 
 
 def forward(

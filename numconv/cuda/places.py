@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import plain_steps
 from ._jit import SIMULATED, Kernel
 from .arrays import DeviceArray, at_address, copy
 from .driver import DRIVER
@@ -83,7 +84,7 @@ class Place:
             address or 0, tuple(interface["shape"]), interface.get("strides"), np.dtype(interface["typestr"]),
             bool(readonly and readonly[0]),
         )  # fmt: skip
-        return DeviceArray(self, owner, shadow)
+        return DeviceArray(self, owner, plain_steps(shadow))
 
     def empty(self, shape: Any, dtype: np.dtype) -> DeviceArray:
         """A new array."""
@@ -133,7 +134,7 @@ class Host(Place):
 
     def read(self, owner: Any) -> DeviceArray:
         """A device array of numba; in the simulator it is NumPy's."""
-        return DeviceArray(self, owner, owner) if isinstance(owner, np.ndarray) else super().read(owner)
+        return DeviceArray(self, owner, plain_steps(owner)) if isinstance(owner, np.ndarray) else super().read(owner)
 
     def send(self, array: np.ndarray) -> DeviceArray:
         """A copy of a host array."""

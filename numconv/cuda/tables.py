@@ -16,7 +16,7 @@ from .arrays import DeviceArray
 from .places import Place, host
 
 #: Positions, rows and pixels of a plane are 32-bit numbers in kernels.
-FAR = 2**31
+FAR = 2**31 - 2**7
 
 
 def met_along(axis: list[int], boundary: int) -> np.ndarray:
@@ -33,10 +33,12 @@ def _rows(axes: bytes, boundary: int) -> tuple[np.ndarray, np.ndarray]:
     axis_rows = np.frombuffer(axes, np.int64).reshape(-1, 6).tolist()
     *lead, last = axis_rows
     furthest = max(abs(row[START]) + row[OUT] * row[STRIDE] + row[KERNEL] * abs(row[STEP]) for row in axis_rows)
-    if furthest >= FAR or prod(row[SIZE] for row in axis_rows) >= FAR:
+    pixels = max(prod(row[column] for row in axis_rows) for column in (SIZE, OUT))
+    if furthest >= FAR or pixels >= FAR:
         raise ValueError(
-            f"an image on a GPU must have fewer than 2**31 pixels and positions, got spatial shape "
-            f"{tuple(row[SIZE] for row in axis_rows)} with positions up to {furthest}"
+            f"an image on a GPU must have fewer than 2**31 pixels, outputs and positions, got spatial shapes "
+            f"{tuple(row[SIZE] for row in axis_rows)} -> {tuple(row[OUT] for row in axis_rows)} with positions up to "
+            f"{furthest}"
         )
     rows = np.zeros((1, 1), dtype=np.int64)
     for row in lead:

@@ -28,7 +28,7 @@ import numpy as np
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
-from .. import arrays, matrices, stream, tiles
+from .. import arrays, containers, matrices, stream, tiles
 from .._indexing import extent
 from ..api import plain
 from ..arguments import MODES, one_of
@@ -43,7 +43,10 @@ TOGETHER = 16
 # the functions --------------------------------------------------------------------------------------------------------
 
 
-def conv(x: Any, w: Any, bias: Any = None, *, algorithm: str = "auto", out: Any = None, **geometry: Any) -> Any:
+def conv(
+    x: Any, w: Any, bias: Any = None, *, algorithm: str = "auto", dtype: Any = None, out: Any = None,
+    **geometry: Any,
+) -> Any:
     """``numconv.conv`` of Dask arrays.
 
     Examples
@@ -56,25 +59,26 @@ def conv(x: Any, w: Any, bias: Any = None, *, algorithm: str = "auto", out: Any 
     >>> bool((y == 9).all())
     True
     """
-    x, w, bias = _lazy(x, out), _lazy(w), None if bias is None else _lazy(bias)
-    dtype = arrays.product_dtype(x=x, w=w, **({} if bias is None else {"bias": bias}))
+    x, w, bias = _lazy(out, x=x, w=w, bias=bias)
+    (x, w, bias), dtype = arrays.summands(dtype, None, x=x, w=w, bias=bias)
     return _forward(x, w, bias, conv_geometry(x.shape, w.shape, **_frozen(geometry)), dtype, algorithm)
 
 
 def convolve(x: Any, w: Any, mode: str = "full", *, out: Any = None, **options: Any) -> Any:
     """``numconv.convolve`` of Dask arrays; ``x`` is the larger array."""
-    return _slide(_lazy(x, out), _lazy(w), mode, True, **options)
+    x, w = _lazy(out, x=x, w=w)
+    return _slide(x, w, mode, True, **options)
 
 
 def correlate(x: Any, w: Any, mode: str = "full", *, out: Any = None, **options: Any) -> Any:
     """``numconv.correlate`` of Dask arrays; ``x`` is the larger array."""
-    w = _lazy(w)
-    return _slide(_lazy(x, out), w.conj() if w.dtype.kind == "c" else w, mode, False, **options)
+    x, w = _lazy(out, x=x, w=w)
+    return _slide(x, w.conj() if w.dtype.kind == "c" else w, mode, False, **options)
 
 
 def _slide(
     x: Any, w: Any, mode: str, flip: bool, *, axes: Any = None, algorithm: str = "auto", dilation: Any = 1,
-    **geometry: Any,
+    dtype: Any = None, **geometry: Any,
 ) -> Any:
     one_of("mode", mode, MODES)
     chosen = tuple(range(x.ndim)) if axes is None else plain._normal_axes(axes, x.ndim)
@@ -84,28 +88,32 @@ def _slide(
     if mode == "valid" and plain._inside(size, w.shape, dilation):
         raise ValueError(f"x must be the larger one if it is a Dask array, got shapes {x.shape} and {w.shape}")
     g = plain_geometry(size, w.shape, mode, dilation=frozen(dilation), flip=flip, **_frozen(geometry))
-    dtype, last = arrays.product_dtype(x=x, w=w), tuple(range(x.ndim - len(chosen), x.ndim))
+    (x, w), dtype = arrays.summands(dtype, None, x=x, w=w)
+    last = tuple(range(x.ndim - len(chosen), x.ndim))
     if chosen == last:
         return _forward(x, w, None, g, dtype, algorithm)
     return da.moveaxis(_forward(da.moveaxis(x, chosen, last), w, None, g, dtype, algorithm), last, chosen)
 
 
 def conv_grad_input(
-    input_shape: Any, w: Any, dy: Any, *, algorithm: str = "auto", out: Any = None, **geometry: Any
+    input_shape: Any, w: Any, dy: Any, *, algorithm: str = "auto", dtype: Any = None, out: Any = None,
+    **geometry: Any,
 ) -> Any:
     """``numconv.conv_grad_input`` of Dask arrays."""
-    w, dy = _lazy(w, out), _lazy(dy)
+    w, dy = _lazy(out, w=w, dy=dy)
     g = conv_geometry(frozen(input_shape), w.shape, names=("input_shape", "w"), **_frozen(geometry))
     arrays.check_shape("dy", dy, g.output_shape)
-    return _backward(dy, w, None, g, arrays.product_dtype(w=w, dy=dy), algorithm)
+    (w, dy), dtype = arrays.summands(dtype, None, w=w, dy=dy)
+    return _backward(dy, w, None, g, dtype, algorithm)
 
 
 def conv_transpose(
-    x: Any, w: Any, bias: Any = None, *, algorithm: str = "auto", out: Any = None, **geometry: Any
+    x: Any, w: Any, bias: Any = None, *, algorithm: str = "auto", dtype: Any = None, out: Any = None,
+    **geometry: Any,
 ) -> Any:
     """``numconv.conv_transpose`` of Dask arrays."""
-    x, w, bias = _lazy(x, out), _lazy(w), None if bias is None else _lazy(bias)
-    dtype = arrays.product_dtype(x=x, w=w, **({} if bias is None else {"bias": bias}))
+    x, w, bias = _lazy(out, x=x, w=w, bias=bias)
+    (x, w, bias), dtype = arrays.summands(dtype, None, x=x, w=w, bias=bias)
     defaults = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
     g = transpose_geometry(x.shape, w.shape, **(defaults | _frozen(geometry)))
     bias = da.zeros(g.C, dtype) if bias is None else bias
@@ -113,13 +121,14 @@ def conv_transpose(
 
 
 def conv_grad_weight(
-    x: Any, kernel_shape: Any, dy: Any, *, algorithm: str = "auto", out: Any = None, **geometry: Any
+    x: Any, kernel_shape: Any, dy: Any, *, algorithm: str = "auto", dtype: Any = None, out: Any = None,
+    **geometry: Any,
 ) -> Any:
     """``numconv.conv_grad_weight`` of Dask arrays; the chunks' sums are added in a fixed order."""
-    x, dy = _lazy(x, out), _lazy(dy)
+    x, dy = _lazy(out, x=x, dy=dy)
     g = conv_geometry(x.shape, frozen(kernel_shape), names=("x", "kernel_shape"), **_frozen(geometry))
     arrays.check_shape("dy", dy, g.output_shape)
-    dtype = arrays.product_dtype(x=x, dy=dy)
+    (x, dy), dtype = arrays.summands(dtype, None, x=x, dy=dy)
     plan, outer = _plan(g, dtype, algorithm, g.N), x.ndim - g.d - 1
     if len(dy.chunks[-1]) == 1 and all(len(c) == 1 for c in dy.chunks[outer + 1 :]):
         dy = dy.rechunk((*x.chunks[:outer], *dy.chunks[outer : outer + 1], *_output_chunks(g, x.chunks[outer + 1 :])))
@@ -146,7 +155,7 @@ def conv_grad_weight(
 
 def im2col(x: Any, kernel_size: Any, *, flip: bool = True, out: Any = None, **geometry: Any) -> Any:
     """``numconv.im2col`` of a Dask array: a chunk of columns for each chunk along batch and first spatial axis."""
-    x = _lazy(x, out)
+    (x,) = _lazy(out, x=x)
     g = window_geometry(x.shape, kernel_size, flip=flip, **_frozen(geometry))
     channelled, lead = not g.plain, 0 if g.plain else x.ndim - g.d - 1
     name = f"im2col-{tokenize(x.name, g)}"
@@ -286,13 +295,19 @@ def _pieces(
     return partial(_hold, needs, places, x.dtype), keys
 
 
-def _lazy(value: Any, out: Any = None) -> Any:
-    """A Dask array as it is, any other as one chunk."""
+def _lazy(out: Any = None, **arguments: Any) -> list[Any]:
+    """Dask arrays as they are, any others as one chunk."""
     if out is not None:
         raise TypeError("out must be None for Dask arrays, whose results are lazy and have methods to store them")
+    return [value if value is None else _one_lazy(name, value) for name, value in arguments.items()]
+
+
+def _one_lazy(name: str, value: Any) -> Any:
     if not isinstance(value, da.Array):
+        containers.refuse(name, value)
         array = np.asarray(value)
         return da.from_array(array, chunks=array.shape)
+    containers.refuse(name, value._meta)
     if any(np.isnan(n) for n in value.shape):
         raise ValueError(
             f"Dask arrays must have chunks of known size, got shape {value.shape}; compute_chunk_sizes() finds them"

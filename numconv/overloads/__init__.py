@@ -28,8 +28,10 @@ _registered: set[str] = set()
 def init() -> None:
     """Register what is loaded; the package does the same for whatever it loads from now on."""
     from ..cpu import words
+    from . import halves
 
     words.register()
+    halves.register()
     package = vars(sys.modules["numconv"])
     for name in ROOMS:
         if name in package:

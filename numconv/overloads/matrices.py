@@ -10,23 +10,11 @@ from numba.core.errors import TypingError
 from numba.np.numpy_support import as_dtype
 
 from ..cpu.addresses import through
-from ..cpu.callers import as_bool, as_int, formed, spatial
+from ..cpu.callers import as_int, formed, spatial
 from ..cpu.compiled import matrices
 from ..cpu.im2col import WORDS
-from .reading import (
-    array,
-    boundary_of,
-    dtypes,
-    giver,
-    ints,
-    one_int,
-    padding_of,
-    plain,
-    reader,
-    refuse,
-    shape_reader,
-    word,
-)
+from .casting import boundary_of, computing, reader, stored
+from .reading import array, flag, ints, one_int, padding_of, plain, refuse, shape_reader, word
 
 windows, unwindowed, entries = through(matrices.windows), through(matrices.unwindowed), through(matrices.triple)
 matvec, rmatvec = through(matrices.matvec), through(matrices.rmatvec)
@@ -55,19 +43,20 @@ def im2col(x, kernel_size, stride=1, padding=0, dilation=1, boundary="constant",
     ints("stride", stride, d)
     ints("dilation", dilation, d)
     pads, code = padding_of(padding, d)
-    edge, read_fill = boundary_of(boundary, fill_value, dtype)
-    word_type, read_x = np.dtype(WORDS[dtype.itemsize]), reader(x, dtype)
+    edge_of, read_fill = boundary_of(boundary, fill_value, dtype)
+    word_type, read_x, read_flip = np.dtype(WORDS[dtype.itemsize]), reader(x), flag("flip", flip)
+    bits = stored(dtype)
     batched, channelled, channels, axes = x.ndim == d + 2, x.ndim > d, x.ndim - d - 1, 2 if x.ndim < d + 2 else 3
 
     def im2col(
         x, kernel_size, stride=1, padding=0, dilation=1, boundary="constant", fill_value=0, flip=True, out=None
     ):
-        fill = np.empty(1, dtype)
+        fill = np.empty(1, bits)
         fill[0] = read_fill(fill_value)
         X_conv, shape = windows((
             read_x(x).view(word_type), x.shape[0] if batched else 1, x.shape[channels] if channelled else 1,
-            spatial((x.shape, kernel_size, stride, dilation), pads(padding), d), code, edge, fill.view(word_type)[0],
-            as_bool(flip),
+            spatial((x.shape, kernel_size, stride, dilation), pads(padding), d), code,
+            edge_of(fill_value), fill.view(word_type)[0], read_flip(flip),
         ))
         return formed(X_conv.view(dtype), shape, axes)
 
@@ -83,15 +72,14 @@ def col2im(
     axes = shape_reader("input_shape", input_shape)
     d = window_of(kernel_size, axes, "input_shape")
     array("cols", cols, 2 if axes < d + 2 else 3)
-    dtype, computed = dtypes(cols=cols)
     mean = word("reduce", reduce, ("sum", "mean")) == "mean"
-    if mean and dtype.kind in "biu":
-        dtype = computed = np.dtype(np.float64)
+    whole = as_dtype(cols.dtype).kind in "biu"
+    computed, (read_cols,), give = computing(np.float64 if mean and whole else None, cols=cols)
     ints("stride", stride, d)
     ints("dilation", dilation, d)
     pads, code = padding_of(padding, d)
-    edge, _ = boundary_of(boundary, fill_value, computed)
-    read_cols, give = reader(cols, computed), giver(dtype, computed)
+    edge_of, _ = boundary_of(boundary, fill_value, computed)
+    read_flip = flag("flip", flip)
     batched, channelled, channels, rows = axes == d + 2, axes > d, axes - d - 1, cols.ndim - 2
 
     def col2im(
@@ -101,7 +89,8 @@ def col2im(
         x, shape = unwindowed((
             read_cols(cols), cols.shape[rows], cols.shape[rows + 1], as_int(input_shape[0]) if batched else 1,
             as_int(input_shape[channels]) if channelled else 1,
-            spatial((input_shape, kernel_size, stride, dilation), pads(padding), d), code, edge, as_bool(flip), mean,
+            spatial((input_shape, kernel_size, stride, dilation), pads(padding), d), code,
+            edge_of(fill_value), read_flip(flip), mean,
         ))
         return formed(give(x), shape, axes)
 
@@ -117,16 +106,19 @@ def kernel2row(
     d = len(known) if isinstance(known, types.BaseTuple) else 1
     if w.ndim not in (d, d + 2):
         raise TypingError(f"w must be (*k) with {d} axes or (K, C/groups, *k) with {d + 2}, got {w.ndim}")
-    dtype, _ = dtypes(w=w)
+    computed, _, _ = computing(None, w=w)
+    read_w = reader(w, np.dtype(np.bool_) if w.dtype == types.boolean else computed)
     if plain(fill_value) != 0:
-        raise TypingError(f"fill_value must be 0 for a matrix, got {plain(fill_value)}: the map would be affine")
+        raise TypingError(
+            f"fill_value must be 0 for a matrix, literally, got {plain(fill_value)}: the map would be affine"
+        )
     ints("input_size", input_size, d)
     ints("stride", stride, d)
     ints("dilation", dilation, d)
     pads, code = padding_of(padding, d)
-    edge, _ = boundary_of(boundary, 0, dtype)
+    edge_of, _ = boundary_of(boundary, 0, computed)
     one_int("groups", groups)
-    read_w, channelled, axes = reader(w, dtype), w.ndim > d, w.ndim
+    read_flip, channelled, axes = flag("flip", flip), w.ndim > d, w.ndim
 
     def kernel2row(
         w, input_size, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=True,
@@ -134,8 +126,8 @@ def kernel2row(
     ):
         return entries((
             read_w(w), w.shape[0] if channelled else 1, w.shape[axes - d - 1] if channelled else 1,
-            spatial((input_size, w.shape, stride, dilation), pads(padding), d), code, as_int(groups), edge,
-            as_bool(flip),
+            spatial((input_size, w.shape, stride, dilation), pads(padding), d), code, as_int(groups),
+            edge_of(0), read_flip(flip),
         ))
 
     return kernel2row
@@ -148,12 +140,9 @@ def read_triple(data: Any, indices: Any, indptr: Any, **vector: Any) -> tuple[An
     for name, value in (("indices", indices), ("indptr", indptr)):
         if not isinstance(value.dtype, types.Integer) or value.dtype == types.uint64:
             raise TypingError(f"{name} must be of an integer dtype that int64 holds, got {value.dtype}")
-    dtype, computed = dtypes(data=data, **vector)
+    _, (read_data, read), give = computing(None, data=data, **vector)
     index = np.dtype(np.int32 if indices.dtype == indptr.dtype == types.int32 else np.int64)
-    (other,) = vector.values()
-    return reader(data, computed), reader(indices, index), reader(indptr, index), reader(other, computed), giver(
-        dtype, computed
-    )
+    return read_data, reader(indices, index), reader(indptr, index), read, give
 
 
 def csr_matvec(data, indices, indptr, x, out=None):

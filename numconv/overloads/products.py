@@ -8,24 +8,10 @@ from numba.core.errors import TypingError
 
 from ..arguments import MODE_PADDING
 from ..cpu.addresses import through
-from ..cpu.callers import as_bool, as_int, formed, nothing, spatial
+from ..cpu.callers import as_int, formed, spatial
 from ..cpu.compiled import products
-from .reading import (
-    ALGORITHMS,
-    array,
-    boundary_of,
-    conjugator,
-    dtypes,
-    giver,
-    ints,
-    one_int,
-    padding_of,
-    plain,
-    reader,
-    refuse,
-    shape_reader,
-    word,
-)
+from .casting import boundary_of, computing, conjugator
+from .reading import ALGORITHMS, array, flag, ints, one_int, padding_of, plain, refuse, shape_reader, word
 
 forward, product = through(products.forward), through(products.convolve)
 grad_input, grad_weight = through(products.grad_input), through(products.grad_weight)
@@ -41,7 +27,7 @@ def geometry_of(d: int, stride: Any, padding: Any, dilation: Any, groups: Any) -
 
 def conv(
     x, w, bias=None, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=False,
-    algorithm="auto", out=None,
+    algorithm="auto", dtype=None, out=None,
 ):
     """``numconv.conv`` of arguments of these types."""
     refuse(out=out)
@@ -51,24 +37,22 @@ def conv(
     if d < 1:
         raise TypingError(f"w must have the shape (K, C/groups, *k) with at least one spatial axis, got {w.ndim} axes")
     array("x", x, d + 2, d + 1)
-    arrays, biased = {"x": x, "w": w}, plain(bias) is not None
-    if biased:
-        arrays["bias"] = array("bias", bias, 1)
-    dtype, computed = dtypes(**arrays)
-    read_x, read_w, give = reader(x, computed), reader(w, computed), giver(dtype, computed)
-    read_bias = reader(bias, computed) if biased else nothing(computed)
+    biased = plain(bias) is not None
+    computed, (read_x, read_w, read_bias), give = computing(
+        dtype, x=x, w=w, bias=array("bias", bias, 1) if biased else None
+    )
     pads, code = geometry_of(d, stride, padding, dilation, groups)
-    edge, read_fill = boundary_of(boundary, fill_value, computed)
-    axes, batched, channels = x.ndim, x.ndim == d + 2, x.ndim - d - 1
+    edge_of, read_fill = boundary_of(boundary, fill_value, computed)
+    read_flip, axes, batched, channels = flag("flip", flip), x.ndim, x.ndim == d + 2, x.ndim - d - 1
 
     def conv(
         x, w, bias=None, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=False,
-        algorithm="auto", out=None,
+        algorithm="auto", dtype=None, out=None,
     ):
         y, shape = forward((
             read_x(x), x.shape[0] if batched else 1, x.shape[channels], read_w(w), w.shape[0], w.shape[1],
             read_bias(bias), biased, spatial((x.shape, w.shape, stride, dilation), pads(padding), d), code,
-            as_int(groups), edge, read_fill(fill_value), as_bool(flip), auto,
+            as_int(groups), edge_of(fill_value), read_fill(fill_value), read_flip(flip), auto,
         ))
         return formed(give(y), shape, axes)
 
@@ -92,28 +76,28 @@ def gradient(name: str, a: Any, dy_name: str, dy: Any, out: Any, d: int = 0) -> 
 
 def conv_grad_input(
     input_shape, w, dy, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=False,
-    algorithm="auto", out=None,
+    algorithm="auto", dtype=None, out=None,
 ):
     """``numconv.conv_grad_input`` of arguments of these types."""
     d = gradient("w", w, "dy", dy, out)
     auto = word("algorithm", algorithm, ALGORITHMS) == "auto"
     if shape_reader("input_shape", input_shape) != dy.ndim:
         raise TypingError(f"input_shape must have {dy.ndim} ints as dy has axes, got {len(input_shape)}")
-    dtype, computed = dtypes(w=w, dy=dy)
-    read_w, read_dy, conjugate = reader(w, computed), reader(dy, computed), conjugator(computed)
+    computed, (read_w, read_dy), give = computing(dtype, w=w, dy=dy)
+    conjugate, read_flip = conjugator(computed), flag("flip", flip)
     pads, code = geometry_of(d, stride, padding, dilation, groups)
-    edge, _ = boundary_of(boundary, fill_value, computed)
-    axes, give, batched, channels = dy.ndim, giver(dtype, computed), dy.ndim == d + 2, dy.ndim - d - 1
+    edge_of, _ = boundary_of(boundary, fill_value, computed)
+    axes, batched, channels = dy.ndim, dy.ndim == d + 2, dy.ndim - d - 1
 
     def conv_grad_input(
         input_shape, w, dy, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=False,
-        algorithm="auto", out=None,
+        algorithm="auto", dtype=None, out=None,
     ):
         dx, shape = grad_input((
             as_int(input_shape[0]) if batched else 1, as_int(input_shape[channels]), conjugate(read_w(w)), w.shape[0],
             w.shape[1], read_dy(dy), dy.shape[0] if batched else 1, dy.shape[channels],
-            spatial((input_shape, w.shape, stride, dilation, dy.shape), pads(padding), d), code, as_int(groups), edge,
-            as_bool(flip), auto,
+            spatial((input_shape, w.shape, stride, dilation, dy.shape), pads(padding), d), code,
+            as_int(groups), edge_of(fill_value), read_flip(flip), auto,
         ))
         return formed(give(dx), shape, axes)
 
@@ -122,7 +106,7 @@ def conv_grad_input(
 
 def conv_grad_weight(
     x, kernel_shape, dy, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=False,
-    algorithm="auto", out=None,
+    algorithm="auto", dtype=None, out=None,
 ):
     """``numconv.conv_grad_weight`` of arguments of these types."""
     array("x", x)
@@ -132,21 +116,21 @@ def conv_grad_weight(
         raise TypingError(f"kernel_shape must be (K, C/groups, *k) with at least one spatial axis, got {axes} ints")
     gradient("x", x, "dy", dy, out, d)
     auto = word("algorithm", algorithm, ALGORITHMS) == "auto"
-    dtype, computed = dtypes(x=x, dy=dy)
-    read_x, read_dy, give = reader(x, computed), reader(dy, computed), giver(dtype, computed)
+    computed, (read_x, read_dy), give = computing(dtype, x=x, dy=dy)
+    read_flip = flag("flip", flip)
     pads, code = geometry_of(d, stride, padding, dilation, groups)
-    edge, read_fill = boundary_of(boundary, fill_value, computed)
+    edge_of, read_fill = boundary_of(boundary, fill_value, computed)
     batched, channels = x.ndim == d + 2, x.ndim - d - 1
 
     def conv_grad_weight(
         x, kernel_shape, dy, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=False,
-        algorithm="auto", out=None,
+        algorithm="auto", dtype=None, out=None,
     ):
         dw, shape = grad_weight((
             read_x(x), x.shape[0] if batched else 1, x.shape[channels], as_int(kernel_shape[0]),
             as_int(kernel_shape[1]), read_dy(dy), dy.shape[0] if batched else 1, dy.shape[channels],
-            spatial((x.shape, kernel_shape, stride, dilation, dy.shape), pads(padding), d), code, as_int(groups), edge,
-            read_fill(fill_value), as_bool(flip), auto,
+            spatial((x.shape, kernel_shape, stride, dilation, dy.shape), pads(padding), d), code,
+            as_int(groups), edge_of(fill_value), read_fill(fill_value), read_flip(flip), auto,
         ))
         return formed(give(dw), shape, axes)
 
@@ -154,7 +138,8 @@ def conv_grad_weight(
 
 
 def convolve(
-    x, w, mode="full", boundary="constant", fill_value=0, stride=1, dilation=1, axes=None, algorithm="auto", out=None
+    x, w, mode="full", boundary="constant", fill_value=0, stride=1, dilation=1, axes=None, algorithm="auto",
+    dtype=None, out=None,
 ):
     """``numconv.convolve`` of arguments of these types."""
     refuse(axes=axes, out=out)
@@ -164,19 +149,18 @@ def convolve(
     array("w", w, d, needs="as many axes as x,")
     if d < 1:
         raise TypingError("x must have at least one axis, got 0")
-    dtype, computed = dtypes(x=x, w=w)
-    read_x, read_w, give = reader(x, computed), reader(w, computed), giver(dtype, computed)
+    computed, (read_x, read_w), give = computing(dtype, x=x, w=w)
     geometry_of(d, stride, 0, dilation, 1)
-    edge, read_fill = boundary_of(boundary, fill_value, computed)
+    edge_of, read_fill = boundary_of(boundary, fill_value, computed)
     code = MODE_PADDING[word("mode", mode, tuple(MODE_PADDING))]
 
     def convolve(
         x, w, mode="full", boundary="constant", fill_value=0, stride=1, dilation=1, axes=None, algorithm="auto",
-        out=None,
+        dtype=None, out=None,
     ):
         y, shape = product((
-            read_x(x), read_w(w), spatial((x.shape, w.shape, stride, dilation), 0, d), code, edge,
-            read_fill(fill_value), auto,
+            read_x(x), read_w(w), spatial((x.shape, w.shape, stride, dilation), 0, d), code,
+            edge_of(fill_value), read_fill(fill_value), auto,
         ))
         return formed(give(y), shape, d)
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from numba import types
 from numba.core.errors import NumbaValueError, TypingError
 from numba.extending import register_jitable
-from numba.np.numpy_support import as_dtype
 
-from ..arguments import BOUNDARIES, PADDING_NAMES
-from ..arrays import as_fill, computed_in, product_dtype
-from ..cpu.callers import as_input
+from ..arguments import PADDING_NAMES
+from ..cpu.callers import as_bool
 
 #: What ``algorithm=`` may be here.
 ALGORITHMS = ("auto", "implicit")
@@ -33,28 +30,20 @@ def plain(value: Any) -> Any:
 def array(name: str, value: Any, *axes: int, needs: str = "") -> types.Array:
     """The type of an array argument with so many axes."""
     if not isinstance(value, types.Array):
-        raise TypingError(f"{name} must be an array, got {value}")
+        raise TypingError(f"{name} must be an array, as np.array makes one, got {plain(value)}")
     if axes and value.ndim not in axes:
         raise TypingError(f"{name} must have {needs or ' or '.join(map(str, axes))} axes, got {value.ndim}")
     return value
-
-
-def dtypes(**arrays: types.Array) -> tuple[np.dtype, np.dtype]:
-    """The dtype of a product, and the one in which it is computed."""
-    for name, value in arrays.items():
-        try:
-            product_dtype(**{name: as_dtype(value.dtype)})
-        except (TypeError, NotImplementedError) as error:
-            raise TypingError(str(error)) from None
-    dtype = product_dtype(**{name: as_dtype(value.dtype) for name, value in arrays.items()})
-    return dtype, computed_in(dtype)
 
 
 def word(name: str, value: Any, valid: Sequence[str]) -> str:
     """One of the valid words, which has to stand in the source."""
     value = plain(value)
     if not isinstance(value, str):
-        raise TypingError(f"{name} must be a literal string, one of {', '.join(map(repr, valid))}, got {value}")
+        raise TypingError(
+            f"{name} must be a literal string, one of {', '.join(map(repr, valid))}, got {value}; "
+            f"of an argument numba.literally({name}) makes one"
+        )
     if value not in valid:
         raise NumbaValueError(f"{name} must be one of {', '.join(map(repr, valid))}, got {value!r}")
     return value
@@ -67,12 +56,17 @@ def refuse(**arguments: Any) -> None:
             raise TypingError(f"{name} is not for compiled code, got {plain(value)}")
 
 
+def is_int(value: Any) -> bool:
+    """Whether this is an int or a bool, known to the compiler, or the type of one."""
+    return isinstance(value, (int, types.Integer, types.Boolean))
+
+
 def ints(name: str, value: Any, d: int) -> None:
     """Refuse what is neither an int nor one int for each axis."""
     known = plain(value)
-    if isinstance(known, types.Integer) or (isinstance(known, int) and not isinstance(known, bool)):
+    if is_int(known):
         return
-    if not is_tuple(known, types.Integer):
+    if not is_tuple(known):
         raise TypingError(f"{name} must be an int or a tuple of {d} ints, got {known}")
     if len(known) != d:
         raise TypingError(f"{name} must be an int or {d} ints, one for each spatial axis, got {len(known)}")
@@ -80,21 +74,31 @@ def ints(name: str, value: Any, d: int) -> None:
 
 def one_int(name: str, value: Any) -> None:
     """Refuse what is no int."""
-    value = plain(value)
-    if isinstance(value, bool) or not isinstance(value, (int, types.Integer)):
-        raise TypingError(f"{name} must be an int, got {value}")
+    if not is_int(plain(value)):
+        raise TypingError(f"{name} must be an int, got {plain(value)}")
 
 
 def shape_reader(name: str, value: Any) -> int:
     """How many ints a shape has."""
-    if not is_tuple(value, types.Integer):
+    if not is_tuple(value):
         raise TypingError(f"{name} must be a tuple of ints, got {plain(value)}")
     return len(value)
 
 
-def is_tuple(value: Any, kind: Any) -> bool:
-    """Whether this is the type of a tuple of such items."""
-    return isinstance(value, types.BaseTuple) and all(isinstance(t, kind) for t in value)  # type: ignore[attr-defined]
+def is_tuple(value: Any) -> bool:
+    """Whether this is the type of a tuple of ints."""
+    return isinstance(value, types.BaseTuple) and all(map(is_int, value))  # type: ignore[call-overload]
+
+
+def flag(name: str, value: Any) -> Any:
+    """What gives a bool."""
+    known = plain(value)
+    if isinstance(known, (types.Number, types.Boolean)):
+        return register_jitable(lambda given: as_bool(given))
+    if isinstance(known, types.Type):
+        raise TypingError(f"{name} must be a bool, got {known}")
+    constant = bool(known)
+    return register_jitable(lambda given: constant)
 
 
 def padding_of(value: Any, d: int) -> tuple[Any, int]:
@@ -103,55 +107,10 @@ def padding_of(value: Any, d: int) -> tuple[Any, int]:
     if isinstance(known, (str, types.UnicodeType)):
         code = PADDING_NAMES.index(word("padding", value, PADDING_NAMES))
         return register_jitable(lambda given: 0), code
-    if is_tuple(known, types.BaseTuple):
-        if len(known) != d or not all(len(pair) == 2 and is_tuple(pair, types.Integer) for pair in known):
-            raise TypingError(f"padding must have one (lo, hi) pair of ints for each of {d} axes, got {known}")
+    if isinstance(known, types.BaseTuple):
+        sides: Any = known  # of ints and pairs
+        if len(sides) != d or not all(is_int(side) or (is_tuple(side) and len(side) == 2) for side in sides):
+            raise TypingError(f"padding must have one (lo, hi) pair or int for each of {d} axes, got {known}")
     else:
         ints("padding", value, d)
     return register_jitable(lambda given: given), -1
-
-
-def boundary_of(boundary: Any, fill_value: Any, dtype: np.dtype) -> tuple[int, Any]:
-    """The code of the boundary, and what reads the constant as a number of ``dtype``."""
-    name, fill = word("boundary", boundary, BOUNDARIES), plain(fill_value)
-    if name != "constant" and not (isinstance(fill, (int, float, complex)) and fill == 0):
-        raise TypingError(f"fill_value is only for boundary='constant', got {fill} with boundary={name!r}")
-    number = dtype.type
-    if isinstance(fill, types.Type):
-        exact = dtype.kind in "fc" or isinstance(fill, (types.Integer, types.Boolean))
-        if not isinstance(fill, (types.Number, types.Boolean)) or not exact or (
-            isinstance(fill, types.Complex) and dtype.kind != "c"
-        ):
-            raise TypingError(f"fill_value must be a number that dtype {dtype} can hold, got {fill}")
-        return BOUNDARIES.index(name), register_jitable(lambda given: number(given))
-    try:
-        constant = as_fill(fill, dtype)
-    except ValueError as error:
-        raise NumbaValueError(str(error)) from None
-    return BOUNDARIES.index(name), register_jitable(lambda given: constant)
-
-
-def reader(value: types.Array, dtype: np.dtype) -> Any:
-    """What brings an array into the form of ``cpu.compiled``: flat, contiguous, of this dtype."""
-    same = as_dtype(value.dtype) == dtype
-    if same and value.layout == "C":
-        return register_jitable(lambda given: as_input(given))
-    if same:
-        return register_jitable(lambda given: as_input(np.ascontiguousarray(given)))
-    return register_jitable(lambda given: as_input(np.ascontiguousarray(given).astype(dtype)))
-
-
-def giver(dtype: np.dtype, computed: np.dtype) -> Any:
-    """What makes of the result what was promised."""
-    if dtype == computed:
-        return register_jitable(lambda result: result)
-    if dtype.kind == "b":
-        return register_jitable(lambda result: result != 0)
-    return register_jitable(lambda result: result.astype(dtype))
-
-
-def conjugator(dtype: np.dtype) -> Any:
-    """What conjugates complex numbers."""
-    if dtype.kind == "c":
-        return register_jitable(lambda given: as_input(np.conj(given)))
-    return register_jitable(lambda given: given)

@@ -13,8 +13,8 @@ from numba import types
 from numba.extending import overload
 
 from ..._indexing import CONSTANT, KERNEL, OUT, SIZE, STRIDE
-from .. import direct, im2col, implicit, patch, schemes, stencil, winograd, winograd_weights
-from .._jit import helper
+from .. import adjoint, direct, im2col, implicit, patch, schemes, stencil, winograd, winograd_weights
+from .._jit import ALONE, helper
 from ..addresses import through
 from ..blocks import blocks_for_weights, is_complex
 from ..callers import as_input, as_table, known, team_for, threads_of
@@ -28,6 +28,7 @@ _sums, _sums_grad_weight = through(direct._forward), through(direct._grad_weight
 _stencil, _stencil_grad_weight = through(stencil._forward), through(stencil._grad_weight)
 _weights, _winograd = through(winograd._weights, later=True), through(winograd._forward, later=True)
 _winograd_grad_weight = through(winograd_weights._sums, later=True)
+_peaks, _loud = through(winograd_weights._peaks, later=True), through(winograd_weights._loud, later=True)
 
 
 # forward, and what is done by it ------------------------------------------------------------------------------------
@@ -123,6 +124,40 @@ def _back(algorithm, arguments):
     return back
 
 
+def sum_again(arguments):
+    """Sum again what is not finite in ``dX``, where weights are not; numbers without infinity have no need."""
+    raise NotImplementedError
+
+
+@overload(sum_again)
+def _sum_again(arguments):
+    if not isinstance(arguments[0].dtype, (types.Float, types.Complex)):
+        return lambda arguments: None
+    again = through(adjoint._sum_again, later=True)
+
+    def sum_again(arguments):
+        dy, w, N, C, K, groups, axes, dx = arguments
+        Cg, d = C // groups, axes.shape[0]
+        L_in, L_k, L_out = axes[d - 1, SIZE], axes[d - 1, KERNEL], axes[d - 1, OUT]
+        rows, lines = axes[: d - 1], times(axes[: d - 1], KERNEL)
+        if not (all_finite(w) if w.size <= dx.size // N else all_finite(dx) or all_finite(w)):
+            again((
+                team_for(dx.size * (w.size // Cg)), as_table(dy.reshape((N, K, times(rows, OUT), L_out))),
+                as_table(w.reshape((K, Cg, lines, L_k))), as_table(axes), dx.reshape((N, C, times(rows, SIZE), L_in)),
+            ))
+
+    return sum_again
+
+
+@helper
+def all_finite(array):
+    """Whether nothing in an array is NaN or infinite."""
+    nothing = array.dtype.type(0)
+    for i in range(array.size):
+        nothing += array[i] * 0
+    return nothing == 0
+
+
 @helper
 def two_axes(axes):
     """The table over two axes at least: a signal is one row."""
@@ -185,12 +220,12 @@ def by_stencil(x, N, C, w, terms, k_step, c_step, bias, groups, axes, boundary, 
     for i in range(shape.size):
         every[1 + i + (i > 1 and shape.size == 3)] = steps[i]
     at_once = Cg * (terms.size // order.size) <= sizes[patch.UNITS]
-    target, at = y, begin
+    target, at, own = y, begin, steps_of(shape)
     apart = not at_once and not is_contiguous(steps, shape)
     if apart:
         target, at = np.empty(size_of(shape), y.dtype), 0
-        own = steps_of(shape)
-        for i in range(shape.size):
+    for i in range(shape.size):
+        if apart or shape[i] == 1:  # nothing steps along an axis of one
             every[1 + i + (i > 1 and shape.size == 3)] = own[i]
     _stencil((
         team_for(size_of(shape) * Cg * terms.size), x, weights, bias, as_table(axes), boundary, fill,
@@ -287,6 +322,18 @@ def weights_by_implicit(x, N, C, dY, K, axes, boundary, fill, dW):
 _again = through(weights_by_implicit, later=True)
 
 
+@helper
+def find_loud(x, dY, images, Cg, Kg, axes, boundary, fill, loud):
+    """``winograd_weights._loud_tiles``."""
+    H, L, R_out, L_out = axes[0, SIZE], axes[1, SIZE], axes[0, OUT], axes[1, OUT]
+    x_peaks, dY_peaks = np.empty((images, H * L), x.dtype), np.empty((images, R_out * L_out), x.dtype)
+    _peaks((team_for(x.size + dY.size), x, dY, Cg, Kg, x_peaks, dY_peaks))
+    _loud((
+        ALONE, as_table(x_peaks.reshape((images, H, L))), as_table(dY_peaks.reshape((images, R_out, L_out))),
+        as_table(axes), boundary, abs(fill), loud.shape[0], loud,
+    ))
+
+
 @launcher
 def weights_by_winograd(x, N, C, dY, K, axes, boundary, fill, dW):
     """``winograd_weights.grad_weight``."""
@@ -294,6 +341,11 @@ def weights_by_winograd(x, N, C, dY, K, axes, boundary, fill, dW):
     Cg, team = Q // times(axes, KERNEL), team_for(dY.size * Q)
     G = C // Cg
     b = winograd_weights.blocks_of(N, Cg, K // G, G, out, x.dtype)
+    loud = np.empty((G, winograd_weights.tiles_of(N, out)), np.bool_)
+    find_loud(x, dY, N * G, Cg, K // G, axes, boundary, fill, loud)
+    if winograd_weights.too_many(loud):
+        _again((x, N, C, dY, K, axes, boundary, fill, dW))
+        return
     workers = winograd_weights.workers_for(b, dW.size, x.dtype, threads_of(team))
     memory = np.empty(workers * b.each + ALIGNED, x.dtype)
     first = aligned(memory)
@@ -302,8 +354,8 @@ def weights_by_winograd(x, N, C, dY, K, axes, boundary, fill, dW):
     finite = np.empty(b.tasks, np.bool_)
     _winograd_grad_weight((
         team, as_table(x.reshape((N, C, axes[0, SIZE], axes[1, SIZE]))), as_table(dY.reshape((N, K, out[0], out[1]))),
-        schemes.taps_of(axes), as_table(axes), boundary, fill, is_complex(x.dtype), b, np.zeros(b.slack, x.dtype),
-        own, partial, finite,
+        schemes.taps_of(axes), as_table(axes), boundary, fill, is_complex(x.dtype), b, as_table(loud),
+        np.zeros(b.slack, x.dtype), own, partial, finite,
     ))
     if b.parts > 1:
         add_up(partial.reshape(partial.size), np.arange(1), dW)

@@ -28,6 +28,9 @@ CHOICES = ("implicit", "direct", "winograd")
 IMPLICIT, DIRECT, WINOGRAD = range(3)
 FORWARD, GRAD_INPUT, GRAD_WEIGHT = range(3)
 
+#: For how many images it is chosen.
+IMAGES = select.IMAGES["cpu"]
+
 #: Dtypes that have costs; the first are floats.
 KINDS = ("float32", "float64", "integer", "complex")
 FLOATS = 2
@@ -142,8 +145,9 @@ def winograd_serves(product, N, C, K, G, axes):
 
 
 @launcher
-def fastest(product, kind, lanes, N, C, K, G, axes):
-    """The algorithm that ``select`` takes among those here, forward or for the input gradient."""
+def fastest(product, kind, lanes, C, K, G, axes):
+    """The algorithm that ``select`` takes among those here, forward or for the input gradient, whatever the batch."""
+    N = IMAGES
     s, times = sizes_of(product, IMPLICIT, N, C, K, G, axes, lanes)
     best, least = IMPLICIT, times * cost_of(COSTS[product, IMPLICIT, kind], _implicit(s))
     direct = times * cost_of(COSTS[product, DIRECT, kind], _direct(s))

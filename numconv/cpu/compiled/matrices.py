@@ -6,7 +6,7 @@ import numpy as np
 
 from ..._indexing import KERNEL, OUT, SIZE, STEP
 from .. import csr, im2col, kernel2row
-from .._jit import helper
+from .._jit import capped, helper
 from ..addresses import through
 from ..callers import as_input, as_table, require, room, team_for
 from ..lines import times
@@ -25,7 +25,7 @@ INDEX = np.dtype(np.int32)
 @launcher
 def windows(x, N, C, given, word, boundary, fill, flip):
     """``im2col.im2col`` of words; returns ``X_conv (N, C * prod k, prod out)`` flat, and its shape."""
-    axes = axes_of((given, word, boundary, flip))
+    axes = axes_of((given, word, boundary, flip, N, C, 1, 1))
     last, images = axes.shape[0] - 1, N * C
     T, P, L, L_out = times(axes, KERNEL), times(axes, OUT), axes[last, KERNEL], axes[last, OUT]
     X_conv = room(images * T * P, x.dtype)
@@ -41,12 +41,12 @@ def windows(x, N, C, given, word, boundary, fill, flip):
 @launcher
 def unwindowed(cols, rows, columns, N, C, given, word, boundary, flip, mean):
     """``matrices.col2im``; returns ``x (N, C, *in)`` flat, and its shape."""
-    axes = axes_of((given, word, boundary, flip))
+    axes = axes_of((given, word, boundary, flip, N, C, 1, 1))
     T, P, images, shape = times(axes, KERNEL), times(axes, OUT), N * C, shape_of(N, C, axes, SIZE)
     if rows != C * T or columns != P or cols.size != images * T * P:
         raise ValueError("cols must have the shape that im2col gives for input_shape")
     pixels = times(axes, SIZE)
-    require(images * pixels * cols.itemsize)
+    require(capped(images * pixels, cols.itemsize))
     x = np.zeros(images * pixels, cols.dtype)
     if x.size > 0:
         add_windows(cols, images, axes, given, boundary, x)
@@ -108,9 +108,10 @@ def running_sum(counts):
 @launcher
 def triple(w, K, Cg, given, word, groups, boundary, flip):
     """``kernel2row.triple``, with indices of int32."""
-    check_groups(Cg * groups, K, Cg, groups)
-    axes = axes_of((given, word, boundary, flip))
+    check_groups(capped(Cg, groups), K, Cg, groups)
+    axes = axes_of((given, word, boundary, flip, 1, Cg * groups, K, groups))
     d, count, inputs, P = axes.shape[0], times(axes, KERNEL), times(axes, SIZE), times(axes, OUT)
+    require(capped(P, 16))  # what is counted for each output
     ones = np.ones(1, np.int64)
     rows, line = ones, ones
     for a in range(d):
@@ -142,8 +143,8 @@ def triple(w, K, Cg, given, word, groups, boundary, flip):
                 step, rest = step * axes[c, KERNEL], rest // axes[c, KERNEL]
             turned[i] = w[i - t + at]
         _values((
-            team, as_table(turned.reshape((K, Cg * count))), Cg, inputs, as_table(axes), boundary, a, b, rows_in,
-            line_in, chunk, data,
+            team, as_table(turned.reshape((K, Cg * count))), Cg, count, inputs, as_table(axes), boundary, a, b,
+            rows_in, line_in, chunk, data,
         ))
     return data, indices, indptr
 
@@ -185,9 +186,9 @@ def rmatvec(data, indices, indptr, y, columns):
     if y.size != indptr.size - 1:
         raise ValueError("y must have as many items as the matrix has rows")
     parts, block = csr.PARTS, csr.block_rows(indptr.size - 1, data.size)
-    while parts > 1 and parts * columns > data.size:
+    while parts > 1 and columns > data.size // parts:
         parts //= 2
-    require(parts * columns * y.itemsize)
+    require(capped(capped(parts, columns), y.itemsize))
     sums, low, high = np.empty((parts, columns), y.dtype), np.zeros(parts, np.int64), np.zeros(parts, np.int64)
     _add_rows((team_for(data.size), data, indices, indptr, y, block, low, high, sums))
     for p in range(parts):

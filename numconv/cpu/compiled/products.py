@@ -7,11 +7,11 @@ from math import gcd
 import numpy as np
 
 from ..._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE, VALID
-from .._jit import extent, first_tap
+from .._jit import capped, first_tap, helper
 from ..addresses import through
 from ..callers import as_input, require, room
 from ..lines import times
-from .algorithms import back, product, weights
+from .algorithms import back, product, sum_again, weights
 from .choice import FORWARD, GRAD_INPUT, IMPLICIT, choose, choose_for_weights, kind_of, lanes_of
 from .tables import (
     DILATIONS,
@@ -39,13 +39,13 @@ def forward(x, N, C, w, K, Cg, bias, biased, given, word, groups, boundary, fill
         bias = as_input(np.zeros(K, x.dtype))
     if bias.size != K:
         raise ValueError("bias must have shape (K,)")
-    axes = axes_of((given, word, boundary, flip))
+    axes = axes_of((given, word, boundary, flip, N, C, K, groups))
     shape, T = shape_of(N, K, axes, OUT), times(axes, KERNEL)
     y = room(size_of(shape), x.dtype)
     if y.size > 0 and w.size > 0:
         algorithm = IMPLICIT
         if auto:
-            algorithm = choose((FORWARD, kind_of(x.dtype), lanes_of(x.dtype), N, C, K, groups, axes))
+            algorithm = choose((FORWARD, kind_of(x.dtype), lanes_of(x.dtype), C, K, groups, axes))
         product(algorithm, (
             x, N, C, w, np.arange(T), Cg * T, T, bias, groups, axes, boundary, fill, y, 0, steps_of(shape)
         ))
@@ -61,17 +61,21 @@ _forward = through(forward)
 @launcher
 def convolve(x, w, given, word, boundary, fill, auto):
     """``convolve`` of plain arrays with SciPy's modes; returns ``y`` flat, and its shape."""
-    d, larger, same = given.shape[1], True, True
+    d, larger, same, items = given.shape[1], True, True, 1
     spread = np.empty(d, np.int64)
     for a in range(d):
-        spread[a] = extent(given[TAPS, a], given[DILATIONS, a])
+        if given[PIXELS, a] < 1:
+            raise ValueError("x must have at least one pixel along every axis")
+        spread[a] = capped(given[TAPS, a] - 1, given[DILATIONS, a]) + 1
+        items = capped(items, spread[a])
         larger = larger and 0 < given[PIXELS, a] <= spread[a]
         same = same and given[PIXELS, a] == spread[a]
     no_bias = as_input(np.zeros(1, x.dtype))
     if word != VALID or not larger or same:
         return _forward((x, 1, 1, w, 1, 1, no_bias, True, given, word, 1, boundary, fill, True, auto))
     # the kernel is the larger: spread out by its dilation it becomes the input; then every stride-th value is kept
-    wide = np.zeros(size_of(spread), x.dtype)
+    require(capped(items, x.itemsize))
+    wide = np.zeros(items, x.dtype)
     for i in range(w.size):
         rest, at, step = i, 0, 1
         for a in range(d - 1, -1, -1):
@@ -102,10 +106,16 @@ def convolve(x, w, given, word, boundary, fill, auto):
 
 
 @launcher
+def under_zeros(dy, w, N, C, K, groups, axes, algorithm, dx):
+    """``adjoint.gathered``: the gradient under zero padding, without what the zeros of ``dy`` do to it."""
+    if not back(algorithm, (dy, w, N, C, K, groups, axes, dx)):
+        by_phases(dy, w, N, C, K, groups, axes, algorithm, dx)
+    sum_again((dy, w, N, C, K, groups, axes, dx))
+
+
+@helper
 def by_phases(dy, w, N, C, K, groups, axes, algorithm, dx):
-    """Under zero padding, for each phase of the stride a forward product of ``dy``."""
-    if back(algorithm, (dy, w, N, C, K, groups, axes, dx)):
-        return
+    """For each phase of the stride a forward product of ``dy``."""
     d, T = axes.shape[0], times(axes, KERNEL)
     steps, bias = steps_of(shape_of(N, C, axes, SIZE)), as_input(np.zeros(C, dx.dtype))
     phases = 1
@@ -146,28 +156,28 @@ def by_phases(dy, w, N, C, K, groups, axes, algorithm, dx):
             ))
 
 
-_by_phases = through(by_phases)
+_under_zeros = through(under_zeros)
 
 
 @launcher
 def grad_input(N, C, w, K, Cg, dy, M, L, given, word, groups, boundary, flip, auto):
     """``dX = W_conv.T @ dY_flat`` for ``dy (M, L, *out)``; returns ``dX (N, C, *in)`` flat, and its shape."""
     check_groups(C, K, Cg, groups)
-    axes = axes_of((given, word, boundary, flip))
+    axes = axes_of((given, word, boundary, flip, N, C, K, groups))
     check_output(M, N, L, K, given, axes)
     shape = shape_of(N, C, axes, SIZE)
     dx = room(size_of(shape), dy.dtype)
     if dx.size > 0 and dy.size > 0 and w.size > 0:
         algorithm = IMPLICIT
         if auto:
-            algorithm = choose((GRAD_INPUT, kind_of(dy.dtype), lanes_of(dy.dtype), N, C, K, groups, axes))
+            algorithm = choose((GRAD_INPUT, kind_of(dy.dtype), lanes_of(dy.dtype), C, K, groups, axes))
         if folds(given, boundary):
             over = with_padding(axes, given)
             padded = room(N * C * times(over, SIZE), dy.dtype)
-            _by_phases((dy, w, N, C, K, groups, over, algorithm, padded))
+            _under_zeros((dy, w, N, C, K, groups, over, algorithm, padded))
             unfolded((padded, N * C, given, boundary, dx))
         else:
-            _by_phases((dy, w, N, C, K, groups, axes, algorithm, dx))
+            _under_zeros((dy, w, N, C, K, groups, axes, algorithm, dx))
     else:
         for i in range(dx.size):
             dx[i] = 0
@@ -181,10 +191,10 @@ def grad_input(N, C, w, K, Cg, dy, M, L, given, word, groups, boundary, flip, au
 def grad_weight(x, N, C, K, Cg, dy, M, L, given, word, groups, boundary, fill, flip, auto):
     """``dW = dY_flat @ X_conv^H`` for ``dy (M, L, *out)``; returns ``dW (K, C/G, *k)`` flat, and its shape."""
     check_groups(C, K, Cg, groups)
-    axes = axes_of((given, word, boundary, flip))
+    axes = axes_of((given, word, boundary, flip, N, C, K, groups))
     check_output(M, N, L, K, given, axes)
     shape = shape_of(K, Cg, axes, KERNEL)
-    require(size_of(shape) * x.itemsize)
+    require(capped(size_of(shape), x.itemsize))
     dw = np.zeros(size_of(shape), x.dtype)
     if dw.size > 0 and dy.size > 0:
         algorithm = IMPLICIT

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
-from .._jit import OPTIONS, UNWRAPPED, cached, extent, helper, output_size, padding_of, source
+from ..._indexing import CONSTANT, FAR, KERNEL, OUT, SIZE, START, STEP, STRIDE
+from .._jit import OPTIONS, UNWRAPPED, cached, extent, helper, largest_index, output_size, padding_of, source
 from ..addresses import through
 
 launcher: Any = partial(cached, **OPTIONS, **UNWRAPPED)
@@ -18,9 +18,6 @@ LO, HI, PIXELS, TAPS, STRIDES, DILATIONS, OUTPUTS = range(7)
 
 #: Not a word for padding, but pairs.
 PAIRS = -1
-
-#: Positions stay below this, as in ``geometry``.
-FAR = 2**60
 
 
 @helper
@@ -33,23 +30,37 @@ def size_of(shape):
 
 
 @launcher
-def table_of(given, word, boundary, flip):
+def table_of(given, word, boundary, flip, N, C, K, groups):
     """The table of axes; the ``given`` padding becomes what the ``word`` means. Wrong values are errors here."""
     d = given.shape[1]
+    for a in range(d):
+        n, k, s, dil = given[PIXELS, a], given[TAPS, a], given[STRIDES, a], given[DILATIONS, a]
+        if n < 0:
+            raise ValueError("every axis of the input must have at least 0 pixels")
+        if k < 1:
+            raise ValueError("every axis of the kernel must have at least one value")
+        if s < 1:
+            raise ValueError("stride must be at least 1 on every axis")
+        if dil < 1:
+            raise ValueError("dilation must be at least 1 on every axis")
+        if word == PAIRS and min(given[LO, a], given[HI, a]) < 0:
+            raise ValueError("padding must be at least 0 on every side")
+        if word != PAIRS:
+            given[LO, a] = given[HI, a] = 0
+            if max(n, s) < FAR and dil < FAR // k:
+                given[LO, a], given[HI, a] = padding_of(word, n, k, s, dil)
+    if min(N, C, K) < 0:
+        raise ValueError("an array must have at least 0 images and channels")
+    if largest_index(
+        N, C, K, groups, given[PIXELS], given[TAPS], given[STRIDES], given[DILATIONS], given[LO], given[HI]
+    ) >= FAR:
+        raise ValueError(
+            "stride, dilation and padding must keep all positions and sizes, and products of these, below 2**60"
+        )
     axes = np.empty((d, 6), np.int64)
     for a in range(d):
         n, k, s, dil = given[PIXELS, a], given[TAPS, a], given[STRIDES, a], given[DILATIONS, a]
-        if k < 1:
-            raise ValueError("every axis of the kernel must have at least one value")
-        if s < 1 or s >= FAR:
-            raise ValueError("stride must be at least 1 on every axis, and below 2**60")
-        if dil < 1 or dil >= FAR // k:
-            raise ValueError("dilation must be at least 1 on every axis, and below 2**60 times the kernel")
-        if word != PAIRS:
-            given[LO, a], given[HI, a] = padding_of(word, n, k, s, dil)
         lo, hi = given[LO, a], given[HI, a]
-        if lo < 0 or hi < 0 or max(lo, hi) >= FAR:
-            raise ValueError("padding must be at least 0 on every side, and below 2**60")
         out = output_size(n, k, s, dil, lo, hi)
         if out < 1:
             raise ValueError("the output would be empty: x with its padding is smaller than w with its dilation")

@@ -28,6 +28,7 @@ from .vectors import borrowed as borrowed
 from .vectors import keep as keep
 from .vectors import lanes as lanes
 from .window import ABREAST as ABREAST
+from .window import CHAIN as CHAIN
 from .window import ENTRY as ENTRY
 from .window import IMAGE as IMAGE
 from .window import MASKED as MASKED
@@ -38,6 +39,7 @@ from .window import weight_sums as weight_sums
 from .window import window_sum as window_sum
 from .winograd import ROWS as ROWS
 from .winograd import by_kind as by_kind
+from .winograd import largest_of_rows as largest_of_rows
 from .winograd import panel_sum as panel_sum
 from .winograd import panel_width as panel_width
 from .winograd import sandwich as sandwich

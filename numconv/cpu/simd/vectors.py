@@ -47,6 +47,7 @@ class Vectors:
         self.lanes = VECTOR_BYTES * 8 // bits
         self.item = ir.FloatType() if bits == 32 else ir.DoubleType()
         self.vector = ir.VectorType(self.item, self.lanes)
+        self.halves = ir.VectorType(ir.IntType(bits // 2), 2 * self.lanes)
         self.align = bits // 8
         self.zero = ir.Constant(self.vector, [0.0] * self.lanes)
         function = ir.FunctionType(self.vector, [self.vector] * 3)
@@ -113,6 +114,25 @@ class Vectors:
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         """``a * b + c`` in one rounding."""
         return self.builder.call(self._fma, [a, b, c])
+
+    def larger(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """The larger of both."""
+        greater = self.builder.icmp_signed if isinstance(a.type.element, ir.IntType) else self.builder.fcmp_ordered
+        return self.builder.select(greater(">", a, b), a, b)
+
+    def magnitudes(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """The magnitudes of two vectors in one: the upper halves of their numbers, side by side, without the sign."""
+        build, n, positive = self.builder, self.halves.count, 2 ** (self.halves.element.width - 1) - 1
+        order = places([lane + first for lane in range(1, n, 2) for first in (0, n)])
+        both = build.shuffle_vector(build.bitcast(a, self.halves), build.bitcast(b, self.halves), order)
+        return build.and_(both, ir.Constant(self.halves, [positive] * n))
+
+    def from_magnitudes(self, both: ir.Value) -> list[ir.Value]:
+        """The two vectors, with zeros for the lower halves."""
+        build, n = self.builder, self.halves.count
+        zero = ir.Constant(self.halves, [0] * n)
+        orders = [places([lane for upper in range(i, n, 2) for lane in (0, n + upper)]) for i in (0, 1)]
+        return [build.bitcast(build.shuffle_vector(zero, both, order), self.vector) for order in orders]
 
     def loop(self, n: ir.Value, step: int, starts: list[ir.Value], body: Any) -> list[ir.Value]:
         """Vectors that begin as ``starts`` and that ``body(index, vectors)`` replaces for ``0, step, … < n``."""

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from llvmlite import ir
+from numba.core import cgutils
 
 from .vectors import REGISTERS, VECTOR_BYTES, Vectors, compiled_as, places
 
@@ -24,6 +25,9 @@ WINDOW, ABREAST, STACKED = 7, 2 if REGISTERS == 32 else 1, 5
 
 #: Numbers of an entry: first item, kernel rows, taps, first weight, and row and column of the first item.
 ENTRY = 6
+
+#: Terms after which a sum is set aside and begins anew, so that rounding does not grow with the length of a chain.
+CHAIN = 256
 
 #: Whether the machine can load some lanes of a vector and leave out the others.
 MASKED = VECTOR_BYTES >= 32
@@ -45,7 +49,8 @@ def window_sum(
 
     Row ``i`` stands at ``y0 + i * y_pitch``, and the pixels of row ``i + 1`` are ``pitch`` items behind those of row
     ``i``. A signal is ``folded``: one tile after the other, the rows of each are vectors that follow each other. Where
-    it is not the ``first`` part of a sum, it is added to ``y`` instead of to the bias. Pixels are read, though never
+    it is not the ``first`` part of a sum, it is added to ``y`` instead of to the bias. Sums longer than ``CHAIN`` are
+    added up part by part, entries together. Pixels are read, though never
     used, for whole tiles; but at an ``edge``, where it is not folded, only those in the ``image``, and ``edge`` columns
     lead from one to the next; rows outside it lie at ``blank``. ``zero`` says by its type of what ``x w y bias`` are.
     """
@@ -118,11 +123,13 @@ class _Windows(Vectors):
         return b.load(b.gep(b.inttoptr(table, self.word.as_pointer()), [index]))
 
     def terms(
-        self, walk: tuple[ir.Value, ...], sums: list[ir.Value], add: Callable[..., list[ir.Value]]
+        self, walk: tuple[ir.Value, ...], sums: list[ir.Value], add: Callable[..., list[ir.Value]],
+        then: Callable[..., list[ir.Value]] = lambda terms, sums: sums,
     ) -> list[ir.Value]:
         """Sums that ``add(tap, first weight, height, sums)`` goes on with, for each tap of each entry of units.
 
         The weight is a number of items, and the ``height`` kernel rows of an entry are known when code is written.
+        ``then(terms, sums)`` goes on with them after each entry.
         """
         starts, units, plan, entries, kernel, shift = walk
         b, word = self.builder, self.word
@@ -141,7 +148,7 @@ class _Windows(Vectors):
 
                     return self.loop(taps, 1, sums, one)
 
-                return self.choose(stacked, STACKED, sums, rows)
+                return then(b.mul(stacked, taps), self.choose(stacked, STACKED, sums, rows))
 
             return self.loop(entries, 1, sums, entry)
 
@@ -211,6 +218,8 @@ def _window(v: _Windows, walk: Any, vectors: int, edge: int, *rest: Any) -> None
     pitch, image, blank, w, x, y, y_pitch, rows, tiles, step, columns, lost, first, start = rest
     word, build = v.word, v.builder
     pieces = [(i, j) for i in range(WINDOW) for j in range(vectors)]
+    aside = [cgutils.alloca_once(build, v.vector) for _ in pieces]  # what was summed before
+    length, some = cgutils.alloca_once(build, word), cgutils.alloca_once(build, word)  # since then; whether anything
 
     def tile(above: Any, left: Any) -> None:
         y_corner = build.add(build.mul(above, y_pitch), left)
@@ -226,7 +235,9 @@ def _window(v: _Windows, walk: Any, vectors: int, edge: int, *rest: Any) -> None
             return v.first(build.sub(n, build.add(build.mul(word(i), lost), word(j * v.lanes))))
 
         def load(_: int, __: list[Any]) -> list[Any]:
-            return [v.load_some(at(*piece), there(*piece)) for piece in pieces]
+            for place, piece in zip(aside, pieces, strict=True):
+                build.store(v.load_some(at(*piece), there(*piece)), place)
+            return [v.zero] * len(pieces)
 
         def add(tap: Tap, weight: Any, height: int, sums: list[Any]) -> list[Any]:
             sums, line = list(sums), of(tap)
@@ -239,6 +250,22 @@ def _window(v: _Windows, walk: Any, vectors: int, edge: int, *rest: Any) -> None
                         sums[place] = v.fma(weights[b], pixels, sums[place])
             return sums
 
+        def together(_: int, sums: list[Any]) -> list[Any]:
+            return [build.fadd(build.load(place), total) for place, total in zip(aside, sums, strict=True)]
+
+        def set_aside(case: int, sums: list[Any]) -> list[Any]:
+            for place, total in zip(aside, together(case, sums) if case == 2 else sums, strict=True):
+                build.store(total, place)
+            build.store(word(0), length)
+            build.store(word(1), some)
+            return [v.zero] * len(pieces)
+
+        def then(terms: Any, sums: list[Any]) -> list[Any]:
+            terms = build.add(build.load(length), terms)
+            build.store(terms, length)
+            case = build.add(word(1), build.load(some))
+            return v.choose(build.select(build.icmp_signed("<", terms, word(CHAIN)), word(0), case), 2, sums, set_aside)
+
         def store(whole: int, _: list[Any]) -> list[Any]:
             for total, piece in zip(totals, pieces, strict=True):
                 if whole == 2:
@@ -247,8 +274,11 @@ def _window(v: _Windows, walk: Any, vectors: int, edge: int, *rest: Any) -> None
                     v.store_some(total, at(*piece), there(*piece))
             return []
 
+        build.store(word(0), length)
+        build.store(build.sub(word(1), first), some)
         sums = v.choose(build.sub(word(1), first), 1, [start] * len(pieces), load)
-        totals = v.terms(walk, sums, add)
+        sums = v.terms(walk, sums, add, then)
+        totals = v.choose(build.load(some), 1, sums, together)
         last = build.sub(wide, build.mul(word(WINDOW - 1), lost))
         whole = build.icmp_signed(">=", last, word(vectors * v.lanes))
         whole = build.and_(whole, build.icmp_signed(">=", high, word(WINDOW)))

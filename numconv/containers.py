@@ -1,0 +1,113 @@
+"""Arrays that mean more than their numbers: refused with a word on what to do, since nothing may be lost in silence.
+
+No library is imported here: a type says where it comes from.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+#: What a container of a library would lose, and what gives its numbers, by the package that its type or a parent is of.
+LOST: dict[str, tuple[str, str]] = {
+    "xarray": ("labels", "give the data of one array, as {x}.data, which may be Dask's, and label the result"),
+    "pandas": ("index", "give its numbers, {x}.to_numpy()"),
+    "polars": ("columns and gaps", "give its numbers, {x}.to_numpy()"),
+    "pyarrow": ("gaps", "give its numbers, {x}.to_numpy()"),
+    "modin": ("index", "give its numbers, {x}.to_numpy()"),
+    "cudf": ("index", "give its numbers, {x}.to_cupy()"),
+    "netCDF4": ("gaps", "read it, {x}[...], and fill them"),
+    "autograd": ("derivative", "numconv.interop.autograd has differentiable functions"),
+}
+
+#: Of these packages the sparse arrays only.
+SPARSE = ("scipy", "sparse", "cupyx")
+
+#: Items of lists that are told in one look.
+PLAIN = frozenset({int, float, complex, bool, str, bytes, np.ndarray, *np.sctypeDict.values()})
+
+
+def refuse(name: str, value: Any) -> None:
+    """Raise if ``value`` carries a mask, a unit, labels, gaps, a derivative: what bare numbers have not.
+
+    Refused as well are sparse and lazy arrays, which would be made dense and computed, and lists that hold any of
+    these.
+    """
+    kind: Any = type(value)
+    if kind in PLAIN:
+        return
+    if kind in (list, tuple):
+        if not PLAIN.issuperset(map(type, value)):
+            for item in value:
+                refuse(name, item)
+        return
+    if issubclass(kind, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be lost; fill it first: {name}.filled(value)")
+    packages = _packages(kind)
+    if "torch" in packages:
+        _refuse_tensor(name, value)
+        return
+    what = f"{name} is a {kind.__name__} of {packages[0]}"
+    if "dask" in packages:
+        if hasattr(value, "to_dask_array"):
+            raise TypeError(f"{what}, whose index would be lost; give its numbers, {name}.to_dask_array(lengths=True)")
+        raise TypeError(f"{name} is a Dask array, not taken here; {name}.compute() is one in memory")
+    for package in packages:
+        if package in LOST:
+            lost, instead = LOST[package]
+            raise TypeError(f"{what}, whose {lost} would be lost; {instead.format(x=name)}")
+        if package in SPARSE and hasattr(value, "nnz"):
+            dense = "toarray" if hasattr(value, "toarray") else "todense"
+            raise TypeError(f"{what}, a sparse array where a dense one is needed: {name}.{dense}()")
+    for attribute in ("unit", "units"):
+        unit = getattr(value, attribute, None)
+        if unit is not None and not callable(unit):
+            numbers = next((way for way in ("value", "magnitude") if hasattr(value, way)), "data")
+            raise TypeError(
+                f"{what}, whose unit ({unit}) would be lost; give its numbers, {name}.{numbers}, and put the unit on "
+                "the result"
+            )
+    mask = getattr(value, "mask", None)
+    if mask is not None and not callable(mask):
+        raise TypeError(f"{what}, whose mask would be lost; fill it first: {name}.filled(value)")
+    if _computes_itself(kind):
+        raise TypeError(
+            f"{what}, which tells NumPy how to compute with it (__array_ufunc__), and that would be lost; give its "
+            f"numbers alone, as numpy.asarray({name}) may do"
+        )
+
+
+@lru_cache(maxsize=1024)
+def _packages(kind: Any) -> list[str]:
+    """The packages that a type and its parents come from, without those of every type."""
+    found = dict.fromkeys(base.__module__.partition(".")[0] for base in kind.__mro__)
+    return [package for package in found if package not in ("builtins", "numpy")] or ["numpy"]
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether this is a tensor of torch, or of a type made from it."""
+    kind: Any = type(value)
+    return "torch" in _packages(kind) and hasattr(value, "detach")
+
+
+@lru_cache(maxsize=1024)
+def _computes_itself(kind: Any) -> bool:
+    """Whether a type has arithmetic of its own, as NumPy's protocol says; those on a GPU have it of necessity."""
+    own = getattr(kind, "__array_ufunc__", np.ndarray.__array_ufunc__)
+    return own is not np.ndarray.__array_ufunc__ and not hasattr(kind, "__cuda_array_interface__")
+
+
+def _refuse_tensor(name: str, tensor: Any) -> None:
+    """Refuse what torch differentiates, as its own ``numpy()`` does, and what has a mask."""
+    if hasattr(tensor, "get_mask"):
+        raise TypeError(f"{name} is a masked tensor, whose mask would be lost; fill it first: {name}.to_tensor(value)")
+    backward = getattr(tensor, "requires_grad", False) and sys.modules["torch"].is_grad_enabled()
+    forward_ad = sys.modules.get("torch.autograd.forward_ad")
+    if backward or (forward_ad is not None and forward_ad.unpack_dual(tensor).tangent is not None):
+        raise TypeError(
+            f"{name} is a tensor that torch differentiates, and the gradient would be lost: the functions of "
+            f"numconv.interop.torch keep it; without any, give {name}.detach() or call under torch.no_grad()"
+        )
