@@ -4,8 +4,9 @@
     python tests/fuzz.py --case '{…}'      one case again, as a failure prints it
 
 Cases are run by another process, which says which one it begins: where it dies, the case is known and counted, and a
-new process goes on behind it. On Linux all its memory lies against pages that nobody may touch (``guarded``), which come
-after it for a thousand cases and before it for the next, so that what reads or writes outside dies at once. Failures are made smaller, printed with seed and case, and counted by kind; the exit status is 1 if there are any.
+new process goes on behind it. On Linux all its memory lies against pages that nobody may touch (``guarded``), which
+come after it for a thousand cases and before it for the next, so that what reads or writes outside dies at once.
+Failures are made smaller, printed with seed and case, and counted by kind; the exit status is 1 if there are any.
 """
 
 from __future__ import annotations
