@@ -4,14 +4,14 @@
     python tests/fuzz.py --case '{…}'      one case again, as a failure prints it
 
 Cases are run by another process, which says which one it begins: where it dies, the case is known and counted, and a
-new process goes on behind it. That process allocates with glibc's checks, so that what writes beyond its memory dies at
-once. Failures are made smaller, printed with seed and case, and counted by kind; the exit status is 1 if there are any.
+new process goes on behind it. On Linux all its memory lies against pages that nobody may touch (``guarded``), which
+come after it for a thousand cases and before it for the next, so that what reads or writes outside dies at once.
+Failures are made smaller, printed with seed and case, and counted by kind; the exit status is 1 if there are any.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import secrets
@@ -24,22 +24,37 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from fuzz_cases import ALGORITHMS, DTYPES, PRODUCTS, Choices, call_of, check, draw, simpler  # noqa: E402
+from fuzz_cases import ALGORITHMS, DTYPES, PRODUCTS, Choices, draw, simpler
+from fuzz_checks import call_of, check
+
+import numconv
 
 #: Seconds after which a case counts as hanging; the first of a dtype have to be compiled, which emulation draws out.
 PATIENCE, EMULATED = 240, 7200
+#: Where the guards lie, and for how many cases in a row.
+GUARDS, GUARDED = ("after", "before", "none"), 1000
 #: Failures of one kind that are made smaller, and seconds for each.
 SHRUNK, SHRINKING = 2, 5.0
 
 
 # the process that runs cases ----------------------------------------------------------------------------------------
+
+
+def guard(side: str) -> None:
+    """Lay all memory of this process against guards."""
+    if side == "none":
+        return
+    import guard_cases
+    import guarded
+
+    from numconv import _memory
+
+    guarded.install(before=side == "before")
+    _memory.workspace = guard_cases.workspace
 
 
 def work(seed: int, first: int, choices: Choices, channel: int) -> None:
@@ -68,11 +83,11 @@ class Worker:
 
     def __init__(self, *arguments: str) -> None:
         reading, writing = os.pipe()
-        self.noise = tempfile.TemporaryFile()
+        self.noise = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
             [*(shlex.split(self.python) or [sys.executable]), __file__, "--channel", str(writing), *arguments],
             pass_fds=[writing], stdin=subprocess.DEVNULL, stdout=self.noise, stderr=self.noise,
-            env=dict(os.environ) if self.python else _environment(),
+            env={**os.environ, "MALLOC_PERTURB_": "165"},  # fresh memory is never zero
         )  # fmt: skip
         os.close(writing)
         self.reading, self.text = reading, b""
@@ -104,23 +119,14 @@ class Worker:
         return " ".join([how, *last])
 
 
-def _environment() -> dict[str, str]:
-    """glibc's allocator with its checks, where there is one; fresh memory is never zero."""
-    environment = {**os.environ, "MALLOC_PERTURB_": "165", "PYTHONFAULTHANDLER": ""}
-    with suppress(OSError):
-        ctypes.CDLL("libc_malloc_debug.so.0")
-        environment |= {"LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"}
-    return environment
-
-
 def patience() -> float:
     """How long to wait for a case."""
     return EMULATED if Worker.python else PATIENCE
 
 
-def run_apart(case: dict[str, Any]) -> list[list[str]]:
+def run_apart(case: dict[str, Any], side: str) -> list[list[str]]:
     """What is wrong with a case, found by a process of its own, which may die of it."""
-    worker = Worker("--case", json.dumps(case))
+    worker = Worker("--case", json.dumps(case), "--guards", side)
     try:
         for _ in range(2):
             line = worker.line(patience())
@@ -141,7 +147,7 @@ def run_apart(case: dict[str, Any]) -> list[list[str]]:
 # shrinking ----------------------------------------------------------------------------------------------------------
 
 
-def shrink(case: dict[str, Any], kind: str, seconds: float) -> dict[str, Any]:
+def shrink(case: dict[str, Any], kind: str, seconds: float, side: str = "none") -> dict[str, Any]:
     """A simpler case that fails in the same way."""
     apart = kind in ("crash", "hang", "wrote outside") or bool(Worker.python)
     end = time.monotonic() + seconds * (6 if apart else 1)
@@ -152,7 +158,7 @@ def shrink(case: dict[str, Any], kind: str, seconds: float) -> dict[str, Any]:
             if time.monotonic() > end:
                 return case
             with suppress(Exception):
-                problems: Any = run_apart(candidate) if apart else check(candidate)
+                problems: Any = run_apart(candidate, side) if apart else check(candidate)
                 if any(found[0] == kind for found in problems):
                     case, again = candidate, True
                     break
@@ -189,11 +195,17 @@ def fuzz(
     """Run cases until the time is over, or so many of them."""
     tally, index, started = Tally(), first, time.monotonic()
     worker, bar = None, _progress(seconds)
+    turns = GUARDS[:2] if sys.platform.startswith("linux") and not Worker.python else GUARDS[2:]
     arguments = ["--seed", str(seed), "--product", *choices.products, "--algorithm", *choices.algorithms]
     arguments += ["--dtype", *choices.dtypes] if choices.dtypes else []
     try:
         while time.monotonic() - started < seconds and (cases is None or index - first < cases):
-            worker = worker or Worker(*arguments, "--first", str(index))
+            side = turns[index // GUARDED % len(turns)]
+            if worker is not None and index % GUARDED == 0:
+                worker.process.kill()
+                worker.stop()
+                worker = None
+            worker = worker or Worker(*arguments, "--first", str(index), "--guards", side)
             problems: Any = None
             try:
                 while problems is None:
@@ -207,7 +219,7 @@ def fuzz(
             except EOFError:
                 worker, problems = None, [["crash", worker.stop()]]
             case = draw(seed, index, choices)
-            _count(tally, case, problems or [], f"--seed {seed} --first {index}", say)
+            _count(tally, case, problems, f"--seed {seed} --first {index}", side, say)
             index += 1
             if bar is not None:
                 bar.set_postfix_str(f"{tally.cases.total()} cases, {tally.failures.total()} failures", refresh=False)
@@ -221,7 +233,7 @@ def fuzz(
     return tally
 
 
-def _count(tally: Tally, case: dict[str, Any], problems: list[list[str]], where: str, say: Any) -> None:
+def _count(tally: Tally, case: dict[str, Any], problems: Any, where: str, side: str, say: Any) -> None:
     row = case["product"], case["algorithm"]
     tally.cases[row] += 1
     for kind, detail in problems:
@@ -232,13 +244,22 @@ def _count(tally: Tally, case: dict[str, Any], problems: list[list[str]], where:
         number = tally.failures[(*row, kind)]
         if number > SHRUNK:
             continue
-        small = shrink(case, kind, SHRINKING)
-        say(f"\n{kind}: {call_of(small)}\n    {detail}\n    {where}\n    {reproduction(small)}")
+        small = shrink(case, kind, SHRINKING, side)
+        how = reproduction(small, side if kind == "crash" else "none")
+        say(f"\n{kind}: {call_of(small)}\n    {detail}\n    {where}\n    {how}")
 
 
-def reproduction(case: dict[str, Any]) -> str:
+def reproduction(case: dict[str, Any], side: str = "none") -> str:
     """One line that runs a case again."""
-    return f"python tests/fuzz.py --case '{json.dumps(case)}'"
+    guards = "" if side == "none" else f" --guards {side}"
+    return f"python tests/fuzz.py{guards} --case '{json.dumps(case)}'"
+
+
+def about() -> str:
+    """What runs: a fuzz without numba would find that nothing runs."""
+    import numba
+
+    return f"numconv {numconv.__version__} in {numconv.__path__[0]}, numba {numba.__version__}, {sys.executable}"
 
 
 def _progress(seconds: float) -> Any:
@@ -262,11 +283,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--algorithm", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS))
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=())
     parser.add_argument("--case", help="run this one")
+    parser.add_argument("--guards", choices=GUARDS, default="none", help="where the guards lie, for --case")
     parser.add_argument("--python", default="", help="the command that runs the cases, for another processor")
     parser.add_argument("--channel", type=int, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     choices = Choices(tuple(chosen.product), tuple(chosen.algorithm), tuple(chosen.dtype))
     if chosen.channel is not None:
+        guard(chosen.guards)
         if chosen.case:
             work_on(chosen.case, chosen.channel)
         else:
@@ -276,15 +299,16 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.case:
         case = json.loads(chosen.case)
         print(call_of(case))
-        problems = [found for found in run_apart(case) if found[0] != "refused"]
+        problems = [found for found in run_apart(case, chosen.guards) if found[0] != "refused"]
         print("\n".join(f"{kind}: {detail}" for kind, detail in problems) or "nothing is wrong")
         return bool(problems)
     seed = secrets.randbits(32) if chosen.seed is None else chosen.seed
-    print(f"seed {seed}", flush=True)
+    print(f"seed {seed}, {about()}", flush=True)
     started = time.monotonic()
     tally = fuzz(chosen.seconds, seed, choices, chosen.first, cases=chosen.cases)
     took = time.monotonic() - started
-    print(f"\n{tally.table()}\nseed {seed}: {tally.cases.total()} cases in {took:.0f} s, {tally.failures.total()} failures")
+    print(f"\n{tally.table()}")
+    print(f"seed {seed}: {tally.cases.total()} cases in {took:.0f} s, {tally.failures.total()} failures")
     return 1 if tally.failures else 0
 
 

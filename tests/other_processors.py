@@ -3,10 +3,10 @@
     python tests/other_processors.py [--cases 600] [--processor sse avx2 native neon] [--room FOLDER]
 
 ``sse`` and ``avx2`` run on any x86-64: numba is told another processor's name, and llvmlite's host lacks the features,
-from which numconv takes the width of its vectors. ``neon`` needs Debian's ``apt-get``: Python and its libraries for arm64
-are unpacked into a folder (nothing is installed, no root is needed), wheels for aarch64 beside them, and ``qemu-user``
-runs them. Compiling there takes half an hour; the folder keeps what was compiled. Not part of CI; CONTRIBUTING.md says
-what came of it last.
+from which numconv takes the width of its vectors. ``neon`` needs Debian's ``apt-get``: Python and its libraries for
+arm64 are unpacked into a folder (nothing is installed), wheels for aarch64 beside them, and ``qemu-user`` runs them.
+Compiling there takes hours; the folder keeps what was compiled. Not part of CI; CONTRIBUTING.md says what came of it
+last. Other arguments are those of ``fuzz.py``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ FAKED = {
     "avx2": ("haswell", ("avx512", "evex512", "avx10", "avxvnni", "avxifma", "vaes", "vpclmulqdq", "gfni")),
     "sse": (
         "nehalem",
-        ("avx", "fma", "f16c", "evex512", "vaes", "vpclmulqdq", "gfni", "xop", "bmi", "lzcnt", "movbe", "xsave", "rdrnd"),
+        (
+            "avx", "fma", "f16c", "evex512", "vaes", "vpclmulqdq", "gfni", "xop", "bmi", "lzcnt", "movbe", "xsave",
+            "rdrnd",
+        ),
     ),
 }
 PROCESSORS = ("sse", "avx2", "native", "neon")
@@ -103,13 +106,10 @@ def _install(site: Path, version: str) -> None:
 
     names = [f"{name}=={installed(name)}" for name in ("numpy", "numba", "llvmlite", "scipy")]
     platforms = [f"manylinux{p}_aarch64" for p in ("2014", "_2_17", "_2_27", "_2_28")]
-    subprocess.run(
-        [
-            sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", "--target", str(site),
-            "--python-version", version, *(word for p in platforms for word in ("--platform", p)), *names,
-        ],
-        check=True,
-    )  # fmt: skip
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
+    where = ["--target", str(site), "--python-version", version]
+    where += [word for p in platforms for word in ("--platform", p)]
+    subprocess.run([*pip, *where, *names], check=True)
 
 
 def run(processor: str, room: Path, arguments: list[str]) -> int:
