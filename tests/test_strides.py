@@ -159,3 +159,29 @@ def test_compiled_calls_do_not_depend_on_strides_either():
         got = compiled(*(odd(a, seed) for a in (x, w, bias, dy)), stride, padding)
         for a, b in zip(got, want, strict=True):
             assert_same(a, b)
+
+
+@njit
+def compiled_matrix(w, size):
+    return nc.kernel2row(w, size, padding=((2, 2), (0, 0)))
+
+
+def test_compiled_calls_take_arrays_of_nothing():
+    padding = ((2, 2), (0, 0))
+    for N, C, K, H in np.ndindex(2, 2, 2, 2):
+        x, w = odd(np.ones((N, C, 4 * H, 1), np.float32), 1), odd(np.ones((K, C, 3, 1), np.float32), 2)
+        dy, bias = odd(np.ones((N, K, 4 * H + 2, 1), np.float32), 3), np.full(K, 2, np.float32)
+        got = compiled(x, w, bias, dy, 1, padding)
+        want = (
+            nc.conv(x, w, bias, padding=padding), nc.conv_grad_input(x.shape, w, dy, padding=padding),
+            nc.conv_grad_weight(x, w.shape, dy, padding=padding), nc.im2col(x, (3, 1), padding=padding),
+        )  # fmt: skip
+        for a, b in zip(got, want, strict=True):
+            assert_same(a, b)
+        size = (4 * H, 1)
+        for a, b in zip(compiled_matrix(w, size), nc.kernel2row(w, size, padding=padding, triple=True), strict=True):
+            np.testing.assert_array_equal(a, b)
+    for columns in (0, 3):
+        y = nc.csr_rmatvec(np.ones(0), np.zeros(0, np.int32), np.zeros(1, np.int32), np.ones(0), columns)
+        np.testing.assert_array_equal(y, np.zeros(columns))
+    assert nc.csr_matvec(np.ones(0), np.zeros(0, np.int32), np.zeros(3, np.int32), np.ones(0)).tolist() == [0, 0]
