@@ -56,7 +56,9 @@ def _sum_again(dY, w, axes, C, K, Cg, R_k, P, size, n, zero, dX):
     L_in, L_k, L_out = axes[last, SIZE], axes[last, KERNEL], axes[last, OUT]
     start, stride, step = axes[last, START], axes[last, STRIDE], axes[last, STEP]
     while i < n:
-        if not abs(dX[i]) < np.inf:
+        there = zero
+        there += dX[i]
+        if not abs(there) < np.inf:
             pixel, c, image = i % size, i // size % C, i // size // C
             k0, total = c // Cg * Kg, zero
             for T in range(R_k):
