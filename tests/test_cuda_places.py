@@ -234,3 +234,29 @@ def test_out_of_memory_leaves_all_usable(calls, monkeypatch):
         with pytest.raises(MemoryError, match="the GPU has no memory left"):
             numconv.conv(*arrays)
     np.testing.assert_array_equal(numconv.conv(*arrays).numbers, naive.conv(X, W))
+
+
+@pytest.mark.parametrize("make", [Tensor, cupy_array], ids=["torch", "cupy"])
+def test_the_stride_of_an_axis_with_one_item_means_nothing(calls, make):
+    x, w = values((1, 2, 6, 1), np.float32), values((3, 2, 3, 1), np.float32, 1)
+    memory = np.zeros((1, 3, 4, 1), np.float32)
+    odd_x, out = (np.lib.stride_tricks.as_strided(a, strides=(-8, *a.strides[1:3], 20)) for a in (x, memory))
+    numconv.conv(make(odd_x), make(w), out=make(out))
+    np.testing.assert_array_equal(memory, naive.conv(x, w))
+
+
+@pytest.mark.parametrize("empty", ["K", "C", "CH", "H", "KCHW"])
+def test_a_matrix_of_nothing_has_rows_of_nothing(empty):
+    K, C, *size = (0 if name in empty else n for name, n in (("K", 2), ("C", 3), ("H", 4), ("W", 2)))
+    w = np.ones((K, C, 3, 2), np.float32)
+    with numconv.use_device("cuda"):
+        W_conv = numconv.kernel2row(w, tuple(size), padding=2)
+    want = numconv.kernel2row(w, tuple(size), padding=2)
+    assert W_conv.shape == want.shape
+    np.testing.assert_array_equal(W_conv.indptr, want.indptr)
+
+
+def test_outputs_beyond_32_bits_are_refused():
+    g = numconv.geometry.conv_geometry((1, 1, 1 << 16, 1 << 14), (1, 1, 1, 1), padding=((0, 1 << 16), (1 << 14, 0)))
+    with pytest.raises(ValueError, match=r"2\*\*31.*outputs"):
+        numconv.cuda.tables.rows_and_taps(places.host(), g.axes, 0)

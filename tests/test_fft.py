@@ -6,7 +6,10 @@ import naive
 import numpy as np
 import pytest
 import scipy.signal
+import strategies
 from conftest import BOUNDARIES, normal
+from hypothesis import given
+from hypothesis import strategies as st
 from test_memory import at_most
 
 import numconv as nc
@@ -88,6 +91,20 @@ def test_a_constant_other_than_zero_fills_the_border(small_blocks):
 
 
 # NaN, infinity, overflow ----------------------------------------------------------------------------------------------
+
+
+@given(
+    case=strategies.cases(dtypes=("float32", "float64"), axes=(1, 2, 3)), in_x=st.booleans(),
+    places=st.lists(st.integers(0, 10**6), max_size=3), bad=st.sampled_from([np.nan, np.inf, -np.inf]),
+)  # fmt: skip
+def test_a_value_is_not_finite_where_the_plain_sum_is_not(case, places, in_x, bad):
+    x, w = case.x, case.w
+    for place in places:
+        (x if in_x else w).flat[place % (x if in_x else w).size] = bad
+    got, plain = (nc.conv(x, w, algorithm=algorithm, **case.geometry) for algorithm in ("fft", "direct"))
+    finite = np.isfinite(plain)
+    np.testing.assert_array_equal(got[~finite], plain[~finite])
+    np.testing.assert_allclose(got[finite], plain[finite], rtol=0, atol=1e-4 if case.dtype == "float32" else 1e-12)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf], ids=str)

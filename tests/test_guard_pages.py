@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-COUNT, FIRST = int(os.environ.get("NUMCONV_GUARD_CASES", "300")), int(os.environ.get("NUMCONV_GUARD_FIRST", "0"))
+COUNT, FIRST = int(os.environ.get("NUMCONV_GUARD_CASES", "260")), int(os.environ.get("NUMCONV_GUARD_FIRST", "0"))
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mmap and mprotect as Linux has them")
 sides = pytest.mark.parametrize("side", ["after", "before"])

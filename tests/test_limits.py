@@ -159,3 +159,20 @@ def test_compiled_transposed_products_have_memory_for_their_columns():
             compiled_transposed(W_conv.data, W_conv.indices, W_conv.indptr, np.ones(7), columns)
         with pytest.raises((MemoryError, ValueError)):
             nc.csr_rmatvec(W_conv.data, W_conv.indices, W_conv.indptr, np.ones(7), columns)
+
+
+def test_plain_convolution_of_nothing_is_an_error_as_numpys():
+    for call in (nc.convolve, nc.correlate):
+        for x in ([], np.ones((0,)), np.ones((3, 0))):
+            for mode in ("full", "same", "valid"):
+                with pytest.raises(ValueError, match=r"\bx\b.*at least one"):
+                    call(x, np.ones((2,) * np.ndim(x)), mode)
+        with pytest.raises(ValueError, match=r"\bw\b"):
+            call([1.0, 2.0], [])
+        assert call(np.ones((0, 5)), [1.0, 1.0], axes=1).shape == (0, 6)  # no rows have no results
+        with pytest.raises(ValueError, match="at least one"):
+            call(np.ones((0, 5)), [1.0, 1.0], axes=0)
+    with pytest.raises(ValueError, match="at least one"):
+        nc.plan_convolve((0,), (2,), "full")
+    with pytest.raises(ValueError, match="at least one"):
+        nc.normalized_convolve([], [1.0, 2.0])

@@ -18,7 +18,7 @@ from numba.core.errors import NumbaError
 import numconv as nc
 from numconv import _memory, conv, overloads, select
 from numconv.bench import cases
-from numconv.cpu.compiled import algorithms, choice
+from numconv.cpu.compiled import algorithms, choice, halves
 from numconv.geometry import conv_geometry, plain_geometry
 
 overloads.init()  # numba does so itself where numconv is installed
@@ -204,13 +204,14 @@ def read_only(array):
 @pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2)])
 @pytest.mark.parametrize("flip", [False, True])
 def test_winograd_in_each_of_its_ways(stride, dilation, flip):
-    """Whatever auto takes: the launchers themselves, over an image with a pixel that is not finite."""
+    """Whatever auto takes: the launchers themselves, over images with a pixel far from the rest, or not finite."""
     rest = {"stride": stride, "dilation": dilation, "padding": 2, "groups": 2, "flip": flip}
     g = conv_geometry((2, 10, 31, 18), (18, 5, 3, 3), **rest)
     x, w = normal((2, 10, 31, 18), np.float32), normal((18, 5, 3, 3), np.float32, 1)
-    x[1, 3, 4, 5] = np.inf
+    x[1, 3, 4, 5], x[0, 7, 12, 9] = np.inf, 1e20
     axes, edge, nothing = g.axes.copy(), g.boundary_code, np.float32(0)
     dy, y = normal(g.output_shape, np.float32, 2), np.empty(g.output_shape, np.float32)
+    dy[1, 2, 5, 7] = 1e20
     dx, dw = np.empty_like(x), np.empty_like(w)
     flat_x, flat_w, terms, steps = read_only(x), read_only(w), np.arange(9), np.array(y.strides) // 4
     algorithms.by_winograd(
@@ -221,8 +222,9 @@ def test_winograd_in_each_of_its_ways(stride, dilation, flip):
     algorithms.by_winograd_back(read_only(dy), flat_w, 2, 10, 18, 2, axes, dx.reshape(-1))
     assert_same(dx, nc.conv_grad_input(x.shape, w, dy, algorithm="winograd", **rest))
     if stride == dilation == 1:
-        for pixel in (np.inf, 1):
-            x[1, 3, 4, 5] = pixel
+        dy[0, :, 11:16, 8:13] = 0  # where the 1e20 is met
+        for pixels in ((np.inf, 1e20), (1, 1e20), (1, 1)):
+            x[1, 3, 4, 5], x[0, 7, 12, 9] = pixels
             algorithms.weights_by_winograd(flat_x, 2, 10, read_only(dy), 18, axes, edge, nothing, dw.reshape(-1))
             assert_same(dw, nc.conv_grad_weight(x, w.shape, dy, algorithm="winograd", **rest))
 
@@ -291,6 +293,174 @@ print(cached.{name}(x, w).sum(), sum(cached.{name}.stats.cache_hits.values()))
     assert run("", "outer") == "100.0 1\n"
 
 
+# spellings ------------------------------------------------------------------------------------------------------------
+
+PAIR, MIXED, EIGHT = (2, 1), (1, (2, 1)), np.int16(2)
+
+
+def spelled(x, w, stride, pairs, mixed, unlike, small, truth, number):
+    """Each spelling of geometry that Python takes, in arguments, constants of the module and the source."""
+    there, ones = (2, 1), (truth, True)
+    back = (w.shape[2] - 1, (small, 1))
+    return (
+        nc.conv(x, w, stride=stride, padding=mixed, groups=small, flip=truth, fill_value=number),
+        nc.conv(x, w, None, stride=there, padding=MIXED, dilation=PAIR, groups=EIGHT, flip=1, fill_value=number + 0j),
+        nc.conv(x, w, padding=back, dilation=unlike, groups=2, boundary="wrap", fill_value=number - number),
+        nc.conv_grad_input(x.shape, w, nc.conv(x, w, padding=mixed, groups=2), padding=mixed, groups=EIGHT),
+        nc.conv_grad_weight(x, w.shape, nc.conv(x, w, padding=pairs, groups=2), padding=pairs, groups=2, flip=None),
+        nc.convolve(x[0, 0], w[0, 0], stride=stride, dilation=unlike, fill_value=small),
+        nc.im2col(x, w.shape[2:], stride=ones, padding=(pairs[0], 1), fill_value=np.array(number)),
+        nc.col2im(nc.im2col(x, PAIR, padding=truth), x.shape, there, padding=True, fill_value=number),
+        *nc.kernel2row(w, (9, EIGHT * 4 - 1), padding=mixed, groups=small, triple=True),
+    )
+
+
+def test_geometry_in_every_spelling():
+    arguments = (2, 1), ((1, 0), (2, 1)), ((2, 1), np.uint8(1)), (np.int32(2), np.uint64(1)), np.uint8(2), True, 2.5
+    for got, want in zip(njit(spelled)(X, W, *arguments), spelled(X, W, *arguments), strict=True):
+        assert_same(got, want)
+
+
+@njit
+def defaults(x, w, bias=None, stride=(2, 1), padding=((1, 0), (2, 1)), boundary="constant", dtype=np.float64):
+    return nc.conv(x, w, bias, stride=stride, padding=padding, groups=2, boundary=boundary, dtype=dtype)
+
+
+@njit
+def literal(x, w, padding):
+    return defaults(x, w, padding=numba.literally(padding), dtype=None)
+
+
+def test_defaults_of_a_wrapper_and_words_in_arguments():
+    assert_same(defaults(X, W), conv(X, W, stride=(2, 1), padding=((1, 0), (2, 1)), groups=2, dtype=np.float64))
+    assert_same(defaults(X, W, BIAS, 1, 1), conv(X, W, BIAS, padding=1, groups=2, dtype=np.float64))
+    for padding in ("same", "full"):
+        assert_same(literal(X, W, padding), conv(X, W, stride=(2, 1), padding=padding, groups=2))
+
+
+def pads_brought_in(x, w, pads):
+    sums = np.empty(3)
+    for i in prange(3):
+        sums[i] = nc.conv(x, w, padding=pads, groups=2).sum()
+    return sums
+
+
+def pads_built_inside(x, w, pads):
+    sums = np.empty(3)
+    rows, columns = pads
+    for i in prange(3):
+        sums[i] = nc.conv(x, w, padding=(rows, columns), groups=2).sum()
+    return sums
+
+
+def test_pairs_and_parallel_loops():
+    pads = ((1, 0), (2, 1))
+    with pytest.raises(NumbaError, match=r"tuple of tuples into a parallel loop.*\n?.*padding=\(\(top"):
+        njit(parallel=True)(pads_brought_in)(X, W, pads)
+    want = pads_built_inside(X, W, pads)
+    np.testing.assert_array_equal(njit(parallel=True)(pads_built_inside)(X, W, pads), want)
+    np.testing.assert_array_equal(njit(parallel=True)(pads_brought_in)(X, W, (1, 2)), pads_brought_in(X, W, (1, 2)))
+
+
+# dtypes ---------------------------------------------------------------------------------------------------------------
+
+
+def test_float16_is_rounded_as_numpy_rounds():
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    floats = bits.view(np.float16).astype(np.float32)
+    same = bits[~np.isnan(floats)]
+    assert_same(halves.widened(same), same.view(np.float16).astype(np.float32))
+    assert np.isnan(halves.widened(bits[np.isnan(floats)])).all()
+    floats = floats[np.isfinite(floats)]
+    middles = (floats + np.nextafter(floats.astype(np.float16), np.float16(np.inf)).astype(np.float32)) / 2
+    single = np.concatenate([floats, middles, np.nextafter(middles, np.float32(0)), normal((1000,), np.float32) * 1e-6])
+    double = np.concatenate([single, np.nextafter(single.astype(float), 0), np.nextafter(single.astype(float), np.inf)])
+    for given in (single, double, [65519.99, 65520, -1e300, 1e-300, np.inf, -np.inf, -0.0]):
+        given = np.asarray(given)
+        with np.errstate(over="ignore"):
+            want = given.astype(np.float16)
+        got = halves.narrowed(given).view(np.float16)
+        assert_same(got, want)
+        assert_same(np.signbit(got), np.signbit(want))
+    assert np.isnan(halves.narrowed(np.array([np.nan, -np.nan])).view(np.float16)).all()
+
+
+def every_function(x, w, dtype):
+    y = nc.conv(x[:, :, ::-1], w, w[:, 0, 0, 0], padding=1, groups=2)
+    cols = nc.im2col(x.T.copy().T, (3, 2), padding=1, fill_value=2.0002)
+    data, indices, indptr = nc.kernel2row(w, (9, 7), groups=2, triple=True)
+    return (
+        y, nc.conv(x, w, groups=2, dtype=dtype), nc.conv_grad_input(x.shape, w, y, padding=1, groups=2),
+        nc.conv_grad_weight(x, w.shape, y, padding=1, groups=2), nc.convolve(x[0, 0], w[0, 0], "same"), cols,
+        nc.col2im(cols, x.shape, (3, 2), padding=1), nc.col2im(cols, x.shape, (3, 2), padding=1, reduce="mean"), data,
+        nc.csr_matvec(w[0, 0, 0], indices[:2], indptr[:2] * 0, w[0, 0, 0]),
+        nc.csr_rmatvec(w[:2, 0, 0, 0], indices[:2], indptr[:2] * 0 + np.array([0, 2], np.int32), w[:1, 0, 0, 0], 63),
+    )
+
+
+def test_float16_in_every_function():
+    x, w = values((2, 4, 9, 7), np.float16), values((6, 2, 3, 2), np.float16, 1)
+    for got, want in zip(njit(every_function)(x, w, np.float32), every_function(x, w, np.float32), strict=True):
+        assert_same(got, want)
+
+
+@pytest.mark.parametrize(
+    ("x", "w"), [("float16", "float32"), ("complex64", "float16"), ("int64", "float16"), ("bool", "float16")]
+)
+def test_float16_beside_others(x, w):
+    x, w = values((2, 4, 9, 7), x)[:, ::-1], values((6, 4, 3, 2), w, 1)
+    assert_same(compiled_twice(x, w), conv(x, w, padding=1))
+
+
+compiled_twice = njit(lambda x, w: nc.conv(x, w, padding=1))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "dtype"),
+    [
+        ("uint8", "int32"), ("int32", "int8"), ("float32", "float64"), ("float64", "float32"), ("float64", "float16"),
+        ("uint8", "float16"), ("float32", "complex64"), ("bool", "int16"),
+    ],
+)
+def test_sums_of_another_dtype(arrays, dtype):
+    """As outside: what loses by the cast is cast before."""
+    rest, dtype = {"padding": 1, "groups": 2}, np.dtype(dtype)
+    x, w = (a * (100 if a.dtype.kind in "iu" else 1) for a in (values(X.shape, arrays), values(W.shape, arrays, 1)))
+    dy = values((2, 6, 9, 8), arrays, 2)
+
+    def sums(x, w, dy):
+        return (
+            nc.conv(x, w, padding=1, groups=2, dtype=dtype), nc.convolve(x[0, 0], w[0, 0], "same", dtype=dtype),
+            nc.conv_grad_input(x.shape, w, dy, padding=1, groups=2, dtype=dtype),
+            nc.conv_grad_weight(x, w.shape, dy, padding=1, groups=2, dtype=dtype),
+        )
+
+    got = njit(sums)(x, w, dy)
+    assert_same(got[0], conv(x, w, dtype=dtype, **rest))
+    for known, want in zip(got, sums(x, w, dy), strict=True):
+        assert_same(known, want)
+
+
+def test_dtype_in_every_spelling():
+    def named(x, w):
+        return (
+            nc.conv(x, w, dtype=np.float64), nc.conv(x, w, dtype="float64"), nc.conv(x, w, dtype=np.dtype("float64")),
+            nc.conv(x, w, dtype=float), nc.conv(x, w, dtype=None), nc.conv(x, w, dtype=x.dtype),
+        )
+
+    x = values((4, 9, 7), np.float32)
+    for got, want in zip(njit(named)(x, W[:, :1].repeat(4, 1)), named(x, W[:, :1].repeat(4, 1)), strict=True):
+        assert_same(got, want)
+
+
+def test_arrays_that_lie_askew():
+    memory = np.zeros(X.nbytes + 1, np.uint8)
+    x = memory[1:].view(np.float32).reshape(X.shape)
+    x[...] = X
+    assert not x.flags.aligned
+    assert_same(compiled_twice(x, np.asfortranarray(W[:, :1].repeat(4, 1))), conv(X, W[:, :1].repeat(4, 1), padding=1))
+
+
 @pytest.mark.parametrize(
     "function, words",
     [
@@ -311,6 +481,18 @@ print(cached.{name}(x, w).sum(), sum(cached.{name}.stats.cache_hits.values()))
         (lambda x, w: nc.im2col(x, (1, 1, 1, 1, 1)), "kernel_size must have one int for each spatial axis"),
         (lambda x, w: nc.kernel2row(w, (3, 3), fill_value=1), "fill_value must be 0"),
         (lambda x, w: nc.csr_matvec(x, x, x, x), "data must have 1 axes"),
+        (lambda x, w: nc.conv(x, w, stride=[2, 1]), "stride must be an int or a tuple of 2 ints"),
+        (lambda x, w: nc.conv(x, w, padding=[(2, 1), (1, 1)]), "padding must be an int or a tuple of 2 ints"),
+        (lambda x, w: nc.im2col(x, np.array([3, 2])), "kernel_size must be an int or a tuple"),
+        (lambda x, w: nc.conv(x, w, padding="same" + str(len(x))), r"numba.literally\(padding\)"),
+        (lambda x, w: nc.conv(x, w, [1, 2]), "bias must be an array, as np.array makes one"),
+        (lambda x, w: nc.conv(x, w, flip=(True,)), "flip must be a bool"),
+        (lambda x, w: nc.conv(x, w, fill_value=None), "fill_value must be a number"),
+        (lambda x, w: nc.conv(x, w, fill_value="1"), "fill_value must be a number"),
+        (lambda x, w: nc.conv(x, w, dtype=np.int32), "dtype must be of a kind that holds x"),
+        (lambda x, w: nc.conv(x, w, dtype="U3"), "dtype must be bool, integer"),
+        (lambda x, w: nc.conv(x, w, dtype=x), "dtype must be known to the compiler"),
+        (lambda x, w: x.astype(np.float16), "numba has no float16 numbers.*x.astype"),
     ],
 )
 def test_compile_errors_name_the_argument(function, words):
@@ -340,3 +522,35 @@ def test_run_time_errors_name_the_argument(arguments, words):
 
 
 compiled_refused = njit(refused)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fill", "boundary"),
+    [
+        ("uint8", 256, "constant"), ("uint8", -1, "constant"), ("int8", 2.5, "constant"), ("int64", np.nan, "constant"),
+        ("int64", 2.0**63, "constant"), ("uint64", -1.0, "constant"), ("float32", 1j, "constant"),
+        ("bool", 2, "constant"), ("float32", 2.0, "edge"), ("float32", np.uint8(1), "edge"),
+    ],
+)
+def test_a_constant_that_the_dtype_cannot_hold(dtype, fill, boundary):
+    """A variable is looked at as the code runs, with the error of calls outside."""
+    x = values((4, 5), dtype)
+    for function in (filled[boundary], filled[boundary].py_func):
+        with pytest.raises(ValueError, match=r"fill_value (must be a value that dtype|is only for boundary)"):
+            function(x, fill)
+
+
+filled = {
+    "constant": njit(lambda x, fill: nc.im2col(x, 2, padding=1, fill_value=fill)),
+    "edge": njit(lambda x, fill: nc.im2col(x, 2, padding=1, boundary="edge", fill_value=fill)),
+}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fill"),
+    [("uint8", 255.0), ("int8", -128), ("int64", 2**63 - 1), ("uint64", 3 + 0j), ("float16", 2.0001), ("bool", 1)],
+)
+def test_a_constant_of_another_dtype(dtype, fill):
+    x = values((4, 5), dtype)
+    assert_same(filled["constant"](x, fill), filled["constant"].py_func(x, fill))
+    assert_same(filled["edge"](x, fill - fill), filled["edge"].py_func(x, fill - fill))

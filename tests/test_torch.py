@@ -314,3 +314,18 @@ def test_what_the_refusal_recommends_is_there():
         nc.convolve(torch.ones(3, requires_grad=True), torch.ones(2))
     (name,) = re.findall(r"numconv\.interop\.\w+", str(error.value))
     assert import_module(name).convolve(torch.ones(3, requires_grad=True), torch.ones(2)).requires_grad
+
+
+def test_a_tensor_on_a_gpu_is_refused_before_anybody_looks_for_one():
+    class OnGpu:
+        """As far as it matters; the real one needs a GPU."""
+
+        __module__ = "torch"
+        requires_grad, device = True, "cuda:0"
+
+        def detach(self):
+            raise AssertionError("its gradient would be lost")
+
+    for name, arrays in (("x", (OnGpu(), np.ones(2))), ("w", (np.ones(2), OnGpu()))):
+        with pytest.raises(TypeError, match=rf"^{name} is a tensor that torch differentiates"):
+            nc.convolve(*arrays)

@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 from conftest import normal
+from hypothesis import given
+from hypothesis import strategies as st
 
 import numconv as nc
+from numconv.cpu.schemes import RANGE
+from numconv.cpu.simd import sandwich
 
 
 def exact(x, w, padding=1, stride=1):
@@ -190,3 +194,135 @@ def test_stride_2_in_one_direction_alone_is_refused():
     assert nc.plan_conv(x.shape, w.shape, stride=2, algorithm="winograd").choice == (
         "winograd", "winograd", "implicit",
     )  # fmt: skip
+
+
+# what an output does not read ---------------------------------------------------------------------------------------
+
+#: How many images and channels, and a stride with a dilation.
+FEW, SOME = st.integers(1, 3), st.integers(1, 40)
+WAYS = [(1, 1), (2, 1), (1, 2), (1, 3)]
+
+
+@st.composite
+def layers(draw, N=FEW, channels=SOME, ways=WAYS):
+    """``x``, ``w`` and the other arguments: many zeros or few, and places that are far larger than the rest."""
+    groups, (stride, dilation) = draw(st.sampled_from([1, 1, 2])), draw(st.sampled_from(ways))
+    N, C, K, size = draw(N), draw(channels), draw(channels), draw(st.tuples(st.integers(1, 30), st.integers(1, 30)))
+    boundaries = ["constant", "constant", "edge", "reflect", "wrap"] if min(size) > 2 * dilation else ["constant"]
+    arguments = {
+        "stride": stride, "dilation": dilation, "groups": groups, "flip": draw(st.booleans()),
+        "boundary": draw(st.sampled_from(boundaries)),
+        "padding": [[draw(st.integers(dilation if n <= 2 * dilation else 0, 3)) for _ in "ab"] for n in size],
+    }  # fmt: skip
+    if arguments["boundary"] == "constant":
+        arguments["fill_value"] = draw(st.sampled_from([0, 0, 1.5, 1e20]))
+    seed = draw(st.integers(0, 2**16))
+    x, w = normal((N, C * groups, *size), np.float32, seed), normal((K * groups, C, 3, 3), np.float32, seed + 1)
+    return with_outliers(draw, x), w, arguments
+
+
+def with_outliers(draw, x):
+    """The array with zeros in some way, and places from 1e3 to 1e38."""
+    x = np.maximum(x, 0) if draw(st.booleans()) else x
+    if draw(st.booleans()):
+        x[:, :, : x.shape[2] // 2] = 0
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    for _ in range(draw(st.sampled_from([0, 1, 1, 3, 20]))):
+        x[tuple(rng.integers(0, n) for n in x.shape)] = 10 ** rng.uniform(3, 38) * rng.choice([-1, 1])
+    return x
+
+
+def meetings(size, arguments):
+    """Which pixel every tap of every output meets, -1 for the constant: (9, outputs)."""
+    geometry = {name: arguments[name] for name in ("stride", "padding", "dilation", "boundary")}
+    return nc.im2col(np.arange(1, np.prod(size) + 1).reshape(1, *size), (3, 3), **geometry, flip=arguments["flip"]) - 1
+
+
+def peaks(x, groups):
+    """The largest magnitude of each place in the channels of a group: (N, groups, places)."""
+    return np.abs(x.astype("f8")).reshape(len(x), groups, -1, np.prod(x.shape[2:])).max(2)
+
+
+def assert_local(got, want, weights, largest):
+    """``|got - want| <= RANGE * eps * 4 * weights * largest``, and equal where the largest is 0."""
+    scale = weights * largest
+    fits = scale < 1e38
+    bound = 4 * RANGE * np.finfo(np.float32).eps * scale
+    assert (np.abs(got - want)[fits] <= bound[fits]).all()
+
+
+@given(layers())
+def test_an_output_errs_by_what_it_reads_itself(layer):
+    x, w, arguments = layer
+    groups = arguments["groups"]
+    met = meetings(x.shape[2:], arguments)
+    got = nc.conv(x, w, algorithm="winograd", **arguments)
+    want = nc.conv(x.astype("f8"), w.astype("f8"), algorithm="im2col", **arguments)
+    constant = np.full((len(x), groups, 1), abs(arguments.get("fill_value", 0)))
+    largest = np.concatenate([peaks(x, groups), constant], axis=2)[:, :, met].max(2)
+    weights = np.abs(w.astype("f8")).sum((1, 2, 3))[:, None, None]
+    assert_local(got, want, weights, largest.repeat(len(w) // groups, axis=1).reshape(got.shape))
+
+
+@given(layers(), st.data())
+def test_an_input_gradient_errs_by_what_it_reads_itself(layer, data):
+    x, w, arguments = layer
+    arguments = {**arguments, "boundary": "constant", "fill_value": 0}
+    groups = arguments["groups"]
+    met = meetings(x.shape[2:], arguments)
+    shape = nc.plan_conv(x.shape, w.shape, **arguments).output_shape
+    dy = with_outliers(data.draw, normal(shape, np.float32, 2))
+    got = nc.conv_grad_input(x.shape, w, dy, algorithm="winograd", **arguments)
+    want = nc.conv_grad_input(x.shape, w.astype("f8"), dy.astype("f8"), algorithm="im2col", **arguments)
+    largest = np.zeros((len(x), groups, np.prod(x.shape[2:]) + 1))
+    for places in met:  # each pixel meets a tap at most once
+        largest[:, :, places] = np.maximum(largest[:, :, places], peaks(dy, groups))
+    weights = np.abs(w.astype("f8")).reshape(groups, -1, w.shape[1], 9).sum((1, 3)).reshape(-1, 1, 1)
+    assert_local(got, want, weights, largest[:, :, :-1].repeat(w.shape[1], axis=1).reshape(x.shape))
+
+
+@pytest.mark.parametrize("mark", [1e3, 1e6, 1e20, 9.97e36, 3e38])
+@pytest.mark.parametrize(("stride", "dilation"), WAYS[:3])
+def test_one_marked_pixel_changes_only_what_reads_it(mark, stride, dilation):
+    x, w = normal((1, 64, 40, 40), np.float32), normal((16, 64, 3, 3), np.float32, 1) / 24
+    arguments = {"stride": stride, "padding": dilation, "dilation": dilation}
+    there = nc.conv(x, w, algorithm="winograd", **arguments)
+    x[0, 30, 21, 18] = mark
+    got, want = nc.conv(x, w, algorithm="winograd", **arguments), nc.conv(x, w, algorithm="direct", **arguments)
+    read = np.isin(meetings((40, 40), {**arguments, "boundary": "constant", "flip": False}), 21 * 40 + 18).any(0)
+    read = read.reshape(got.shape[2:])
+    np.testing.assert_allclose(got[..., ~read], there[..., ~read], atol=1e-4)  # RANGE * eps, and a little
+    np.testing.assert_allclose(got[..., read], want[..., read], rtol=1e-2)
+
+
+@pytest.mark.parametrize(("stride", "dilation"), WAYS[:3])
+def test_an_output_that_reads_only_zeros_is_its_bias(stride, dilation):
+    x, w, bias = normal((2, 20, 33, 30), np.float32), normal((18, 20, 3, 3), np.float32, 1), normal((18,), np.float32)
+    x[:, :, 5:26, 3:21] = 0
+    arguments = {"stride": stride, "padding": dilation, "dilation": dilation}
+    y = nc.conv(x, w, bias, algorithm="winograd", **arguments)
+    dark = nc.conv(np.abs(x), np.ones_like(w), algorithm="direct", **arguments) == 0
+    assert dark.sum() > 18 * 50
+    np.testing.assert_array_equal(y[dark], np.broadcast_to(bias[:, None, None], y.shape)[dark])
+
+
+@given(layers(st.integers(2, 9), st.sampled_from([1, 7, 40, 70, 130])), st.data())
+def test_an_image_has_the_bits_in_a_batch_that_it_has_alone(layer, data):
+    x, w, arguments = layer
+    arguments["algorithm"] = "winograd"
+    some = data.draw(st.integers(0, len(x) - 1))
+    others = np.arange(len(x)) != some
+    x[others, ..., 0] = data.draw(st.sampled_from([np.nan, np.inf, 3e38, 1.0]))
+    y = nc.conv(x, w, **arguments)
+    np.testing.assert_array_equal(y[some], nc.conv(x[some : some + 1], w, **arguments)[0])
+    dy = y / np.float32(64)
+    dx = nc.conv_grad_input(x.shape, w, dy, **arguments)
+    alone = nc.conv_grad_input((1, *x.shape[1:]), w, dy[some : some + 1], **arguments)
+    np.testing.assert_array_equal(dx[some], alone[0])
+
+
+def test_codes_of_two_matrices_have_two_names():
+    """On the disk code is told apart by names and types alone."""
+    functions = [sandwich(np.eye(2)), sandwich(2 * np.eye(2)), sandwich(np.eye(2), with_sum=True)]
+    assert len({function.__qualname__ for function in functions}) == 3
+    assert sandwich(np.eye(2)).__qualname__ == functions[0].__qualname__

@@ -5,10 +5,11 @@ import pytest
 from conftest import normal
 from hypothesis import given
 from hypothesis import strategies as st
-from test_winograd import error
+from test_winograd import WAYS, error, layers, meetings, peaks, with_outliers
 
 import numconv as nc
 from numconv import select
+from numconv.cpu.schemes import RANGE
 from numconv.geometry import conv_geometry
 
 
@@ -157,3 +158,70 @@ def test_auto_takes_it_for_a_layer():
     assert plan.choice.grad_weight == "winograd"
     assert not select.has_grad_weight("winograd", conv_geometry((1, 8, 9, 9), (8, 8, 3, 3), stride=2), "cpu")
     assert not select.has_grad_weight("winograd", conv_geometry((1, 8, 9, 9), (8, 8, 3, 3), dilation=2), "cpu")
+
+
+# what a gradient does not meet --------------------------------------------------------------------------------------
+
+
+def assert_local(got, x, dy, arguments):
+    """``|got - exact| <= RANGE * eps * sum over meetings of largest |dY| * largest |x|``, equal where that is 0."""
+    groups, shape = arguments["groups"], got.shape
+    want = gradient(x.astype("f8"), dy.astype("f8"), shape, "im2col", **arguments)
+    constant = np.full((len(x), groups, 1), abs(arguments.get("fill_value", 0)))
+    pixels = np.concatenate([peaks(x, groups), constant], axis=2)[:, :, meetings(x.shape[2:], arguments)]
+    scale = (pixels * peaks(dy, groups)[:, :, None]).sum((0, 3)).reshape(groups, 1, 1, 3, 3)
+    scale = np.broadcast_to(scale, (groups, shape[0] // groups, *shape[1:])).reshape(shape)
+    fits = scale < 1e38
+    assert (np.abs(got - want)[fits] <= RANGE * np.finfo(np.float32).eps * scale[fits]).all()
+
+
+@given(layers(ways=WAYS[:1]), st.data())
+def test_a_gradient_errs_by_what_it_meets(layer, data):
+    x, w, arguments = layer
+    x = x.clip(-1e30, 1e30)
+    dy = with_outliers(data.draw, normal(nc.plan_conv(x.shape, w.shape, **arguments).output_shape, np.float32, 2))
+    if data.draw(st.booleans()):
+        dy = np.where(np.abs(dy) > 100, 0, dy)
+        for n, _, i, j in np.argwhere(np.abs(x) > 100):  # gaps, which the gradient leaves out
+            dy[n, :, max(0, i - 2) : i + 4, max(0, j - 2) : j + 4] = 0
+    dy = dy.clip(-1e6, 1e6)
+    assert_local(gradient(x, dy, w.shape, **arguments), x, dy, arguments)
+
+
+@pytest.mark.parametrize("gaps", [1, 5, 300])
+@pytest.mark.parametrize("mark", [1e6, 1e20, 9.97e36])
+def test_marked_pixels_that_have_no_gradient_play_no_part(mark, gaps):
+    x, dy = layer(2, 24, 40, 20)
+    rng = np.random.default_rng(gaps)
+    for n, c, i, j in zip(*(rng.integers(0, size, gaps) for size in x.shape), strict=True):
+        x[n, c, i, j] = mark
+        dy[n, :, max(0, i - 1) : i + 2, max(0, j - 1) : j + 2] = 0
+    want = exact(np.where(x == np.float32(mark), 0, x), dy)
+    assert error(gradient(x, dy, (20, 24, 3, 3), padding=1), want) < 1e-5
+
+
+def test_taps_that_meet_only_padding_are_zero():
+    x, dy = np.zeros((1, 8, 9, 9), np.float32), np.zeros((1, 12, 9, 9), np.float32)
+    x[0, :, 0, 0], dy[0, :, 0, 0] = 1e20, 1
+    dy[0, :, 6, 6] = x[0, :, 6, 6] = 1
+    dw = gradient(x, dy, (12, 8, 3, 3), padding=1)
+    np.testing.assert_array_equal(dw, gradient(x, dy, (12, 8, 3, 3), "implicit", padding=1))
+    assert dw[0, 0, 1, 1] == np.float32(1e20)
+    assert (dw[:, :, 0] == 0).all()
+
+
+def test_ordinary_layers_have_no_loud_tiles():
+    from numconv.cpu import winograd_weights
+
+    found = []
+    original = winograd_weights._loud_tiles
+    try:
+        winograd_weights._loud_tiles = lambda *arguments: found.append(original(*arguments)) or found[-1]
+        for N, C, size, K in LAYERS:
+            x, dy = layer(N, C, size, K)
+            x[:, :, : size // 4] = 0
+            gradient(np.maximum(x, 0), np.where(dy > 1, dy, 0), (K, C, 3, 3), padding=1)
+    finally:
+        winograd_weights._loud_tiles = original
+    assert len(found) == len(LAYERS)
+    assert not any(loud.any() for loud in found)

@@ -12,7 +12,7 @@ import numpy as np
 from .. import _memory
 from .._indexing import CONSTANT, OUT, START, STEP, STRIDE, source
 from ..geometry import ConvGeometry, axes_table
-from . import direct, im2col, implicit, kernel2row, stencil, winograd
+from . import direct, im2col, implicit, kernel2row, pieces, stencil, winograd
 from ._jit import Kernel, flat, output_hit, row_output, tasks_of
 from .im2col import groups_of
 
@@ -22,11 +22,12 @@ SMALL = 1 << 13
 
 def grad_input(algorithm: ModuleType, dY: np.ndarray, w: np.ndarray, geometry: ConvGeometry, dX: np.ndarray) -> None:
     """``dX`` of ``y = conv(x, w)`` for ``w`` as it is; the Hermitian adjoint is this for ``w.conj()``."""
+    in_pieces = w.size > pieces.LONGEST * dX.shape[1] and algorithm in (im2col, implicit)  # as forward products are
     if algorithm is kernel2row:
         kernel2row.grad_input(dY, w, geometry.axes, geometry.boundary_code, dX)
-    elif algorithm is im2col:
+    elif algorithm is im2col and not in_pieces:
         unfolded(geometry, dX, lambda zero_padded, dX: im2col.grad_input(dY, w, zero_padded.axes, dX))
-    elif algorithm in (implicit, winograd):
+    elif algorithm in (implicit, winograd) and not in_pieces:
         unfolded(geometry, dX, lambda zero_padded, dX: gathered(algorithm.grad_input, dY, w, zero_padded, dX))
     else:
         unfolded(geometry, dX, lambda zero_padded, dX: gathered(by_phases, dY, w, zero_padded, dX, algorithm))

@@ -21,6 +21,9 @@ TERMS = 576
 #: Most taps of a row that have lines of their own, so that every row of X_conv begins a vector.
 SEPARATE = 8
 
+#: Blocks of outputs that are summed in their own type, if the parts are not too many.
+UNITS = 64
+
 #: Most bytes that the parts of a weight gradient may take.
 PARTS = 16 << 20
 
@@ -107,7 +110,7 @@ def blocks_for_weights(
     channels = even(C, min(channels, max(1, room // (copies * (high + down) * (columns + across)))))
     tasks = G * -(-C // channels)
     units = N * lead * -(-R_out // high) * -(-L_out // columns)
-    parts = min(units, -(-8 // tasks), max(1, PARTS // (K * G * C * taps * item_bytes(dtype))))
+    parts = min(units, max(-(-8 // tasks), units // UNITS), max(1, PARTS // (K * G * C * taps * item_bytes(dtype))))
     direct = in_place(axes) and not is_complex(dtype) and (R_out == 1 or columns == L_out)
     lanes = sum_lanes(dtype)
     least, width = np.inf, 0

@@ -6,6 +6,7 @@ import numpy as np
 
 from .. import _memory
 from ._jit import Kernel, flat, helper, tasks_of
+from .simd import CHAIN
 
 #: Entries of one task; fewer where there would not be 64 tasks.
 ENTRIES = 1 << 14
@@ -59,6 +60,15 @@ def go_on(data, indices, indptr, r, m, n):
 @helper
 def row_times(data, indices, begin, end, x):
     """One row times ``x``. Rows are short, so four sums in turn are faster here than gathered vectors."""
+    total = some_times(data, indices, begin, min(begin + 4 * CHAIN, end), x)
+    for at in range(begin + 4 * CHAIN, end, 4 * CHAIN):  # long sums in parts
+        total += some_times(data, indices, at, min(at + 4 * CHAIN, end), x)
+    return total
+
+
+@helper
+def some_times(data, indices, begin, end, x):
+    """Some entries of a row times ``x``."""
     e, end, one, two, three = np.uint64(begin), np.uint64(end), np.uint64(1), np.uint64(2), np.uint64(3)
     a = b = c = d = x.dtype.type(0)
     while e + three < end:
@@ -83,6 +93,17 @@ def add_row(data, indices, begin, end, y, band):
 @helper
 def run_times(data, indices, begin, end, x, y, r, n):
     """``y`` from ``r`` on becomes a run of ``n`` rows times ``x``; the entries of the first are given."""
+    run_of_some(data, indices, begin, min(begin + CHAIN, end), x, y, r, n)
+    sums = np.empty(n if end - begin > CHAIN else 0, y.dtype)
+    for at in range(begin + CHAIN, end, CHAIN):  # long sums in parts
+        run_of_some(data, indices, at, min(at + CHAIN, end), x, sums, 0, n)
+        for i in range(n):
+            y[r + i] += sums[i]
+
+
+@helper
+def run_of_some(data, indices, begin, end, x, y, r, n):
+    """``y`` from ``r`` on becomes some entries of ``n`` rows times ``x``."""
     r, n = np.uint64(r), np.uint64(n)
     for i in range(n):
         y[r + i] = 0

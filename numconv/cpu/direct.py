@@ -8,11 +8,12 @@ import numpy as np
 
 from .._indexing import START, STEP, STRIDE
 from ..geometry import ConvGeometry
-from . import stencil
+from . import pieces, stencil
 from ._jit import Kernel, flat, helper, row_source, tasks_of
 from .im2col import block_length
+from .pieces import wide
 from .rows import gather, row_sum
-from .stencil import parts_of, wide
+from .stencil import parts_of
 
 
 @Kernel
@@ -30,6 +31,9 @@ def forward(
     x: np.ndarray, w: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, y: np.ndarray
 ) -> None:
     """``y[n,k,o] = bias[k] + sum over c, t of w[k,c,t] x[n,c,o*stride+t*step]``."""
+    if pieces.too_long(w):
+        pieces.forward(forward, x, w, bias, axes, boundary, fill, y)
+        return
     if stencil.serves(axes, y.dtype):
         stencil.forward(x, w, bias, axes, boundary, fill, y)
         return

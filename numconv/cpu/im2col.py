@@ -11,12 +11,18 @@ import numpy as np
 from .. import _memory
 from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..geometry import ConvGeometry
+from . import pieces
 from ._jit import Kernel, first_output, flat, helper, row_output, row_source, source, tasks_of
+from .pieces import wide
+from .simd import CHAIN
 
 #: A task handles about this many bytes of its image, so that they stay in the first caches while the taps go by …
 TASK_BYTES = 1 << 15
 #: … and there are at least about this many tasks to share among threads.
 TASKS = 64
+
+#: Products that BLAS adds up at once; of weight gradients the parts are added up in a wider type.
+AT_ONCE = 1 << 10
 
 WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
 
@@ -122,11 +128,17 @@ def _col2im(team, X_conv, axes, planes, block, piece, x):
         phases = min(stride, n)
         width = (n + phases - 1) // phases
         sums = target if phases == 1 else np.empty(lines * phases * width, x.dtype)
+        aside, length = np.zeros(sums.size if R_k * L_k > CHAIN else 0, x.dtype), 0  # long sums in parts
         sums[:] = 0
         for T in range(R_k):
             for i in range(rows.size):
                 rows[i] = row_output(T, row0 + i, axes)
             for t in range(L_k):
+                if length == CHAIN:
+                    for j in range(aside.size):
+                        aside[j] += sums[j]
+                    sums[:], length = 0, 0
+                length += 1
                 first = start + t * step - i0
                 a = min(first_output(first, stride, 0), L_out)
                 b = min(max(first_output(first, stride, n), a), L_out)
@@ -138,6 +150,8 @@ def _col2im(team, X_conv, axes, planes, block, piece, x):
                     for i in range(rows.size):
                         if rows[i] >= 0:
                             add_run(columns, rows[i] * L_out + a, sums, place + (line + i) * width, b - a)
+        for j in range(aside.size):
+            sums[j] += aside[j]
         whole = n % phases == 0  # then the pixels of all lines are whole strides apart
         for phase in range(phases if phases > 1 else 0):
             for line in range(1 if whole else lines):
@@ -174,13 +188,23 @@ def forward(
     x: np.ndarray, w: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, y: np.ndarray
 ) -> None:
     """``Y_flat = W_flat @ X_conv + bias`` as it stands: ``X_conv`` is stored, the product is BLAS'."""
+    if pieces.too_long(w):
+        pieces.forward(forward, x, w, bias, axes, boundary, fill, y)
+        return
     (N, K), G = y.shape[:2], groups_of(x, w)
     P, Q = prod(y.shape[2:]), prod(w.shape[1:])
     target = y.reshape(N, G, K // G, P)
     for images, X_conv in stored(x, prod(w.shape[2:]), P):
         im2col(x[images], axes, boundary, fill, X_conv)
-        np.matmul(w.reshape(G, K // G, Q), X_conv.reshape(-1, G, Q, P), out=target[images])
+        multiply(w.reshape(G, K // G, Q), X_conv.reshape(-1, G, Q, P), target[images])
     y += bias.reshape(-1, *(1,) * (y.ndim - 2))
+
+
+def multiply(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    """``out = a @ b``, long sums in parts."""
+    np.matmul(a[..., :AT_ONCE], b[..., :AT_ONCE, :], out=out)
+    for q in range(AT_ONCE, a.shape[-1], AT_ONCE):
+        out += a[..., q : q + AT_ONCE] @ b[..., q : q + AT_ONCE, :]
 
 
 def grad_input(dY: np.ndarray, w: np.ndarray, axes: np.ndarray, dX: np.ndarray) -> None:
@@ -189,7 +213,7 @@ def grad_input(dY: np.ndarray, w: np.ndarray, axes: np.ndarray, dX: np.ndarray) 
     P, Q = prod(dY.shape[2:]), prod(w.shape[1:])
     W_flat, dY = w.reshape(G, K // G, Q), dY.reshape(N, G, K // G, P)
     for images, dX_conv in stored(dX, prod(w.shape[2:]), P):
-        np.matmul(W_flat.swapaxes(1, 2), dY[images], out=dX_conv.reshape(-1, G, Q, P))
+        multiply(W_flat.swapaxes(1, 2), dY[images], dX_conv.reshape(-1, G, Q, P))
         col2im(dX_conv, axes, dX[images])
 
 
@@ -200,11 +224,12 @@ def grad_weight(
     (N, K), G = dY.shape[:2], groups_of(x, dW)
     P, Q = prod(dY.shape[2:]), prod(dW.shape[1:])
     dY = dY.reshape(N, G, K // G, P)
-    total = np.zeros((G, K // G, Q), dtype=dW.dtype)
+    total = np.zeros((G, K // G, Q), dtype=wide(dW.dtype))
     for images, X_conv in stored(x, prod(dW.shape[2:]), P):
         im2col(x[images], axes, boundary, fill, X_conv)
         for columns, dy in zip(X_conv.reshape(-1, G, Q, P), dY[images], strict=True):
-            total += dy @ columns.conj().swapaxes(1, 2)
+            for p in range(0, P, AT_ONCE):  # long sums in parts
+                total += dy[..., p : p + AT_ONCE] @ columns[..., p : p + AT_ONCE].conj().swapaxes(1, 2)
     dW[...] = total.reshape(dW.shape)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from .._indexing import CONSTANT, OUT, SIZE
 from ..geometry import ConvGeometry, axes_table
+from . import pieces
 from ._jit import Kernel, flat, helper, tasks_of
 from .blocks import TERMS, blocks_for_weights, blocks_of, is_complex
 from .im2col import groups_of
@@ -44,7 +45,22 @@ from .lines import (
     table,
     times,
 )
-from .simd import ALIGNED, HIGHEST, SUMS, address, aligned, copy_run, keep, outer_sum, pack, put, put_apart, transpose
+from .pieces import wide
+from .simd import (
+    ALIGNED,
+    CHAIN,
+    HIGHEST,
+    SUMS,
+    address,
+    aligned,
+    copy_run,
+    keep,
+    outer_sum,
+    pack,
+    put,
+    put_apart,
+    transpose,
+)
 
 #: Rows of X_conv that are packed side by side: as many streams through memory as the machine foresees.
 STREAMS = 16
@@ -206,6 +222,9 @@ def forward(
     x: np.ndarray, w: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, y: np.ndarray
 ) -> None:
     """``Y = W_flat @ X_conv + bias``, group by group."""
+    if pieces.too_long(w):
+        pieces.forward(forward, x, w, bias, axes, boundary, fill, y)
+        return
     T = prod(w.shape[2:])
     product(x, w, np.arange(T), w[0].size, T, bias, groups_of(x, w), axes, boundary, fill, y)
 
@@ -351,8 +370,8 @@ def _grad_weight(team, x, dY, axes, boundary, fill, block, terms, conjugate, par
                         dY_at, begin + k * lead_out * R_out * L_out + p // run * L_out, lead_out * R_out * L_out,
                         min(width, Kg - k), stretch, turned_at, turned0 + p * width, width, zero,
                     )  # fmt: skip
-                for p in range(0, high * run, TERMS):
-                    some, joins, pixels_at = min(TERMS, high * run - p), unit + p > first, address(pixels[p:], zero)
+                for p in range(0, high * run, CHAIN):  # long sums in parts
+                    some, joins, pixels_at = min(CHAIN, high * run - p), unit + p > first, address(pixels[p:], zero)
                     for q in range(0, rows, MR):
                         outer_sum(
                             lines_at, l0, terms_at, q, turned_at, turned0, pixels_at, some, min(MR, rows - q),
@@ -376,7 +395,7 @@ def grad_weight(
         is_complex(dtype), partial, work=dY.size * Q,
     )
     if parts > 1:
-        np.add.reduce(partial, axis=0, out=dW.reshape(K, Q))
+        dW.reshape(K, Q)[...] = partial.sum(axis=0, dtype=wide(dtype))
 
 
 @lru_cache(maxsize=1024)

@@ -51,6 +51,7 @@ from .patch import (
     survey,
     view,
 )
+from .pieces import wide
 from .simd import ABREAST, ENTRY, WINDOW, address, borrowed, keep, lanes, spread_rows, weight_sums, window_sum
 
 #: Vectors that are added up in the dtype itself before the sum goes on in a wider one.
@@ -295,11 +296,6 @@ def parts_of(units: int, tasks: int) -> int:
     It follows from the shapes alone, never from the number of threads, so the bits of the result do too.
     """
     return max(1, min(units, -(-32 // max(tasks, 1))))
-
-
-def wide(dtype: np.dtype) -> np.dtype:
-    """The type in which long sums are kept: float64 for float32, so that an error does not grow with the image."""
-    return {"f": np.dtype(np.float64), "c": np.dtype(np.complex128)}.get(dtype.kind, dtype)
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:

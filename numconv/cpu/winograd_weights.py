@@ -193,6 +193,20 @@ def _peaks(team, x, dY, Cg, Kg, x_peaks, dY_peaks):
             largest_of(dY, image, Kg, outputs, p0, min(p0 + PIECE, outputs), dY_flat)
 
 
+@helper
+def times_largest(rows, wide, columns, most):
+    """What tiles have times the largest of some rows that each of them sees, ``wide`` columns."""
+    columns[:] = 0
+    for row in rows:
+        for j in range(row.size):
+            columns[j] = larger(np.float64(row[j]), columns[j])
+    for t in range(most.size):
+        largest = 0.0
+        for j in range(t * TILE, min(t * TILE + wide, rows.shape[1])):
+            largest = larger(columns[j], largest)
+        most[t] *= largest
+
+
 @Kernel
 def _loud(team, x_peaks, dY_peaks, axes, boundary, fill, groups, loud):
     # x_peaks (N G, H, L), dY_peaks (N G, rows, columns), fill a magnitude, loud (G, tiles): which tiles are
@@ -202,6 +216,7 @@ def _loud(team, x_peaks, dY_peaks, axes, boundary, fill, groups, loud):
     across, down = (L_out + TILE - 1) // TILE, (R_out + TILE - 1) // TILE
     for g in tasks_of(team, groups):
         met, sums, most = np.zeros((R_out + TAPS - 1, L_out + TAPS - 1)), np.zeros(TAPS * TAPS), np.empty(loud.shape[1])
+        columns = np.empty(met.shape[1])
         for image in range(g, images, groups):
             for i in range(met.shape[0]):
                 row = source(top + i, H, boundary)
@@ -221,15 +236,10 @@ def _loud(team, x_peaks, dY_peaks, axes, boundary, fill, groups, loud):
                             total += outputs[i, j] * pixels[j]
                         sums[r * TAPS + t] += total
             for O in range(down):
-                for o in range(across):
-                    x_most = dY_most = 0.0
-                    for i in range(O * TILE, min(O * TILE + WINDOW, met.shape[0])):
-                        for j in range(o * TILE, min(o * TILE + WINDOW, met.shape[1])):
-                            x_most = larger(met[i, j], x_most)
-                    for i in range(O * TILE, min(O * TILE + TILE, R_out)):
-                        for j in range(o * TILE, min(o * TILE + TILE, L_out)):
-                            dY_most = larger(np.float64(outputs[i, j]), dY_most)
-                    most[(image // groups * down + O) * across + o] = x_most * dY_most
+                begin = (image // groups * down + O) * across
+                most[begin : begin + across] = 1
+                times_largest(met[O * TILE : O * TILE + WINDOW], WINDOW, columns, most[begin : begin + across])
+                times_largest(outputs[O * TILE : O * TILE + TILE], TILE, columns, most[begin : begin + across])
         least = sums.min() / (most.size * TILE * TILE)
         for t in range(most.size):
             loud[g, t] = not most[t] <= RANGE * least
@@ -371,7 +381,7 @@ def _loud_tiles(
     Cg, Kg = x.shape[1] // groups, dY.shape[1] // groups
     _peaks(flat(x, x.size), flat(dY, dY.size), Cg, Kg, x_peaks, dY_peaks, work=x.size + dY.size)
     _loud.alone(
-        flat(x_peaks, images, H, L), flat(dY_peaks, images, *out), axes, boundary, abs(fill), groups, loud
+        flat(x_peaks, images, H, L), flat(dY_peaks, images, *out), axes, boundary, np.abs(fill), groups, loud
     )
     return loud
 

@@ -103,6 +103,8 @@ def structure(
     (K, Cg), P, size = w.shape[:2], prod(axes[:, OUT].tolist()), prod(axes[:, SIZE].tolist())
     entries = entries_of(axes, boundary)
     indices = w.place.empty((K * Cg * entries.total,), index_dtype)
+    if not indices.size:  # all rows begin and end at 0
+        return indices, w.place.zeros((K * P + 1,), index_dtype)
     indptr = w.place.empty((K * P + 1,), index_dtype)
     _structure(
         blocks_for(P * Cg * prod(w.shape[2:])), table(w.place, axes), *rows_and_taps(w.place, axes, boundary),
@@ -113,6 +115,8 @@ def structure(
 
 def values(w: DeviceArray, axes: np.ndarray, boundary: int, data: DeviceArray) -> None:
     """Write the weights of ``w (K, C/G, *k)`` into the ``data`` of W_conv."""
+    if not data.size:
+        return
     (K, Cg), taps, P = w.shape[:2], prod(w.shape[2:]), prod(axes[:, OUT].tolist())
     entries = entries_of(axes, boundary)
     _values(

@@ -11,7 +11,7 @@ of ``im2col`` and ``col2im``, which are each other's adjoints. Tensors on the CP
 
 Names and arguments are those of numconv, but for ``out=``: torch differentiates no function that writes into a tensor.
 ``dtype=`` may be torch's or NumPy's; without it results have the dtype that torch promotes the tensors to. Under
-``torch.compile`` a call is computed as it is, outside of the graph.
+``torch.compile`` a call is computed as it is, outside of the graph; numconv's own functions are not made for that.
 """
 
 from __future__ import annotations

@@ -291,14 +291,16 @@ def by_one_of(dtype, implicit, direct, winograd):
 
 
 @helper
-def add_up(partial, order, dW):
-    """``dW`` becomes the sum of its parts, whose taps are in such an order."""
-    taps, first = order.size, partial[: dW.size]
+def add_up(partial, order, sums, dW):
+    """``dW`` becomes the sum of its parts, whose taps are in such an order, in the type of ``sums``."""
+    taps = order.size
+    for i in range(dW.size):
+        sums[i] = partial[i]
     for begin in range(dW.size, partial.size, max(dW.size, 1)):
         for i in range(dW.size):
-            first[i] += partial[begin + i]
+            sums[i] += partial[begin + i]
     for i in range(dW.size):
-        dW[i // taps * taps + order[i % taps]] = first[i]
+        dW[i // taps * taps + order[i % taps]] = sums[i]
 
 
 @launcher
@@ -316,7 +318,7 @@ def weights_by_implicit(x, N, C, dY, K, axes, boundary, fill, dW):
         partial,
     ))
     if parts > 1:
-        add_up(partial.reshape(partial.size), np.arange(1), dW)
+        add_up(partial.reshape(partial.size), np.arange(1), np.empty(dW.size, wide(x.dtype)), dW)
 
 
 _again = through(weights_by_implicit, later=True)
@@ -358,7 +360,7 @@ def weights_by_winograd(x, N, C, dY, K, axes, boundary, fill, dW):
         np.zeros(b.slack, x.dtype), own, partial, finite,
     ))
     if b.parts > 1:
-        add_up(partial.reshape(partial.size), np.arange(1), dW)
+        add_up(partial.reshape(partial.size), np.arange(1), np.empty(dW.size, x.dtype), dW)
     if not finite.all():
         _again((x, N, C, dY, K, axes, boundary, fill, dW))
 
@@ -385,7 +387,7 @@ def weights_by_stencil(x, N, C, dY, K, axes, boundary, fill, dW):
         team_for(dY.size * weights), x, dY, as_table(axes), boundary, fill, as_table(entries), as_table(sizes), G,
         together, partial,
     ))
-    add_up(partial.reshape(partial.size), order, dW)
+    add_up(partial.reshape(partial.size), order, np.empty(dW.size, wide(x.dtype)), dW)
 
 
 @launcher
@@ -401,7 +403,7 @@ def weights_by_sums(x, N, C, dY, K, axes, boundary, fill, dW):
         team_for(dY.size * weights), as_table(x.reshape((N, C, rows_in, L_in))),
         as_table(dY.reshape((N, K, rows, L_out))), as_table(axes), boundary, fill, block, partial,
     ))
-    add_up(partial.reshape(partial.size), np.arange(1), dW)
+    add_up(partial.reshape(partial.size), np.arange(1), np.empty(dW.size, wide(x.dtype)), dW)
 
 
 def weights(algorithm, arguments):

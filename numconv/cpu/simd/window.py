@@ -220,6 +220,8 @@ def _window(v: _Windows, walk: Any, vectors: int, edge: int, *rest: Any) -> None
     pieces = [(i, j) for i in range(WINDOW) for j in range(vectors)]
     aside = [cgutils.alloca_once(build, v.vector) for _ in pieces]  # what was summed before
     length, some = cgutils.alloca_once(build, word), cgutils.alloca_once(build, word)  # since then; whether anything
+    _, units, _, _, kernel, _ = walk
+    long = build.zext(build.icmp_signed(">", build.mul(units, kernel), word(CHAIN)), word)
 
     def tile(above: Any, left: Any) -> None:
         y_corner = build.add(build.mul(above, y_pitch), left)
@@ -261,10 +263,14 @@ def _window(v: _Windows, walk: Any, vectors: int, edge: int, *rest: Any) -> None
             return [v.zero] * len(pieces)
 
         def then(terms: Any, sums: list[Any]) -> list[Any]:
-            terms = build.add(build.load(length), terms)
-            build.store(terms, length)
-            case = build.add(word(1), build.load(some))
-            return v.choose(build.select(build.icmp_signed("<", terms, word(CHAIN)), word(0), case), 2, sums, set_aside)
+            def count(_: int, sums: list[Any]) -> list[Any]:
+                total = build.add(build.load(length), terms)
+                build.store(total, length)
+                case = build.add(word(1), build.load(some))
+                case = build.select(build.icmp_signed("<", total, word(CHAIN)), word(0), case)
+                return v.choose(case, 2, sums, set_aside)
+
+            return v.choose(long, 1, sums, count)
 
         def store(whole: int, _: list[Any]) -> list[Any]:
             for total, piece in zip(totals, pieces, strict=True):
