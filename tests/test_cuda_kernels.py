@@ -71,6 +71,22 @@ def test_products(case, room):
         np.testing.assert_array_equal(numbers(dw), naive.conv_grad_weight(x, w.shape, dy, **arguments))
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("room", ["direct", "im2col", "implicit"])
+@pytest.mark.parametrize("name", ["stride", "groups", "line", "constant"])
+def test_a_bad_weight_reaches_the_pixels_that_it_meets(name, room):
+    x_shape, w_shape, arguments = CASES[name]
+    g, dtype = conv_geometry(x_shape, w_shape, **arguments), np.dtype(np.float32)
+    _, w, _, dy = data(g, dtype)
+    w.flat[1], w.flat[-1] = np.nan, np.inf
+    dx = empty(g.input_shape, dtype)
+    adjoint.grad_input(ROOMS[room], PLACE.send(dy), PLACE.send(w), g, dx)
+    x = np.zeros(g.input_shape, dtype)
+    _, want, _ = naive.products(x, w, dy, **{"flip": False, **arguments})
+    assert 0 < np.isfinite(want).sum() < want.size
+    np.testing.assert_array_equal(numbers(dx), want)
+
+
 @pytest.mark.parametrize("room", ["direct", "implicit"])
 @pytest.mark.parametrize("dtype", ["float64", "complex64", "complex128", "int64", "uint8"])
 def test_dtypes(room, dtype):

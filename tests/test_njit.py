@@ -353,6 +353,13 @@ def pads_built_inside(x, w, pads):
     return sums
 
 
+def pairs_brought_in(x, pairs):
+    total = 0
+    for n in prange(len(x)):
+        total += pairs[0][1] + n
+    return total
+
+
 def test_pairs_and_parallel_loops():
     pads = ((1, 0), (2, 1))
     with pytest.raises(NumbaError, match=r"tuple of tuples into a parallel loop.*\n?.*padding=\(\(top"):
@@ -360,6 +367,9 @@ def test_pairs_and_parallel_loops():
     want = pads_built_inside(X, W, pads)
     np.testing.assert_array_equal(njit(parallel=True)(pads_built_inside)(X, W, pads), want)
     np.testing.assert_array_equal(njit(parallel=True)(pads_brought_in)(X, W, (1, 2)), pads_brought_in(X, W, (1, 2)))
+    with pytest.raises(Exception, match="scalar type UniTuple") as told:  # numba's own word to who does not call us
+        njit(parallel=True)(pairs_brought_in)(X, pads)
+    assert "padding" not in str(told.value)
 
 
 # dtypes ---------------------------------------------------------------------------------------------------------------

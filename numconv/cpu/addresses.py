@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import pickle
 import re
 import sys
@@ -112,7 +113,8 @@ class Later(Loader):
 class ParallelCode(event.Listener):
     """Behind the compilation of a function with parallel loops, all that these may call is loaded.
 
-    One that brings padding in pairs into a loop is not compiled; numba's words for it say nothing to its author.
+    One that names numconv and brings padding in pairs into a loop is not compiled; numba's words for it say nothing to
+    its author.
     """
 
     def on_start(self, event: Any) -> None:
@@ -123,13 +125,21 @@ class ParallelCode(event.Listener):
         code = event.data["dispatcher"]
         if code.targetoptions.get("parallel") and code is not _jit._on_threads:
             error = sys.exc_info()[1]
-            if isinstance(error, TypeError) and NESTED.match(str(error)):
+            if isinstance(error, TypeError) and NESTED.match(str(error)) and names_numconv(code.py_func):
                 raise TypingError(
                     "numba brings no tuple of tuples into a parallel loop, as padding in pairs is one: write the pairs "
                     "in the call, padding=((top, bottom), (left, right)), or bring them in one by one"
                 ) from error
             while _later:
                 Loader(_later.pop())()
+
+
+def names_numconv(function: Callable[..., Any]) -> bool:
+    """Whether a function refers to numconv or to something of it."""
+    known = inspect.getclosurevars(function)
+    values = (*known.globals.values(), *known.nonlocals.values())
+    homes = (getattr(value, "__module__", None) or getattr(value, "__name__", "") for value in values)
+    return any(str(home).partition(".")[0] == "numconv" for home in homes)
 
 
 #: How numba says that it cannot.

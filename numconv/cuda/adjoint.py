@@ -6,13 +6,16 @@ from collections.abc import Callable
 from math import prod
 from types import ModuleType
 
+import numpy as np
+
 from .. import _memory
-from .._indexing import CONSTANT
+from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..arrays import computed_in
 from ..geometry import ConvGeometry, axes_table
 from . import direct, im2col, implicit
-from ._jit import cuda, kernel, position, source
+from ._jit import cuda, kernel, output_hit, position, row_output, source
 from .arrays import DeviceArray, blocks_for
+from .places import table
 
 
 def grad_input(
@@ -22,9 +25,51 @@ def grad_input(
     if algorithm is im2col:
         unfolded(geometry, dX, lambda zero_padded, dX: im2col.grad_input(dY, w, zero_padded.axes, dX))
     elif algorithm is implicit:
-        unfolded(geometry, dX, lambda zero_padded, dX: implicit.grad_input(dY, w, zero_padded, dX))
+        unfolded(geometry, dX, lambda zero_padded, dX: gathered(implicit.grad_input, dY, w, zero_padded, dX))
     else:
-        unfolded(geometry, dX, lambda zero_padded, dX: by_phases(dY, w, zero_padded, dX))
+        unfolded(geometry, dX, lambda zero_padded, dX: gathered(by_phases, dY, w, zero_padded, dX))
+
+
+def gathered(
+    product: Callable[..., None], dY: DeviceArray, w: DeviceArray, geometry: ConvGeometry, dX: DeviceArray
+) -> None:
+    """``product(dY, w, geometry, dX)``, a sum that pads ``dY`` with zeros, without what these do to ``dX``.
+
+    Next to the edges taps meet zeros instead of outputs, and NaN times 0 is NaN. So elements of ``dX`` that are not
+    finite are summed again, over what they meet alone; the device looks for them, and nobody waits for what it finds.
+    """
+    product(dY, w, geometry, dX)
+    sums, axes = computed_in(dX.dtype), geometry.axes
+    if sums.kind in "fc":
+        _sum_again(
+            blocks_for(dX.size), dY.reshape(dY.size), w.reshape(w.size), table(dX.place, axes), dX.shape[1],
+            *w.shape[:2], prod(axes[:-1, KERNEL].tolist()), prod(geometry.out), prod(geometry.size), dX.size,
+            sums.type(0), dX.reshape(dX.size), on=dX.place,
+        )  # fmt: skip
+
+
+@kernel()
+def _sum_again(dY, w, axes, C, K, Cg, R_k, P, size, n, zero, dX):
+    # dY (N, K, P), w (K, Cg, R_k, last k), dX (N, C, size): the elements that are not finite, in the type of zero.
+    i = cuda.grid(1)
+    last, Kg = axes.shape[0] - 1, K // (C // Cg)
+    L_in, L_k, L_out = axes[last, SIZE], axes[last, KERNEL], axes[last, OUT]
+    start, stride, step = axes[last, START], axes[last, STRIDE], axes[last, STEP]
+    while i < n:
+        if not abs(dX[i]) < np.inf:
+            pixel, c, image = i % size, i // size % C, i // size // C
+            k0, total = c // Cg * Kg, zero
+            for T in range(R_k):
+                O = row_output(T, pixel // L_in, axes)
+                for t in range(L_k if O >= 0 else 0):
+                    o = output_hit(pixel % L_in, t, L_out, start, stride, step)
+                    for k in range(k0, k0 + Kg if o >= 0 else k0):
+                        gradient, weight = zero, zero
+                        gradient += dY[(image * K + k) * P + O * L_out + o]
+                        weight += w[((k * Cg + c % Cg) * R_k + T) * L_k + t]
+                        total += weight * gradient
+            dX[i] = dX.dtype.type(total)
+        i += cuda.gridsize(1)
 
 
 @kernel()

@@ -28,10 +28,8 @@ _registered: set[str] = set()
 def init() -> None:
     """Register what is loaded; the package does the same for whatever it loads from now on."""
     from ..cpu import words
-    from . import halves
 
     words.register()
-    halves.register()
     package = vars(sys.modules["numconv"])
     for name in ROOMS:
         if name in package:
@@ -43,8 +41,12 @@ def register(name: str, function: Any) -> None:
     from numba.core.registry import cpu_target
     from numba.extending import overload
 
+    from . import halves
+
     if name not in ROOMS or name in _registered:
         return
+    if not _registered:
+        halves.register()
     _registered.add(name)
 
     def typed(*arguments: Any, **named: Any) -> Any:
