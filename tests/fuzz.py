@@ -224,6 +224,8 @@ def fuzz(
             if bar is not None:
                 bar.set_postfix_str(f"{tally.cases.total()} cases, {tally.failures.total()} failures", refresh=False)
                 bar.update(min(time.monotonic() - started, seconds) - bar.n)
+    except KeyboardInterrupt:
+        say("\ninterrupted")
     finally:
         if bar is not None:
             bar.close()

@@ -260,6 +260,7 @@ def _data(r: random.Random, product: str, dtype: str) -> str:
 
 
 def each(value: Any, d: int) -> list[int]:
+    """An int for every axis."""
     return [value] * d if isinstance(value, int) else list(value)
 
 
@@ -289,28 +290,20 @@ ROOM = 64
 
 
 class Laid(NamedTuple):
-    """An array and the bytes it lies in, with room before and behind."""
+    """An array and the bytes it lies in, mostly with room before and behind."""
 
     array: np.ndarray
     memory: np.ndarray
+    offset: int
 
     def spilled(self, before: np.ndarray) -> bool:
         """Whether bytes have changed that are not the array's; ``before`` are all of them as they were."""
         now = self.memory.copy()
-        there = Laid(_view(now, self.array), now)
-        was = _view(before, self.array)
-        flags, there.array.flags.writeable = there.array.flags.writeable, True
-        there.array[...] = was
-        there.array.flags.writeable = flags
+        self._inside(now)[...] = self._inside(before)
         return not np.array_equal(now, before)
 
-
-def _view(memory: np.ndarray, like: np.ndarray) -> np.ndarray:
-    base: Any = like.base if like.base is not None else like
-    while base.base is not None and base.dtype != np.uint8:
-        base = base.base
-    offset = like.__array_interface__["data"][0] - base.__array_interface__["data"][0]
-    return np.ndarray(like.shape, like.dtype, memory.data, offset, like.strides)
+    def _inside(self, memory: np.ndarray) -> np.ndarray:
+        return np.ndarray(self.array.shape, self.array.dtype, memory.data, self.offset, self.array.strides)
 
 
 def lay(shape: tuple[int, ...], dtype: np.dtype, layout: str, r: random.Random) -> Laid:
@@ -339,7 +332,7 @@ def lay(shape: tuple[int, ...], dtype: np.dtype, layout: str, r: random.Random) 
             if n == 1 or 0 in shape:
                 strides[axis] = r.choice((0, 1, 4096, 2**40, *(dtype.itemsize * n for n in (2, 3, 5, -1, -4))))
     memory = np.full(nbytes if plain else (nbytes + 15) // 16 * 16, 0x5A, np.uint8)
-    return Laid(np.ndarray(shape, dtype, memory.data, offset, strides), memory)
+    return Laid(np.ndarray(shape, dtype, memory.data, offset, strides), memory, offset)
 
 
 # values -------------------------------------------------------------------------------------------------------------
