@@ -23,7 +23,7 @@ from numconv import _memory
 
 ALGORITHMS = ("auto", "im2col", "kernel2row", "implicit", "direct", "winograd", "fft")
 BOUNDARIES = ("constant", "constant", "constant", "edge", "reflect", "symmetric", "wrap")
-DTYPES = (*(np.float32,) * 6, *(np.float64,) * 3, np.complex64, np.int64, np.int16)
+DTYPES = (*(np.float32,) * 6, *(np.float64,) * 3, np.complex64, np.int64, np.int16, np.int8)
 #: Axes that are none, narrow, and about as long as vectors and their tiles.
 SIZES = (0, *(1, 2, 3) * 4, *range(4, 21), 24, 31, 32, 33, 40, 47, 63, 64, 65, 80)
 KERNELS = (1, 1, 2, 3, 3, 4, 5, 7, 9, 11)

@@ -12,7 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from numconv.cpu.simd.panels import ALIGNED, aligned
 
 HERE = Path(__file__).parent
 COUNT, FIRST = int(os.environ.get("NUMCONV_GUARD_CASES", "260")), int(os.environ.get("NUMCONV_GUARD_FIRST", "0"))
@@ -69,3 +72,11 @@ def test_every_call_takes_sizes_of_0():
     word, calls = last_line("empty_cases.py", "after").split()
     assert word == "done"
     assert int(calls) > 3000
+
+
+@pytest.mark.parametrize("itemsize", [1, 2, 4, 8, 16])
+def test_what_is_aligned_has_room_for_it(itemsize):
+    memory = np.empty(256 * itemsize, np.uint8)
+    for begin in range(0, 128, itemsize):
+        array = memory[begin : begin + 64 * itemsize].view(f"V{itemsize}" if itemsize == 16 else f"u{itemsize}")
+        assert 0 <= aligned(array) <= ALIGNED

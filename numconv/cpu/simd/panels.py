@@ -16,8 +16,11 @@ ALIGNED = VECTOR_BYTES // 4
 
 
 def aligned(array):
-    """The first item of an array that begins a line of the cache; it may cost ``ALIGNED`` items."""
-    return -array.ctypes.data % VECTOR_BYTES // array.itemsize
+    """The first item of an array that begins a line of the cache; it may cost ``ALIGNED`` items.
+
+    Of items smaller than float32 more could lie before it, and no vector code is for them.
+    """
+    return -array.ctypes.data % VECTOR_BYTES // array.itemsize if array.itemsize >= 4 else 0
 
 
 def put(sums, s0, s_step, n, height, target, t0, step, bias, k0, first, zero):
