@@ -368,6 +368,7 @@ def share(workers: int, tasks: int, begin: Callable[[], Callable[[int], None]]) 
     """Run ``begin()(i)`` for all ``i < tasks``; each thread begins once, with memory of its own."""
     turn, waiting = threading.Lock(), iter(range(tasks))
 
+    @np.errstate(all="ignore")  # other threads do not inherit it
     def work() -> None:
         task = begin()
         while True:
