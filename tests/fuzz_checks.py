@@ -189,7 +189,7 @@ class Trial:
         """Whether the call has to raise because of its sizes."""
         if self.product in ("convolve", "correlate"):
             return not prod(self.size) or not prod(self.kernel) or self._valid_is_empty
-        outs = self.size if self.product == "transpose" else self.out
+        outs = (*self.size, *self.out) if self.product == "transpose" else self.out
         if min(*outs, *self.kernel) < 1:
             return True
         return self.case["boundary"] != "constant" and any(a.size == 0 and a.lo + a.hi for a in self.axes)
@@ -442,8 +442,6 @@ class Trial:
             text = str(error)
             if self.refused and not self._unclear(text):
                 raise Refused from error
-            if self.product == "transpose" and 0 in self.out and "empty" in text:
-                raise Refused from error
             if self.may_refuse() and "cannot serve" in text and self.algorithm in text:
                 raise Refused from error
             if self.case["via"] == "tiles" and ("max_bytes must be at least" in text or "share memory" in text):
@@ -500,8 +498,6 @@ class Trial:
         if self.bit_for_bit:
             right = gather.narrow(gather.narrow(want, self.summed) if self.by_plan else want, dtype)
             same = got == right
-            if dtype.kind in "fc" and self.algorithm in ("winograd", "fft", "auto"):  # sums of whole numbers in floats
-                same |= np.abs(got - right) <= max(0.5, 64 * np.finfo(dtype).eps * np.abs(right).max(initial=0))
             if not same.all():
                 kind = "wide out" if dtype != self.dtype and self.dtype.kind in "biu" else "values"
                 return [(kind, differences(got, right, ~same))]
