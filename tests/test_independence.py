@@ -136,6 +136,18 @@ def test_a_row_along_an_axis_has_the_bits_it_has_alone(algorithm, samples, taps,
             assert_same_bits(column, alone)
 
 
+@pytest.mark.parametrize("algorithm", ["auto", "im2col", "implicit", "direct", "fft"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex128])
+def test_so_it_has_where_the_kernel_is_the_larger(algorithm, dtype):
+    for rows, samples, taps in [(2, (2,), (9,)), (3, (5,), (40,)), (7, (2, 2), (3, 5)), (12, (4, 3), (9, 4))]:
+        stack, h = normal((rows, *samples), dtype, rows), normal(taps, dtype, 1)
+        axes = tuple(range(1, stack.ndim))
+        for function in (nc.convolve, nc.correlate):
+            together = function(stack, h, "valid", axes=axes, algorithm=algorithm)
+            for r in range(rows):
+                assert_same_bits(together[r], function(stack[r : r + 1], h, "valid", axes=axes, algorithm=algorithm)[0])
+
+
 def test_a_quiet_row_beside_a_loud_one_is_right():
     rng = np.random.default_rng(0)
     stack, h = rng.standard_normal((2, 20_000)).astype(np.float32), rng.standard_normal(2000).astype(np.float32)

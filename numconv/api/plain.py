@@ -189,11 +189,18 @@ def _exchanged(
     rows = _rows(x, chosen, dtype)
     over, one = (1, 1, *spread.shape), (1, *rows.shape[1:])
     for_one = make_plan(conv_geometry(over, one, **arguments), dtype, dispatch.choose_device(), algorithm)
-    plan = make_plan(conv_geometry(over, rows.shape, **arguments), dtype, for_one.device, for_one.algorithm)
-    y = plan.forward(spread.reshape(over), rows)
+    spread = spread.reshape(over)
+    if for_one.algorithm in ("im2col", "fft") and dispatch.device_of(rows) == "cpu":
+        # BLAS rounds a row in another way beside others, and how many kernels there are decides how FFT cuts the input
+        y = np.empty((1, len(rows), *for_one.geometry.out), dtype)
+        for r in range(len(rows)):
+            for_one.forward(spread, rows[r : r + 1], out=y[:, r : r + 1])
+    else:
+        plan = make_plan(conv_geometry(over, rows.shape, **arguments), dtype, for_one.device, for_one.algorithm)
+        y = plan.forward(spread, rows)
     if not arguments["flip"]:
         y = np.flip(y, tuple(range(2, y.ndim)))  # a correlation seen from the other array runs backwards
-    steps = per_axis("stride", stride, spread.ndim, 1)
+    steps = per_axis("stride", stride, spread.ndim - 2, 1)
     return y[(slice(None), slice(None), *(slice(None, None, step) for step in steps))]
 
 
