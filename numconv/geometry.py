@@ -338,6 +338,8 @@ def transpose_geometry(
             f"for w of shape {w_shape}, got shape {x_shape}"
         )
     C, size, kernel = x_shape[-d - 1], x_shape[-d:], w_shape[2:]
+    if min(size) < 1:
+        raise ValueError(f"x must have at least one pixel along every axis, got shape {x_shape}")
     if w_shape[0] != C or C % groups:
         raise ValueError(
             f"w must have shape (C, K/groups, *k) with C={C} a multiple of groups={groups}, got {w_shape}"

@@ -556,6 +556,16 @@ def test_conv_transpose_in_other_dtypes(dtype):
     assert_close(numconv.conv_transpose(x, w, stride=2, padding=1), want, dtype, scale_of(x, w, 12), AMPLIFICATION)
 
 
+@pytest.mark.parametrize("algorithm", ["auto", "implicit", "direct"])
+@pytest.mark.parametrize("size", [(0,), (3, 0), (0, 0), (2, 0, 2)])
+@pytest.mark.parametrize("padding", [0, "full", "same"])
+def test_conv_transpose_of_no_pixels_is_refused(size, padding, algorithm):
+    x, w = np.ones((2, 3, *size), "f4"), np.ones((3, 2, *(3 for _ in size)), "f4")
+    more = {} if padding == "same" else {"output_padding": 2}
+    with pytest.raises(ValueError, match=r"x must have at least one pixel along every axis, got shape \(2, 3, "):
+        numconv.conv_transpose(x, w, padding=padding, dilation=3, algorithm=algorithm, **more)
+
+
 def test_conv_transpose_undoes_the_shape_of_conv():
     y = numconv.conv(np.ones((1, 2, 9, 10)), np.ones((3, 2, 3, 4)), stride=2, padding=1)
     x = numconv.conv_transpose(y, np.ones((3, 2, 3, 4)), stride=2, padding=1, output_padding=(0, 0))
