@@ -108,7 +108,7 @@ def _fastest(product: str, geometry: ConvGeometry, dtype: np.dtype, device: str)
     geometry = chosen_for(product, geometry, device)
     able = [e for e in estimates(product, geometry, dtype, device) if not e.why_not]
     for estimate in sorted(able, key=lambda e: e.seconds):  # a stable sort: ties go by the order of ALGORITHMS
-        if workspace(estimate.algorithm, geometry, dtype, device) <= WORKSPACE:
+        if workspace(estimate.algorithm, geometry, dtype, device, product) <= WORKSPACE:
             return estimate.algorithm
     return "implicit"
 
@@ -118,9 +118,13 @@ def chosen_for(product: str, geometry: ConvGeometry, device: str) -> ConvGeometr
     return geometry if product == "grad_weight" else geometry._replace(N=IMAGES[device])
 
 
-def workspace(algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: str) -> int:
-    """Bytes that ``forward`` takes beside its arguments and result."""
-    return int(dispatch.backend(device, algorithm).workspace(geometry, arrays.computed_in(dtype)))
+def workspace(
+    algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: str, product: str = "forward"
+) -> int:
+    """Bytes that a product takes beside its arguments and result."""
+    room = dispatch.backend(device, algorithm)
+    takes = getattr(room, "workspace_for_weights", room.workspace) if product == "grad_weight" else room.workspace
+    return int(takes(geometry, arrays.computed_in(dtype)))
 
 
 def unfit(product: str, algorithm: str, g: ConvGeometry, computed: np.dtype) -> str:

@@ -494,17 +494,20 @@ def _run(
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
-    """Bytes that any product takes beside its arguments: two workers at the least, whatever threads there are.
+    """Bytes that ``forward`` and ``grad_input`` take: two workers at the least, whatever threads there are.
 
     So what has room for two has room for any number, and a choice by memory is the same for all of them.
     """
-    from . import winograd_weights
-
     g = geometry
     sizes = g.N, g.C // g.groups, g.K // g.groups, g.groups, g.size, g.out, g.stride[0], g.dilation, dtype
-    products = max(bytes_of(*sizes, threads) for threads in (2, numba.get_num_threads()))
-    plain = max(*g.stride, *g.dilation) == 1  # others have no weight gradient here
-    return max(products, winograd_weights.workspace(g, dtype) if plain else 0)
+    return max(bytes_of(*sizes, threads) for threads in (2, numba.get_num_threads()))
+
+
+def workspace_for_weights(geometry: ConvGeometry, dtype: np.dtype) -> int:
+    """Bytes that ``grad_weight`` takes, which grow with the batch."""
+    from . import winograd_weights
+
+    return winograd_weights.workspace(geometry, dtype)
 
 
 @helper

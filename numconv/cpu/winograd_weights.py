@@ -27,6 +27,7 @@ import numba
 import numpy as np
 
 from .._indexing import CONSTANT, START, STEP
+from .._memory import require
 from .._memory import workspace as memory
 from ..geometry import ConvGeometry
 from ._jit import Kernel, flat, helper, source, tasks_of
@@ -376,6 +377,8 @@ def _loud_tiles(
     x: np.ndarray, dY: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, groups: int
 ) -> np.ndarray:
     images, (H, L), out, real = x.shape[0] * groups, x.shape[2:], dY.shape[2:], abs(x[:0]).dtype
+    nbytes = images * (H * L + prod(out)) * real.itemsize
+    require(nbytes, "what Winograd's weight gradient knows of each pixel", "use algorithm='implicit', or fewer images")
     x_peaks, dY_peaks = np.empty((images, H * L), real), np.empty((images, prod(out)), real)
     loud = np.empty((groups, tiles_of(x.shape[0], out)), np.bool_)
     Cg, Kg = x.shape[1] // groups, dY.shape[1] // groups

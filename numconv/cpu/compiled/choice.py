@@ -126,22 +126,20 @@ def direct_serves(kind, C, K, G, axes):
 
 @helper
 def winograd_serves(product, N, C, K, G, axes):
-    """Whether it computes such a product, and all three of them with little memory."""
+    """Whether it computes such a product, with little memory."""
     if axes.shape[0] != 2 or axes[0, KERNEL] != 3 or axes[1, KERNEL] != 3:
         return False
     stride, dilation = axes[0, STRIDE], dilation_of(axes)
     dilated = max(dilation[0], dilation[1]) > 1
     if axes[1, STRIDE] != stride or stride > 2 or (stride == 2 and dilated):
         return False
-    plain = stride == 1 and not dilated
-    if product == GRAD_WEIGHT and not plain:
+    if product == GRAD_WEIGHT and (stride > 1 or dilated):
         return False
     Cg, Kg, size, out = C // G, K // G, (axes[0, SIZE], axes[1, SIZE]), (axes[0, OUT], axes[1, OUT])
-    most = winograd.bytes_of(N, Cg, Kg, G, size, out, stride, dilation, FLOAT32, 2)
-    if plain:
+    if product == GRAD_WEIGHT:
         b = winograd_weights.blocks_of(N, Cg, Kg, G, out, FLOAT32)
-        most = max(most, winograd_weights.bytes_of(b, K * Cg * 9, FLOAT32, 2))
-    return most <= select.WORKSPACE
+        return winograd_weights.bytes_of(b, K * Cg * 9, FLOAT32, 2) <= select.WORKSPACE
+    return winograd.bytes_of(N, Cg, Kg, G, size, out, stride, dilation, FLOAT32, 2) <= select.WORKSPACE
 
 
 @launcher
