@@ -5,8 +5,8 @@
 ``sse`` and ``avx2`` run on any x86-64: numba is told another processor's name, and llvmlite's host lacks the features,
 from which numconv takes the width of its vectors. ``neon`` needs Debian's ``apt-get``: Python and its libraries for
 arm64 are unpacked into a folder (nothing is installed), wheels for aarch64 beside them, and ``qemu-user`` runs them.
-Compiling there takes about an hour; the folder keeps what was compiled. Not part of CI; CONTRIBUTING.md says what came of it
-last. Other arguments are those of ``fuzz.py``.
+Compiling there takes about an hour; the folder keeps what was compiled. Not part of CI; CONTRIBUTING.md says what came
+of it last. Other arguments are those of ``fuzz.py``.
 """
 
 from __future__ import annotations
