@@ -152,7 +152,7 @@ def test_the_choice_is_that_of_auto(dtype):
             one = select.chosen_for(product, g, "cpu")
             offered = [e for e in select.estimates(product, one, dtype) if e.algorithm in choice.CHOICES]
             able = [e for e in offered if not e.why_not]
-            fits = [e for e in able if select.workspace(e.algorithm, one, dtype, "cpu") <= select.WORKSPACE]
+            fits = [e for e in able if select.workspace(e.algorithm, one, dtype, "cpu", product) <= select.WORKSPACE]
             assert got == min(fits, key=lambda e: e.seconds).algorithm, (g, product)
             taken.add((product, got))
             if got == "winograd":
