@@ -6,7 +6,6 @@ import hashlib
 import inspect
 import pickle
 import re
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -124,7 +123,7 @@ class ParallelCode(event.Listener):
         """Load it. What is loaded may bring more."""
         code = event.data["dispatcher"]
         if code.targetoptions.get("parallel") and code is not _jit._on_threads:
-            error = sys.exc_info()[1]
+            _, error, _ = getattr(event, "_exc_details", None) or (None, None, None)  # what ended this compilation
             if isinstance(error, TypeError) and NESTED.match(str(error)) and names_numconv(code.py_func):
                 raise TypingError(
                     "numba brings no tuple of tuples into a parallel loop, as padding in pairs is one: write the pairs "
