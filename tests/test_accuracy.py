@@ -51,7 +51,7 @@ def test_complex_sums_are_added_up_part_by_part_too(algorithm):
     assert np.abs(got - want).max() < 2e-6 * np.abs(want).max()
 
 
-@pytest.mark.parametrize("algorithm", ["auto", "direct", "implicit", "im2col", "fft"])
+@pytest.mark.parametrize("algorithm", ["auto", "direct", "implicit", "im2col", "kernel2row", "fft"])
 def test_the_mean_of_an_image(algorithm):
     x, w = np.full((1, 1, 2048, 2048), 0.1, np.float32), np.full((1, 1, 2048, 2048), 2.0**-22, np.float32)
     assert abs(nc.conv(x, w, algorithm=algorithm).item() / 0.1 - 1) < 1e-6

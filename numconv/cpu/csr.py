@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numba.extending import overload
+from numba.np.numpy_support import as_dtype
 
 from .. import _memory
 from ._jit import Kernel, flat, helper, tasks_of
+from .pieces import wide
 from .simd import CHAIN
 
 #: Entries of one task; fewer where there would not be 64 tasks.
@@ -57,12 +62,23 @@ def go_on(data, indices, indptr, r, m, n):
     return moved == 0 and changed == 0
 
 
+def widened(number: Any) -> Any:
+    """A number in the type in which long sums are kept."""
+    return wide(number.dtype).type(number)
+
+
+@overload(widened)
+def _widened(number):
+    dtype = wide(as_dtype(number)).type
+    return lambda number: dtype(number)
+
+
 @helper
 def row_times(data, indices, begin, end, x):
     """One row times ``x``. Rows are short, so four sums in turn are faster here than gathered vectors."""
-    total = some_times(data, indices, begin, min(begin + 4 * CHAIN, end), x)
-    for at in range(begin + 4 * CHAIN, end, 4 * CHAIN):  # long sums in parts
-        total += some_times(data, indices, at, min(at + 4 * CHAIN, end), x)
+    total = widened(some_times(data, indices, begin, min(begin + CHAIN, end), x))
+    for at in range(begin + CHAIN, end, CHAIN):  # long sums in parts
+        total += some_times(data, indices, at, min(at + CHAIN, end), x)
     return total
 
 
@@ -94,11 +110,14 @@ def add_row(data, indices, begin, end, y, band):
 def run_times(data, indices, begin, end, x, y, r, n):
     """``y`` from ``r`` on becomes a run of ``n`` rows times ``x``; the entries of the first are given."""
     run_of_some(data, indices, begin, min(begin + CHAIN, end), x, y, r, n)
-    sums = np.empty(n if end - begin > CHAIN else 0, y.dtype)
-    for at in range(begin + CHAIN, end, CHAIN):  # long sums in parts
-        run_of_some(data, indices, at, min(at + CHAIN, end), x, sums, 0, n)
+    if end - begin > CHAIN:  # long sums in parts
+        totals = np.full(n, widened(y.dtype.type(0)))
+        for at in range(begin + CHAIN, end, CHAIN):
+            for i in range(n):
+                totals[i] += y[r + i]
+            run_of_some(data, indices, at, min(at + CHAIN, end), x, y, r, n)
         for i in range(n):
-            y[r + i] += sums[i]
+            y[r + i] = y.dtype.type(totals[i] + y[r + i])
 
 
 @helper
