@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -133,16 +132,30 @@ def _checked(value: int) -> int:
 #: What kernels call numbers that 32 bits hold.
 int32: Any = _checked if SIMULATED else np.int32
 
+
+def _counted(value: int) -> int:
+    """An index without a sign as the simulator has it."""
+    assert value >= 0, f"{value} is before the beginning"
+    return int(value)
+
+
+#: Indices without a sign: one that may be negative costs numba a comparison and a sum for every load, to count it from
+#: the end.
+at: Any = _counted if SIMULATED else np.uint64
+
+#: The same with 32 bits, whose divisions are quick.
+count: Any = _counted if SIMULATED else np.uint32
+
 _index = _indexing.compiled_by(helper)
 position, source, output_hit = _index["position"], _index["source"], _index["output_hit"]
 row_source, row_output = _index["row_source"], _index["row_output"]
 
 
 @helper
-def load_four(shared, now, q, at, local, to):
-    """``local[to : to + 4] = shared[now, q, at : at + 4]``; float32 that begins at 16 bytes come in one load."""
+def load_four(shared, begin, local, to):
+    """``local[to : to + 4] = shared[begin : begin + 4]``; float32 that begins at 16 bytes come in one load."""
     for i in range(4):
-        local[to + i] = shared[now, q, at + i]
+        local[to + i] = shared[begin + at(i)]
 
 
 def _teach_simulator() -> None:
@@ -169,6 +182,7 @@ class Kernel:
     def __init__(self, loop: Callable[..., None], threads: int, options: dict[str, Any]) -> None:
         self.__doc__, self.__name__, self.__module__ = loop.__doc__, loop.__name__, loop.__module__
         self.loop, self.threads, self.options = loop, threads, options
+        self.compiled: dict[Any, Any] = {}  # what a driver launches, by device and types of the arguments
         if cuda is not None:
             self.code = cuda.jit(**({} if SIMULATED else options))(loop)
 
@@ -176,30 +190,10 @@ class Kernel:
         if blocks:
             on.launch(self, blocks, arguments)
 
-    def configured(self, blocks: int, stream: Any = 0) -> Any:
-        """The kernel for a grid, to be called with its arguments."""
-        if SIMULATED or blocks >= MANY_BLOCKS:
-            return self.code[blocks, self.threads, *(() if SIMULATED else (stream,))]
-        with _small_on_purpose():
-            return self.code[blocks, self.threads, stream]
-
-
-#: numba warns of grids with fewer blocks.
-MANY_BLOCKS = 128
-_quiet = threading.Lock()
-
-
-@contextmanager
-def _small_on_purpose() -> Iterator[None]:
-    """No warning of a small grid: small arrays have one."""
-    from numba.cuda.core import config
-
-    with _quiet:
-        before, config.CUDA_LOW_OCCUPANCY_WARNINGS = config.CUDA_LOW_OCCUPANCY_WARNINGS, 0
-        try:
-            yield
-        finally:
-            config.CUDA_LOW_OCCUPANCY_WARNINGS = before
+    def compile(self, arguments: tuple[Any, ...]) -> Any:
+        """The kernel for arguments of these types, on the current device, as ``cuda.core`` launches it."""
+        types = tuple(self.code.typeof_pyval(argument) for argument in arguments)
+        return self.code.compile(types)._codelibrary.get_cufunc().kernel
 
 
 def kernel(threads: int = 0, resident: int = 0) -> Callable[[Callable[..., None]], Kernel]:

@@ -11,54 +11,66 @@ from typing import Any
 
 import numpy as np
 
-from .._indexing import OUT, SIZE, STRIDE
+from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..arrays import computed_in
 from ..geometry import ConvGeometry
-from ._jit import THREADS, cuda, kernel, source
-from .arrays import DeviceArray, blocks_for
+from ._jit import THREADS, at, count, cuda, int32, kernel, source
+from .arrays import DeviceArray
+from .packing import pack
 from .places import table
-from .tables import rows_and_taps
+from .tables import FAR, rows_and_taps
 
 
-def channels_at_a_time(channels: int) -> Any:
-    """The kernel that sums so many output channels in a thread."""
+def channels_at_a_time(channels: int, deep: bool = True) -> Any:
+    """The kernel that sums so many output channels in a thread, over input channels unless it is not ``deep``."""
 
-    @kernel()
-    def forward(x, w, bias, axes, rows_met, met, boundary, fill, N, C, Cg, Kg, P, size, y):
-        # x (N, C, prod in), w (K, Cg, taps), y (N, K, P); the sums are of the bias's dtype
-        i = cuda.grid(1)
-        last, taps = axes.shape[0] - 1, met.shape[0]
-        sets, G = (Kg + channels - 1) // channels, C // Cg
-        sums = cuda.local.array(channels, bias.dtype)
-        while i < N * G * sets * P:
-            p, rest = i % P, i // P
-            k0, rest = rest % sets * channels, rest // sets
-            g, n = rest % G, rest // G
-            O, first = p // axes[last, OUT], p % axes[last, OUT] * axes[last, STRIDE]
+    @kernel(THREADS)
+    def forward(x, w, bias, axes, rows_met, boundary, fill, C, Cg, Kg, P, size, planes, together, wide, pieces, y):
+        # x (N, C, prod in), w (G, sets, taps, Cg, channels), y (N, K, P); the sums are of the bias's dtype. A plane is
+        # the pixels of some channels of a group of an image. A block owns a piece of one, or a few that are small,
+        # with so ``wide`` a row of threads for each.
+        thread, block = count(cuda.threadIdx.x), count(cuda.blockIdx.x)
+        p = count(block % pieces * wide + thread % wide)
+        plane = count(block // pieces * together + thread // wide)
+        if p < P and plane < planes and thread < together * wide:
+            last, sets, G = axes.shape[0] - 1, count((Kg + channels - 1) // channels), count(C // Cg)
+            L_in, L_k, L_out = int32(axes[last, SIZE]), int32(axes[last, KERNEL]), count(axes[last, OUT])
+            step, R_out = int32(axes[last, STEP]), int32(P // L_out)
+            some, g, n = count(plane % sets), count(plane // sets % G), count(plane // sets // G)
+            O = int32(p // L_out)
+            first = int32(axes[last, START] + count(p % L_out) * axes[last, STRIDE])
+            sums = cuda.local.array(channels, bias.dtype)
             for j in range(channels):
                 sums[j] = 0
-            for tap in range(taps):
-                row = rows_met[met[tap, 0] + O]
-                at = source(first + met[tap, 1], axes[last, SIZE], boundary)
-                inside = row >= 0 and at >= 0
-                x_at = (n * C + g * Cg) * size + row * axes[last, SIZE] + at
-                for c in range(Cg):
-                    pixel = fill
+            channel = (at(n) * at(C) + at(g) * at(Cg)) * at(size)
+            w_at = at(count(g * sets + some)) * at(rows_met.size // R_out * L_k * Cg * channels)
+            for row_at in range(O, rows_met.size, R_out):
+                row, where = rows_met[at(row_at)], first
+                for _ in range(L_k):
+                    pixel = int32(source(where, L_in, boundary))
+                    inside = row >= 0 and pixel >= 0
+                    x_at = channel
                     if inside:
-                        pixel = bias.dtype.type(x[x_at + c * size])
-                    for j in range(channels):
-                        k = g * Kg + min(k0 + j, Kg - 1)  # a channel too many is summed and not used
-                        sums[j] += w[(k * Cg + c) * taps + tap] * pixel
+                        x_at += at(row * L_in + pixel)
+                    for _ in range(Cg if deep else 1):
+                        value = fill
+                        if inside:
+                            value = bias.dtype.type(x[x_at])
+                        for j in range(channels):
+                            sums[j] += w[w_at + at(j)] * value
+                        x_at += at(size)
+                        w_at += at(channels)
+                    where = int32(where + step)
             for j in range(channels):
-                if k0 + j < Kg:
-                    k = g * Kg + k0 + j
-                    y[(n * C // Cg * Kg + k) * P + p] = y.dtype.type(sums[j] + bias[k])
-            i += cuda.gridsize(1)
+                k = int32(some * channels + j)
+                if k < Kg:
+                    k = int32(g * Kg + k)
+                    y[(at(n) * at(G * Kg) + at(k)) * at(P) + at(p)] = y.dtype.type(sums[j] + bias[at(k)])
 
     return forward
 
 
-ONE, FEW, MANY = channels_at_a_time(1), channels_at_a_time(4), channels_at_a_time(16)
+DEPTHWISE, ONE, FEW, MANY = channels_at_a_time(1, False), *map(channels_at_a_time, (1, 4, 16))
 
 
 def forward(
@@ -66,16 +78,27 @@ def forward(
     y: DeviceArray,
 ) -> None:
     """``Y[n, k, p] = bias[k] + sum over c, t of w[k, c, t] * x[n, c, source(p, t)]``."""
-    (N, C), (K, Cg) = x.shape[:2], w.shape[:2]
-    Kg, P, sums = K * Cg // C, prod(y.shape[2:]), computed_in(x.dtype)
-    w, bias, fill = w.ready(sums), bias.ready(sums), sums.type(fill)
+    (N, C), (K, Cg), T = x.shape[:2], w.shape[:2], prod(w.shape[2:])
+    G, P, size, sums = C // Cg, prod(y.shape[2:]), prod(x.shape[2:]), computed_in(x.dtype)
+    Kg, bias = K // G, bias.ready(sums)
     few = Kg <= 4 or sums.itemsize > 4  # sums of wide numbers would not fit the registers
-    channels, kernel = (1, ONE) if Kg == 1 else (4, FEW) if few else (16, MANY)
-    kernel(
-        blocks_for(N * (C // Cg) * -(-Kg // channels) * P), x.reshape(x.size), w.reshape(w.size), bias,
-        table(x.place, axes), *rows_and_taps(x.place, axes, boundary), boundary, fill, N, C, Cg, Kg, P,
-        prod(x.shape[2:]), y.reshape(y.size), on=x.place,
-    )  # fmt: skip
+    channels, kernel = (1, ONE if Cg > 1 else DEPTHWISE) if Kg == 1 else (4, FEW) if few else (16, MANY)
+    if Kg == Cg == 1 and w.dtype == sums and w.flags.c_contiguous:
+        packed = w.reshape(w.size)  # a depthwise layer's lie so
+    else:
+        packed = pack(w, np.arange(T), Cg * T, T, G, (Kg, Cg), channels, Cg, sums)
+    sets, wide = -(-Kg // channels), min(P, THREADS)
+    together, pieces = THREADS // wide, -(-P // THREADS)
+    rows, _ = rows_and_taps(x.place, axes, boundary)
+    images = max(1, FAR // (G * sets * pieces))  # in a launch, whose blocks 32 bits count
+    for n in range(0, N, images):
+        part, target = (a if images >= N else a[n : n + images] for a in (x, y))
+        planes = part.shape[0] * G * sets
+        kernel(
+            -(-planes // together) * pieces, part.reshape(part.size), packed, bias, table(x.place, axes), rows,
+            boundary, sums.type(fill), C, Cg, Kg, P, size, planes, together, wide, pieces, target.reshape(target.size),
+            on=x.place,
+        )  # fmt: skip
 
 
 @kernel(THREADS)
@@ -84,19 +107,24 @@ def _grad_weight(x, dY, axes, rows_met, met, boundary, fill, N, C, Cg, Kg, P, si
     thread, weight = cuda.threadIdx.x, cuda.blockIdx.x
     last, taps = axes.shape[0] - 1, met.shape[0]
     tap, c, k = weight % taps, weight // taps % Cg, weight // taps // Cg
-    channel = k // Kg * Cg + c
+    row_at, first, stride = int32(met[tap, 0]), int32(met[tap, 1]), int32(axes[last, STRIDE])
+    L_in, L_out, channel = int32(axes[last, SIZE]), count(axes[last, OUT]), k // Kg * Cg + c
     sums = cuda.shared.array(THREADS, dW.dtype)
     total = dW.dtype.type(0)
-    for i in range(thread, N * P, THREADS):
-        n, p = i // P, i % P
-        row = rows_met[met[tap, 0] + p // axes[last, OUT]]
-        at = source(p % axes[last, OUT] * axes[last, STRIDE] + met[tap, 1], axes[last, SIZE], boundary)
+    n, p = count(thread // P), count(thread % P)
+    images, pixels = count(THREADS // P), count(THREADS % P)  # from one of a thread's to its next
+    while n < N:
+        row = rows_met[at(row_at + p // L_out)]
+        where = int32(source(int32(p % L_out) * stride + first, L_in, boundary))
         pixel = fill
-        if row >= 0 and at >= 0:
-            pixel = dW.dtype.type(x[(n * C + channel) * size + row * axes[last, SIZE] + at])
+        if row >= 0 and where >= 0:
+            pixel = dW.dtype.type(x[at((n * C + channel) * size + row * L_in + where)])
         if conjugate:
             pixel = pixel.conjugate()
-        total += dW.dtype.type(dY[(n * (C // Cg) * Kg + k) * P + p]) * pixel
+        total += dW.dtype.type(dY[at((n * (C // Cg * Kg) + k) * P + p)]) * pixel
+        n, p = count(n + images), count(p + pixels)
+        if p >= P:
+            n, p = count(n + 1), count(p - P)
     sums[thread] = total
     cuda.syncthreads()
     half = THREADS // 2

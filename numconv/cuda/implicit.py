@@ -22,8 +22,9 @@ import numpy as np
 from .._indexing import CONSTANT, OUT, SIZE, STRIDE
 from ..arrays import computed_in
 from ..geometry import ConvGeometry, axes_table
-from ._jit import SIMULATED, cuda, helper, int32, kernel, load_four, source
+from ._jit import SIMULATED, at, cuda, helper, int32, kernel, load_four, source
 from .arrays import DeviceArray, blocks_for
+from .packing import pack
 from .places import table
 from .tables import rows_and_taps
 
@@ -68,17 +69,30 @@ def tile_of(side: int, resident: int) -> Tile:
     lines = THREADS // DEPTH  # and where neighbours run along the depth, how many columns
     wide = columns + PAD
 
+    half = DEPTH * wide  # of a shared array is filled while the other half is multiplied
+    whole = 2 * half
+
     @helper
-    def multiply(A, B, now, q, down, across, sums):
+    def multiply(A, B, a_at, b_at, sums):
         # one outer product; four neighbours are one load from shared memory
         a = cuda.local.array(side, A.dtype)
         b = cuda.local.array(side, A.dtype)
         for i in range(side // 4):
-            load_four(A, now, q, i * quad + down, a, i * 4)
-            load_four(B, now, q, i * quad + across, b, i * 4)
+            load_four(A, a_at + at(i * quad), a, i * 4)
+            load_four(B, b_at + at(i * quad), b, i * 4)
         for i in range(side):
             for j in range(side):
                 sums[i, j] += a[i] * b[j]
+
+    @helper
+    def multiply_all(A, B, now, down, across, lines, sums):
+        # DEPTH of them; so many ``lines`` stand in the code one behind the other, where registers allow it
+        a_at, b_at = at(now * half) + at(down), at(now * half) + at(across)
+        for _ in range(DEPTH // lines):
+            for line in range(lines):
+                multiply(A, B, a_at + at(line * wide), b_at + at(line * wide), sums)
+            a_at += at(lines * wide)
+            b_at += at(lines * wide)
 
     @kernel(THREADS, resident)
     def forward(x, w, bias, axes, rows_met, met, boundary, fill, steps, C, Cg, Kg, columns_all, P, depth_all, size, y):
@@ -88,8 +102,8 @@ def tile_of(side: int, resident: int) -> Tile:
         strip, rest = block % strips, block // strips
         q0, g = rest % pieces * columns, rest // pieces
         k0 = strip * rows
-        A = cuda.shared.array((2, DEPTH, wide), bias.dtype, alignment=16)
-        B = cuda.shared.array((2, DEPTH, wide), bias.dtype, alignment=16)
+        A = cuda.shared.array(whole, bias.dtype, alignment=16)
+        B = cuda.shared.array(whole, bias.dtype, alignment=16)
         places = cuda.shared.array(columns, np.int64)
         sums = cuda.local.array((side, side), bias.dtype)
         next_a = cuda.local.array(loads, bias.dtype)
@@ -106,7 +120,7 @@ def tile_of(side: int, resident: int) -> Tile:
         O, first = int32(q % P // axes[last, OUT]), int32(q % axes[last, OUT] * axes[last, STRIDE])
         image = (q // P) * C + g * Cg + depth
         w_at = (g * strips + strip) * taps * depth_all * rows + thread
-        tap, c, row, at, x_at = int32(-1), int32(depth_all), int32(0), int32(0), q
+        tap, c, row, pixel, x_at = int32(-1), int32(depth_all), int32(0), int32(0), q
         steps_all = int32(taps * (depth_all // DEPTH) + 1)
         now = int32(0)
         for step in range(steps_all):
@@ -114,27 +128,27 @@ def tile_of(side: int, resident: int) -> Tile:
                 if c >= depth_all:  # the next tap
                     tap, c = int32(tap + 1), int32(depth)
                     row = rows_met[met[tap, 0] + O]
-                    at = int32(source(first + met[tap, 1], axes[last, SIZE], boundary))
-                    x_at = image * size + row * axes[last, SIZE] + at
-                    at = min(row, at)
+                    pixel = int32(source(first + met[tap, 1], axes[last, SIZE], boundary))
+                    x_at = image * size + row * axes[last, SIZE] + pixel
+                    pixel = min(row, pixel)
                 for i in range(loads):
-                    next_a[i] = w[w_at + i * THREADS]
+                    next_a[i] = w[at(w_at + i * THREADS)]
                     value = bias.dtype.type(0)
                     if c + i * apart < Cg:
                         value = fill
-                        if at >= 0:
-                            value = bias.dtype.type(x[x_at + i * apart * size])
+                        if pixel >= 0:
+                            value = bias.dtype.type(x[at(x_at + i * apart * size)])
                     next_b[i] = value
                 w_at += DEPTH * rows
                 x_at += DEPTH * size
                 c = int32(c + DEPTH)
             if step > 0:
-                for line in range(DEPTH):
-                    multiply(A, B, 1 - now, line, down, across, sums)
+                multiply_all(A, B, 1 - now, down, across, 2, sums)
             if step < steps_all - 1:
+                to = at(now * half + depth * wide + column)
                 for i in range(loads):
-                    A[now, depth + i * apart, column] = next_a[i]
-                    B[now, depth + i * apart, column] = next_b[i]
+                    A[to + at(i * apart * wide)] = next_a[i]
+                    B[to + at(i * apart * wide)] = next_b[i]
             cuda.syncthreads()
             now = int32(1 - now)
         for j in range(side):
@@ -142,7 +156,7 @@ def tile_of(side: int, resident: int) -> Tile:
             for i in range(side):
                 k = k0 + i // 4 * quad + down + i % 4
                 if k < Kg and q0 + q < columns_all:
-                    y[places[q] + (g * Kg + k) * steps[2]] = y.dtype.type(sums[i, j] + bias[g * Kg + k])
+                    y[at(places[at(q)] + (g * Kg + k) * steps[2])] = y.dtype.type(sums[i, j] + bias[at(g * Kg + k)])
 
     @kernel(THREADS, resident)
     def grad_weight(
@@ -158,8 +172,8 @@ def tile_of(side: int, resident: int) -> Tile:
         k0, c0 = strip * rows, piece * columns
         steps_all = (pixels_all + DEPTH - 1) // DEPTH
         step0, step1 = steps_all * part // parts, steps_all * (part + 1) // parts
-        A = cuda.shared.array((2, DEPTH, wide), partial.dtype, alignment=16)
-        B = cuda.shared.array((2, DEPTH, wide), partial.dtype, alignment=16)
+        A = cuda.shared.array(whole, partial.dtype, alignment=16)
+        B = cuda.shared.array(whole, partial.dtype, alignment=16)
         sums = cuda.local.array((side, side), partial.dtype)
         next_a = cuda.local.array(loads, partial.dtype)
         next_b = cuda.local.array(loads, partial.dtype)
@@ -169,37 +183,41 @@ def tile_of(side: int, resident: int) -> Tile:
         depth, line = thread & (DEPTH - 1), thread >> 3
         down, across = (thread >> SIDE_BITS) * 4, (thread & (SIDE - 1)) * 4
         last = axes.shape[0] - 1
+        L_out, rows_out = int32(axes[last, OUT]), int32(P // axes[last, OUT])
         first = step0 * DEPTH + depth
-        n, p = int32(first // P), int32(first % P)
+        n, O, o = int32(first // P), int32(first % P // L_out), int32(first % P % L_out)
         left = int32((step1 - step0) * DEPTH)  # of this part, counted from where its block of threads is
-        there = int32(min(pixels_all - first, left))  # of the pixels, counted from this thread's
+        images = int32(pixels_all // P)
         k, c = int32(k0 + line), int32(c0 + line)
         now = int32(0)
         for done in range(0, left + DEPTH, DEPTH):
             if done < left:
-                row = rows_met[met[tap, 0] + p // axes[last, OUT]]
-                at = source(p % axes[last, OUT] * axes[last, STRIDE] + met[tap, 1], axes[last, SIZE], boundary)
-                x_at = (n * C + g * Cg + c) * size + row * axes[last, SIZE] + at
-                dY_at = ((n * G + g) * Kg + k) * P + p
+                row = rows_met[at(met[tap, 0] + O)]
+                pixel = int32(source(o * axes[last, STRIDE] + met[tap, 1], axes[last, SIZE], boundary))
+                x_at = (n * C + g * Cg + c) * size + row * axes[last, SIZE] + pixel
+                pixel = min(row, pixel)
+                dY_at = ((n * G + g) * Kg + k) * P + O * L_out + o
                 for i in range(loads):
-                    pixel, value = partial.dtype.type(0), partial.dtype.type(0)
-                    if done < there and c + i * lines < Cg:
-                        pixel = fill
-                        if row >= 0 and at >= 0:
-                            pixel = partial.dtype.type(x[x_at + i * lines * size])
-                    if done < there and k + i * lines < Kg:
-                        value = partial.dtype.type(dY[dY_at + i * lines * P])
-                    next_a[i], next_b[i] = value, pixel
-                p = int32(p + DEPTH)
-                while p >= P:
-                    p, n = int32(p - P), int32(n + 1)
+                    met_there, value = partial.dtype.type(0), partial.dtype.type(0)
+                    if n < images and c + i * lines < Cg:
+                        met_there = fill
+                        if pixel >= 0:
+                            met_there = partial.dtype.type(x[at(x_at + i * lines * size)])
+                    if n < images and k + i * lines < Kg:
+                        value = partial.dtype.type(dY[at(dY_at + i * lines * P)])
+                    next_a[i], next_b[i] = value, met_there
+                o = int32(o + DEPTH)
+                while o >= L_out:
+                    o, O = int32(o - L_out), int32(O + 1)
+                while rows_out <= O:
+                    O, n = int32(O - rows_out), int32(n + 1)
             if done > 0:
-                for q in range(DEPTH):
-                    multiply(A, B, 1 - now, q, down, across, sums)
+                multiply_all(A, B, 1 - now, down, across, 1, sums)
             if done < left:
+                to = at(now * half + depth * wide + line)
                 for i in range(loads):
-                    A[now, depth, line + i * lines] = next_a[i]
-                    B[now, depth, line + i * lines] = next_b[i].conjugate() if conjugate else next_b[i]
+                    A[to + at(i * lines)] = next_a[i]
+                    B[to + at(i * lines)] = next_b[i].conjugate() if conjugate else next_b[i]
             cuda.syncthreads()
             now = int32(1 - now)
         for i in range(side):
@@ -207,7 +225,7 @@ def tile_of(side: int, resident: int) -> Tile:
             for j in range(side):
                 c = c0 + j // 4 * quad + across + j % 4
                 if k < Kg and c < Cg:
-                    partial[(((part * G + g) * Kg + k) * taps + tap) * Cg + c] = sums[i, j]
+                    partial[at((((part * G + g) * Kg + k) * taps + tap) * Cg + c)] = sums[i, j]
 
     return Tile(rows, columns, forward, grad_weight)
 
@@ -224,23 +242,6 @@ def tile_for(rows: int, columns: int, itemsize: int, times: int) -> Tile:
 # the forward product, and the input gradient through it -------------------------------------------------------------
 
 
-@kernel()
-def _turn(w, terms, g_step, k_step, c_step, T, Cg, Kg, depth_all, rows, n, turned):
-    # turned (G, strips, T, depth_all, rows) from weights that lie in w with steps; zeros where there are none
-    i = cuda.grid(1)
-    strips = (Kg + rows - 1) // rows
-    while i < n:
-        row, rest = i % rows, i // rows
-        c, rest = rest % depth_all, rest // depth_all
-        t, rest = rest % T, rest // T
-        k, g = rest % strips * rows + row, rest // strips
-        value = turned.dtype.type(0)
-        if k < Kg and c < Cg:
-            value = turned.dtype.type(w[g * g_step + k * k_step + c * c_step + terms[t]])
-        turned[i] = value
-        i += cuda.gridsize(1)
-
-
 def forward(
     x: DeviceArray, w: DeviceArray, bias: DeviceArray, axes: np.ndarray, boundary: int, fill: np.generic,
     y: DeviceArray,
@@ -255,20 +256,16 @@ def product(
     axes: np.ndarray, boundary: int, fill: np.generic, y: DeviceArray, place: tuple[slice, ...] = (),
 ) -> None:
     """``y[(…, *place)] = W_flat @ X_conv + bias``; row ``k`` of ``W_flat`` lies in ``w`` from ``k * k_step`` on."""
-    (N, C), K, T = x.shape[:2], bias.size, w_terms.size
+    (N, C), K = x.shape[:2], bias.size
     Cg, Kg, P, size = C // groups, K // groups, prod(axes[:, OUT].tolist()), prod(axes[:, SIZE].tolist())
     part = y[(slice(None), slice(None), *place)] if place else y
     steps = np.array([(part.address - y.address) // y.itemsize, *(step // y.itemsize for step in part.strides)])
     sums = computed_in(x.dtype)
     tile = tile_for(Kg, N * P, sums.itemsize, groups)
     strips, depth_all = -(-Kg // tile.rows), -(-Cg // DEPTH) * DEPTH
-    turned = x.place.empty((groups * strips * T * depth_all * tile.rows,), sums)
-    _turn(
-        blocks_for(turned.size), w.reshape(w.size), table(x.place, w_terms), w.size // groups, k_step, c_step, T, Cg,
-        Kg, depth_all, tile.rows, turned.size, turned, on=x.place,
-    )  # fmt: skip
+    packed = pack(w, w_terms, k_step, c_step, groups, (Kg, Cg), tile.rows, depth_all, sums)
     tile.forward(
-        strips * -(-N * P // tile.columns) * groups, x.reshape(x.size), turned, bias.ready(sums),
+        strips * -(-N * P // tile.columns) * groups, x.reshape(x.size), packed, bias.ready(sums),
         table(x.place, axes), *rows_and_taps(x.place, axes, boundary), boundary, sums.type(fill),
         table(x.place, steps), C, Cg, Kg, N * P, P, depth_all, size, y.reshape(y.size), on=x.place,
     )  # fmt: skip
