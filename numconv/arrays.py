@@ -115,13 +115,13 @@ def plain_steps(array: Array) -> Array:
     kernels take steps from strides.
     """
     shape = array.shape
-    if (1 in shape or 0 in shape) and array.strides != _strides(shape, array.itemsize) and array.flags.c_contiguous:
+    if (1 in shape or 0 in shape) and array.strides != strides_of(shape, array.itemsize) and array.flags.c_contiguous:
         return array.reshape(1, *shape).reshape(shape)
     return array
 
 
 @lru_cache(maxsize=1024)
-def _strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+def strides_of(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     """Those of a new array."""
     return tuple(itemsize * prod(shape[a + 1 :]) for a in range(len(shape)))
 

@@ -53,6 +53,11 @@ class Products:
         )
 
     @cached_property
+    def _captures(self) -> dict[Any, Any]:
+        """What the products launch on a GPU, by the layout of their arrays: see ``cuda.capture``."""
+        return {}
+
+    @cached_property
     def _computed(self) -> np.dtype:
         return arrays.computed_in(self.dtype)
 
@@ -109,9 +114,22 @@ class Products:
         computed there, whatever the plan says of NumPy's.
         """
         first: Any = inputs[0][1]
-        if dispatch.device_of(first) != "cpu" and self.device == "cpu":
-            there = self._on_gpu
-            return there._run(getattr(there, compute.__name__), inputs, shape, out)
+        if dispatch.device_of(first) != "cpu":
+            there = self._on_gpu if self.device == "cpu" else self
+            given: list[Any] = [array for _, array, _ in inputs]
+
+            def run(*arrays: Any) -> Any:
+                named = [(name, a, need) for (name, _, need), a in zip(inputs, arrays[:-1], strict=True)]
+                return there._run_once(getattr(there, compute.__name__), named, shape, arrays[-1])
+
+            return dispatch.backend("cuda", "capture").replayed(there._captures, compute.__name__, given, out, run)
+        return self._run_once(compute, inputs, shape, out)
+
+    def _run_once(
+        self, compute: Callable[..., None], inputs: Sequence[tuple[str, np.ndarray | None, tuple[int, ...]]],
+        shape: tuple[int, ...], out: np.ndarray | None,
+    ) -> np.ndarray:
+        first: Any = inputs[0][1]
         computed = self._stored
         nbytes = prod(shape) * computed.itemsize if out is None else 0
         exact = computed == self.dtype

@@ -122,14 +122,17 @@ def with_streams(request):
     return request.param()
 
 
-def close(got, want, dtype, terms):
-    """Within the rounding of a sum of so many products of normal numbers, summed in the dtype or in float32."""
+def close(got, want, dtype, terms, in_parts=False):
+    """Within the rounding of a sum of so many products of normal numbers, summed in the dtype or in float32.
+
+    A sum of ``n`` of them, one after another, is off by half a bit of what it has come to, ``n`` times at random: by
+    ``eps * n / 5``, of which ten times are not seen among millions of sums. A sum ``in_parts`` is off by less.
+    """
     assert got.dtype == dtype
     eps = float(np.finfo(np.float32 if dtype == np.float16 else dtype).eps)
     own = float(np.finfo(dtype).eps)
-    np.testing.assert_allclose(
-        got.astype(want.dtype), want, rtol=2 * own, atol=32 * eps * terms**0.5 + own * terms**0.5
-    )
+    sums = eps * max(32 * terms**0.5, 0 if in_parts else 2 * terms)
+    np.testing.assert_allclose(got.astype(want.dtype), want, rtol=2 * own, atol=sums + own * terms**0.5)
 
 
 def of_cpu(x, w, dy, arguments):
@@ -156,7 +159,7 @@ def test_parity_with_float64(library, name, algorithm):
     taps = int(np.prod(w_shape[2:]))
     close(library.fetch(got), y, np.float32, w_shape[1] * taps)
     close(library.fetch(plan.grad_input(dY, W)), dx, np.float32, w_shape[0] * taps)
-    close(library.fetch(plan.grad_weight(X, dY)), dw, np.float32, dy.size // w_shape[0])
+    close(library.fetch(plan.grad_weight(X, dY)), dw, np.float32, dy.size // w_shape[0], in_parts=True)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64", "complex64", "complex128", "int8", "int64", "bool"])

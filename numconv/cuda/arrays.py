@@ -6,6 +6,7 @@ A ``DeviceArray`` is a view; ``places`` knows whose memory it lies in.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,22 +40,39 @@ def at_address(
 class DeviceArray:
     """A view of an array on a GPU, with as much of ``numpy.ndarray`` as numconv uses."""
 
-    __slots__ = ("_shadow", "owner", "place")
+    __slots__ = ("_seen", "address", "buffer", "dtype", "owner", "place", "readonly", "shape", "strides")
 
-    def __init__(self, place: Place, owner: Any, shadow: np.ndarray) -> None:
-        self.place, self.owner = place, owner
-        self._shadow = shadow  # shape, strides, dtype and address; only in the simulator its numbers are there
+    def __init__(
+        self, place: Place, owner: Any, address: int, shape: tuple[int, ...], strides: tuple[int, ...],
+        dtype: np.dtype, readonly: bool = False,
+    ) -> None:
+        self.place, self.owner, self.address, self.dtype, self.readonly = place, owner, address, dtype, readonly
+        self.shape, self.strides = shape, strides  # in bytes
+        self.buffer = -1  # which of those of a call, where the call is captured
+        self._seen: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, place: Place, owner: Any, shadow: np.ndarray, buffer: int = -1) -> DeviceArray:
+        """What a NumPy array over the same memory describes."""
+        address, _ = shadow.__array_interface__["data"]
+        array = cls(place, owner, address, shadow.shape, shadow.strides, shadow.dtype, not shadow.flags.writeable)
+        array.buffer, array._seen = buffer, shadow
+        return array
 
     def __repr__(self) -> str:
         return f"DeviceArray(shape={self.shape}, dtype={self.dtype}, {self.place.kind})"
 
-    shape = property(lambda self: self._shadow.shape)
-    strides = property(lambda self: self._shadow.strides)
-    dtype = property(lambda self: self._shadow.dtype)
-    ndim = property(lambda self: self._shadow.ndim)
-    size = property(lambda self: self._shadow.size)
-    itemsize = property(lambda self: self._shadow.itemsize)
-    nbytes = property(lambda self: self._shadow.nbytes)
+    @property
+    def _shadow(self) -> np.ndarray:
+        """A NumPy array over this memory, for its arithmetic of shapes; only in the simulator its numbers are there."""
+        if self._seen is None:
+            self._seen = at_address(self.address, self.shape, self.strides, self.dtype, self.readonly)
+        return self._seen
+
+    ndim = property(lambda self: len(self.shape))
+    size = property(lambda self: prod(self.shape))
+    itemsize = property(lambda self: self.dtype.itemsize)
+    nbytes = property(lambda self: self.size * self.itemsize)
     flags = property(lambda self: self._shadow.flags)
 
     @property
@@ -63,9 +81,17 @@ class DeviceArray:
         return self._shadow
 
     @property
-    def address(self) -> int:
-        """Where the first item lies."""
-        return int(self._shadow.ctypes.data)
+    def layout(self) -> tuple[Any, ...]:
+        """All but where it lies, so far as kernels and copies depend on it."""
+        return self.shape, self.strides, self.dtype, self.readonly, self.address % self.dtype.itemsize
+
+    def in_buffer(self, buffer: int) -> DeviceArray:
+        """The same array, known to be a buffer of a call that is captured; its views are, too."""
+        return DeviceArray.of(self.place, self.owner, self._shadow, buffer)
+
+    def moved(self, owner: Any, address: int) -> DeviceArray:
+        """The same view of other memory."""
+        return DeviceArray(self.place, owner, address, self.shape, self.strides, self.dtype, self.readonly)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -77,7 +103,7 @@ class DeviceArray:
     # views ----------------------------------------------------------------------------------------------------------
 
     def _view(self, shadow: np.ndarray) -> DeviceArray:
-        return DeviceArray(self.place, self.owner, shadow)
+        return DeviceArray.of(self.place, self.owner, shadow, self.buffer)
 
     def __getitem__(self, key: Any) -> DeviceArray:
         return self._view(self._shadow[key])
@@ -194,6 +220,8 @@ def copy(source: DeviceArray, target: DeviceArray, conjugate: bool = False, adds
     n, place = target.size, target.place
     if not n:
         return
+    if source.dtype == np.bool_:  # numba has no conjugate of one
+        source = source.view(np.uint8)
     together = source.shape == target.shape and source.flags.c_contiguous and target.flags.c_contiguous
     if together and not conjugate and not adds:
         _copy_run(blocks_for(n), source.reshape(n), target.reshape(n), n, on=place)
@@ -239,4 +267,4 @@ def _memory_of(array: DeviceArray) -> tuple[DeviceArray, int]:
     if any(step % array.itemsize for step in array.strides):
         raise ValueError(f"an array on a GPU must have strides of whole items, got strides {array.strides}")
     items = at_address(array.address + low, ((high - low) // array.itemsize + 1,), None, array.dtype)
-    return DeviceArray(array.place, array.owner, items), -low // array.itemsize
+    return array._view(items), -low // array.itemsize

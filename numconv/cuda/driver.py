@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,21 +14,35 @@ from . import _jit
 from ._jit import SIMULATED, Kernel, cuda
 from .arrays import DeviceArray
 
+if TYPE_CHECKING:
+    from .capture import Launch
+
+if cuda is not None and not SIMULATED:
+    from cuda.bindings import driver as binding
+    from cuda.core import LaunchConfig, Stream, launch
+
 
 class Driver:
     """The driver of NVIDIA's GPUs, by numba. ``device`` is the number of a GPU, ``stream`` the handle of a stream."""
 
-    @contextmanager
-    def on(self, device: int) -> Iterator[None]:
+    def __init__(self) -> None:
+        self._contexts: dict[int, int] = {}
+
+    def on(self, device: int) -> Any:
         """Make a GPU the current one, and put errors in words that say what helps."""
-        try:
-            with cuda.gpus[device]:
+        return _EXPLAINED if self._contexts.get(device, 0) == _context() else self._switched(device)
+
+    @contextmanager
+    def _switched(self, device: int) -> Iterator[None]:
+        with _EXPLAINED:
+            if not _context():  # nothing that belongs to others: as CUDA's run time has it, the GPU stays current
+                cuda.current_context(device)
+                self._contexts[device] = _context()
                 yield
-        except Exception as error:
-            better = _jit.explained(error)
-            if better is error:
-                raise
-            raise better from error
+            else:
+                with cuda.gpus[device]:
+                    self._contexts[device] = _context()
+                    yield
 
     def allocate(self, device: int, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """An array that nobody has filled."""
@@ -50,9 +64,25 @@ class Driver:
             flat.copy_to_host(target.reshape(-1))
 
     def launch(self, device: int, kernel: Kernel, blocks: int, arguments: tuple[Any, ...], stream: int) -> None:
-        """Start a kernel."""
+        """Start a kernel: by ``cuda.core`` itself, for numba's launcher takes longer than many a kernel."""
+        kinds, values, _ = flattened(arguments)
         with self.on(device):
-            kernel.configured(blocks, _external(device, stream))(*arguments)
+            code = kernel.compiled.get((device, kinds))
+            if code is None:
+                code = kernel.compiled[device, kinds] = kernel.compile(arguments)
+            launch(_core_stream(stream), _grid(blocks, kernel.threads), code, *values)
+
+    def start(self, captured: Launch, device: int, addresses: list[int], stream: int) -> None:
+        """Start a captured kernel, on the GPU that is the current one."""
+        if captured.ready is None:
+            kinds, values, at = flattened(captured.arguments)
+            grid, code = _grid(captured.blocks, captured.kernel.threads), captured.kernel.compiled[device, kinds]
+            captured.ready = grid, code, values, [(at[i], buffer, offset) for i, buffer, offset in captured.buffers]
+        grid, code, values, buffers = captured.ready
+        values = values.copy()
+        for at, buffer, offset in buffers:
+            values[at] = addresses[buffer] + offset
+        launch(_core_stream(stream), grid, code, *values)
 
     def wait(self, device: int, stream: int) -> None:
         """Until the work of a stream is done."""
@@ -61,16 +91,17 @@ class Driver:
 
     def device_at(self, address: int) -> int:
         """The GPU in whose memory an address lies."""
-        from numba.cuda.cudadrv.driver import binding, driver
-
         with self.on(0):
             ordinal = binding.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-            return int(driver.cuPointerGetAttribute(ordinal, binding.CUdeviceptr(address)))
+            error, device = binding.cuPointerGetAttribute(ordinal, address)
+            if error:
+                raise ValueError(f"the address {address:#x} is none of a GPU's memory ({error.name})")
+            return int(device)
 
     def available(self, device: int) -> int:
         """Bytes that are free."""
         with self.on(device):
-            return int(cuda.current_context().get_memory_info().free)
+            return int(binding.cuMemGetInfo()[1])
 
 
 class Simulator(Driver):
@@ -78,7 +109,7 @@ class Simulator(Driver):
 
     def on(self, device: int) -> Any:
         """Every device is this one."""
-        return nullcontext()
+        return _EXPLAINED
 
     def allocate(self, device: int, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """Memory of the host, never 0 by chance."""
@@ -94,7 +125,15 @@ class Simulator(Driver):
 
     def launch(self, device: int, kernel: Kernel, blocks: int, arguments: tuple[Any, ...], stream: int) -> None:
         """Run the threads, a block at a time."""
-        kernel.configured(blocks)(*(_jit.fake(a.numbers) if isinstance(a, DeviceArray) else a for a in arguments))
+        configured = kernel.code[blocks, kernel.threads]
+        configured(*(_jit.fake(a.numbers) if isinstance(a, DeviceArray) else a for a in arguments))
+
+    def start(self, captured: Launch, device: int, addresses: list[int], stream: int) -> None:
+        """The same with other addresses."""
+        arguments = list(captured.arguments)
+        for i, buffer, offset in captured.buffers:
+            arguments[i] = arguments[i].moved(None, addresses[buffer] + offset)
+        self.launch(device, captured.kernel, captured.blocks, tuple(arguments), stream)
 
     def wait(self, device: int, stream: int) -> None:
         """All is done."""
@@ -106,6 +145,60 @@ class Simulator(Driver):
     def available(self, device: int) -> int:
         """As much as the host has."""
         return _memory.available()
+
+
+def flattened(arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Any], list[int]]:
+    """The types of a kernel's arguments, in short, their values as numba's kernels take them, and where each has its
+    address among the values, if it is an array.
+    """
+    kinds: list[Any] = []
+    values: list[Any] = []
+    at: list[int] = []
+    for argument in arguments:
+        kind: Any = type(argument)
+        at.append(len(values) + 4)
+        if kind is DeviceArray:
+            kind = argument.dtype.num, argument.ndim
+            values += 0, 0, argument.size, argument.itemsize, argument.address, *argument.shape, *argument.strides
+        elif kind is tuple:
+            kind = len(argument)
+            values += argument
+        elif kind is np.complex64 or kind is np.complex128:
+            values += argument.real, argument.imag
+        else:
+            values.append(argument)
+        kinds.append(kind)
+    return tuple(kinds), values, at
+
+
+class _Explained:
+    """Errors in words that say what helps, where there are any."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, Exception) and (better := _jit.explained(error)) is not error:
+            raise better from error
+
+
+_EXPLAINED = _Explained()
+
+
+def _context() -> int:
+    """The driver's handle of the context that is current in this thread; 0 without one."""
+    _, handle = binding.cuCtxGetCurrent()
+    return int(handle or 0)  # none where the driver has not been started
+
+
+@lru_cache(maxsize=1024)
+def _grid(blocks: int, threads: int) -> Any:
+    return LaunchConfig(grid=blocks, block=threads)
+
+
+@lru_cache(maxsize=256)
+def _core_stream(stream: int) -> Any:
+    return Stream.from_handle(stream)
 
 
 @lru_cache(maxsize=256)

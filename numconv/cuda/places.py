@@ -6,6 +6,7 @@ and lifetime are right and nothing waits. No library is imported that the caller
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import lru_cache
 from math import prod
@@ -13,10 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import plain_steps
+from ..arrays import plain_steps, strides_of
 from ._jit import SIMULATED, Kernel
 from .arrays import DeviceArray, at_address, copy
 from .driver import DRIVER
+
+
+class Captured(threading.local):
+    """The capture that this thread's launches belong to, if any: see ``capture``."""
+
+    capture: Any = None
+
+
+captured = Captured()
 
 
 class Place:
@@ -49,6 +59,10 @@ class Place:
         """An array of the library as numconv sees it."""
         return self.seen(owner, owner.__cuda_array_interface__)
 
+    def address_of(self, owner: Any) -> int:
+        """Where an array of the library begins."""
+        return self.read(owner).address
+
     def stream(self) -> int:
         """The driver's handle of the stream that the caller works on; 0 is the default stream."""
         return 0
@@ -80,17 +94,27 @@ class Place:
         if interface.get("mask") is not None:
             raise TypeError("it is masked, and the mask would be lost")
         address, *readonly = interface["data"]
-        shadow = at_address(
-            address or 0, tuple(interface["shape"]), interface.get("strides"), np.dtype(interface["typestr"]),
-            bool(readonly and readonly[0]),
-        )  # fmt: skip
-        return DeviceArray(self, owner, plain_steps(shadow))
+        shape, dtype, strides = tuple(interface["shape"]), np.dtype(interface["typestr"]), interface.get("strides")
+        if strides is None:
+            strides = strides_of(shape, dtype.itemsize)
+        return self.placed(owner, address or 0, shape, tuple(strides), dtype, bool(readonly and readonly[0]))
+
+    def placed(
+        self, owner: Any, address: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype,
+        readonly: bool = False,
+    ) -> DeviceArray:
+        """An array by where and how it lies."""
+        if not address or 1 in shape or 0 in shape:  # strides may be anything then
+            shadow = at_address(address, shape, strides, dtype, readonly)
+            return DeviceArray.of(self, owner, plain_steps(shadow))
+        return DeviceArray(self, owner, address, shape, strides, dtype, readonly)
 
     def empty(self, shape: Any, dtype: np.dtype) -> DeviceArray:
         """A new array."""
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         with DRIVER.on(self.device):
-            return self.read(self.allocate(shape, dtype))
+            array = self.read(self.allocate(shape, dtype))
+        return array if captured.capture is None else captured.capture.allocates(array)
 
     def zeros(self, shape: Any, dtype: np.dtype) -> DeviceArray:
         """A new array of zeros."""
@@ -114,6 +138,8 @@ class Place:
 
     def to_host(self, array: DeviceArray) -> np.ndarray:
         """A copy as a NumPy array, when the work before it is done."""
+        if captured.capture is not None:
+            captured.capture.possible = False  # what follows may depend on the numbers
         result = np.empty(array.shape, array.dtype)
         DRIVER.fetch(self.device, array, result, self.stream())
         return result
@@ -121,6 +147,8 @@ class Place:
     def launch(self, kernel: Kernel, blocks: int, arguments: tuple[Any, ...]) -> None:
         """Start a kernel on the caller's stream."""
         DRIVER.launch(self.device, kernel, blocks, arguments, self.stream())
+        if captured.capture is not None:
+            captured.capture.launches(kernel, blocks, arguments)
 
 
 class Host(Place):
@@ -134,7 +162,7 @@ class Host(Place):
 
     def read(self, owner: Any) -> DeviceArray:
         """A device array of numba; in the simulator it is NumPy's."""
-        return DeviceArray(self, owner, plain_steps(owner)) if isinstance(owner, np.ndarray) else super().read(owner)
+        return DeviceArray.of(self, owner, plain_steps(owner)) if isinstance(owner, np.ndarray) else super().read(owner)
 
     def send(self, array: np.ndarray) -> DeviceArray:
         """A copy of a host array."""
@@ -150,16 +178,18 @@ class Torch(Place):
         """An empty tensor."""
         import torch
 
-        return torch.empty(shape, dtype=getattr(torch, dtype.name), device=f"cuda:{self.device}")
+        return torch.empty(shape, dtype=_dtype_for_torch(dtype), device=f"cuda:{self.device}")
 
     def read(self, owner: Any) -> DeviceArray:
         """A tensor, without its history."""
         owner = owner.detach().resolve_conj().resolve_neg()
-        dtype = np.dtype(str(owner.dtype).removeprefix("torch."))
-        return self.seen(owner, {
-            "data": (owner.data_ptr(), False), "shape": owner.shape, "typestr": dtype.str,
-            "strides": tuple(step * owner.element_size() for step in owner.stride()),
-        })  # fmt: skip
+        dtype, shape, address = _dtype_of_torch(owner.dtype), tuple(owner.shape), owner.data_ptr()
+        strides = tuple([step * dtype.itemsize for step in owner.stride()])
+        return self.placed(owner, address, shape, strides, dtype)
+
+    def address_of(self, owner: Any) -> int:
+        """A new tensor's."""
+        return int(owner.data_ptr())
 
     def stream(self) -> int:
         """torch's current stream."""
@@ -173,6 +203,8 @@ class Torch(Place):
 
         A, B, C = (self._tensor(array) for array in (a, b, out))
         torch.matmul(A, B, out=C)
+        if captured.capture is not None:
+            captured.capture.multiplies(a, b, out)
         return True
 
     def _tensor(self, array: DeviceArray) -> Any:
@@ -185,8 +217,21 @@ class Torch(Place):
         """What is free on the device or in torch's pool."""
         import torch
 
-        pool = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        return int(torch.cuda.mem_get_info(self.device)[0]) + pool
+        stats = torch.cuda.memory.memory_stats_as_nested_dict(self.device)  # the flat ones take ten times as long
+        reserved, allocated = (stats.get(f"{what}_bytes", {}).get("all", {}) for what in ("reserved", "allocated"))
+        return super().available() + reserved.get("current", 0) - allocated.get("current", 0)
+
+
+@lru_cache(maxsize=64)
+def _dtype_of_torch(dtype: Any) -> np.dtype:
+    return np.dtype(str(dtype).removeprefix("torch."))
+
+
+@lru_cache(maxsize=64)
+def _dtype_for_torch(dtype: np.dtype) -> Any:
+    import torch
+
+    return getattr(torch, dtype.name)
 
 
 class CuPy(Place):
@@ -203,9 +248,11 @@ class CuPy(Place):
 
     def read(self, owner: Any) -> DeviceArray:
         """An array. Its interface would have its stream waited for, which is the one that kernels go to, too."""
-        return self.seen(owner, {
-            "data": (owner.data.ptr, False), "shape": owner.shape, "strides": owner.strides, "typestr": owner.dtype.str,
-        })  # fmt: skip
+        return self.placed(owner, owner.data.ptr, owner.shape, owner.strides, owner.dtype)
+
+    def address_of(self, owner: Any) -> int:
+        """A new array's."""
+        return int(owner.data.ptr)
 
     def stream(self) -> int:
         """CuPy's current stream."""
@@ -221,6 +268,8 @@ class CuPy(Place):
         with cupy.cuda.Device(self.device):
             A, B, C = (self._array(array) for array in (a, b, out))
             cupy.matmul(A, B, out=C)
+        if captured.capture is not None:
+            captured.capture.multiplies(a, b, out)
         return True
 
     def sparse(self, parts: tuple[DeviceArray, ...], shape: tuple[int, int]) -> Any:
@@ -248,7 +297,7 @@ class CuPy(Place):
         import cupy
 
         with cupy.cuda.Device(self.device):
-            return int(cupy.cuda.runtime.memGetInfo()[0]) + int(cupy.get_default_memory_pool().free_bytes())
+            return super().available() + int(cupy.get_default_memory_pool().free_bytes())
 
 
 class Foreign(Host):
@@ -266,15 +315,12 @@ class Foreign(Host):
         self.where: dict[str, Any] = {}
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-        """An empty array of the library's, or of numba."""
-        if not hasattr(self.namespace, dtype.name):
-            return super().allocate(shape, dtype)
-        return self.namespace.empty(shape, dtype=getattr(self.namespace, dtype.name), **self.where)
-
-    def empty(self, shape: Any, dtype: np.dtype) -> DeviceArray:
-        """A new array; of numba where the library has this dtype by name only, as JAX has int64."""
-        array = super().empty(shape, dtype)
-        return array if array.dtype == dtype else self.read(DRIVER.allocate(self.device, array.shape, dtype))
+        """An empty array of the library's; of numba where it has no such dtype, or by name only, as JAX int64."""
+        if hasattr(self.namespace, dtype.name):
+            array = self.namespace.empty(shape, dtype=getattr(self.namespace, dtype.name), **self.where)
+            if self.read(array).dtype == dtype:
+                return array
+        return super().allocate(shape, dtype)
 
     def read(self, owner: Any) -> DeviceArray:
         """What the array tells about itself."""
