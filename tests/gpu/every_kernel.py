@@ -1,0 +1,37 @@
+"""Every CUDA kernel once, on sizes that fill no tile: for ``compute-sanitizer``, which makes a launch slow."""
+
+import numpy as np
+
+import numconv
+from numconv.cuda import implicit
+
+LAYERS = (
+    ((2, 11, 9, 13), (70, 11, 3, 3), {"padding": 1, "stride": (2, 1), "boundary": "reflect"}),
+    ((1, 4, 7, 8), (6, 2, 2, 3), {"groups": 2, "padding": 2, "dilation": 2}),
+    ((2, 5, 6, 7), (5, 1, 3, 3), {"groups": 5}),
+)
+
+
+def main():
+    """Products by each algorithm and tile, and a matrix."""
+    rng = np.random.default_rng(0)
+    for tile in (implicit.LARGE, implicit.SMALL):
+        implicit.tile_for = lambda *_, tile=tile: tile
+        for algorithm in ("implicit", "direct", "im2col"):
+            for x_shape, w_shape, arguments in LAYERS:
+                plan = numconv.plan_conv(x_shape, w_shape, device="cuda", algorithm=algorithm, **arguments)
+                x, w, dy = (rng.standard_normal(s, "float32") for s in (x_shape, w_shape, plan.output_shape))
+                for _ in range(2):  # the second one replays
+                    plan.forward(x, w)
+                    plan.grad_input(dy, w)
+                    plan.grad_weight(x, dy)
+    plan = numconv.plan_conv((2, 9, 10), (3, 2, 3, 3), device="cuda", dtype=float, padding=1)
+    A = plan.matrix(rng.standard_normal((3, 2, 3, 3)))
+    numconv.csr_matvec(A.data, A.indices, A.indptr, np.ones(A.shape[1]))
+    numconv.csr_rmatvec(A.data, A.indices, A.indptr, np.ones(A.shape[0]), A.shape[1])
+    print("every kernel ran")
+
+
+if __name__ == "__main__":
+    with numconv.use_device("cuda"):
+        main()
