@@ -156,17 +156,14 @@ def install(monkeypatch, calls):
         "torch": {
             **dtypes, "empty": torch_empty, "matmul": multiply,
             "cuda": SimpleNamespace(
-                current_stream=lambda index: stream, memory_reserved=lambda index: 0,
-                memory_allocated=lambda index: 0, mem_get_info=lambda index: (1 << 40, 1 << 40),
+                current_stream=lambda index: stream,
+                memory=SimpleNamespace(memory_stats_as_nested_dict=lambda index: {}),
             ),
         },
         "cupy": {
             "ndarray": CupyArray, "empty": CupyArray, "matmul": multiply,
             "get_default_memory_pool": lambda: SimpleNamespace(free_bytes=lambda: 0),
-            "cuda": SimpleNamespace(
-                Device=device, get_current_stream=lambda: stream,
-                runtime=SimpleNamespace(memGetInfo=lambda: (1 << 40, 1 << 40)),
-            ),
+            "cuda": SimpleNamespace(Device=device, get_current_stream=lambda: stream),
         },
         "cupyx": {}, "cupyx.scipy": {}, "cupyx.scipy.sparse": {"csr_matrix": CsrMatrix},
         "cupyx.scipy.sparse.linalg": {"LinearOperator": OperatorOfCupy},

@@ -1,0 +1,213 @@
+/* A stand-in for the CUDA driver, libcuda.so.1, on a machine without a GPU.
+ *
+ * Its device memory is the host's, so that copies are real and can be looked at; a kernel is not run, but every launch is
+ * written down, as are allocations, copies and waits. numba-cuda and cuda-core find all that they ask for. The numbers
+ * that mean something here are those of cuda.h: attributes of devices, functions and pointers, and error codes.
+ *
+ *   cc -shared -fPIC -o FOLDER/libcuda.so.1 standin.c -ldl       and FOLDER first in LD_LIBRARY_PATH
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef int Result;
+typedef void *Handle;
+typedef uint64_t Address;
+
+enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_CONTEXT = 201, NOT_FOUND = 500 };
+
+/* what happened ------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+  char what[16]; /* "launch", "alloc", "free", "copy", "wait" */
+  char name[112];
+  uint64_t blocks, threads, stream, bytes;
+} Event;
+
+enum { MOST = 1 << 14 };
+static Event events[MOST];
+static int happened = 0;
+
+static void note(const char *what, const char *name, uint64_t blocks, uint64_t threads, Handle stream, uint64_t bytes) {
+  int at = __sync_fetch_and_add(&happened, 1);
+  if (at >= MOST) return;
+  Event *event = &events[at];
+  snprintf(event->what, sizeof event->what, "%s", what);
+  snprintf(event->name, sizeof event->name, "%s", name);
+  event->blocks = blocks, event->threads = threads, event->stream = (uint64_t)stream, event->bytes = bytes;
+}
+
+int standin_happened(void) { return happened < MOST ? happened : MOST; }
+const Event *standin_event(int at) { return &events[at]; }
+void standin_forget(void) { happened = 0; }
+
+/* one device ---------------------------------------------------------------------------------------------------- */
+
+Result cuInit(unsigned flags) { return OK; }
+Result cuDriverGetVersion(int *version) { *version = 13000; return OK; }
+Result cuDeviceGetCount(int *count) { *count = 1; return OK; }
+Result cuDeviceGet(int *device, int ordinal) { *device = ordinal; return ordinal ? 101 : OK; }
+Result cuDeviceGetName(char *name, int size, int device) { snprintf(name, size, "stand-in"); return OK; }
+Result cuDeviceGetUuid(void *uuid, int device) { memset(uuid, 1, 16); return OK; }
+Result cuDeviceTotalMem(size_t *bytes, int device) { *bytes = (size_t)64 << 30; return OK; }
+
+Result cuDeviceGetAttribute(int *value, int attribute, int device) {
+  switch (attribute) {
+    case 1: case 2: *value = 1024; break;       /* threads of a block, along x */
+    case 5: *value = 2147483647; break;         /* blocks along x */
+    case 8: *value = 49152; break;              /* bytes of shared memory of a block */
+    case 10: *value = 32; break;                /* threads of a warp */
+    case 16: *value = 132; break;               /* multiprocessors */
+    case 75: *value = 9; break;                 /* compute capability */
+    case 76: *value = 0; break;
+    case 97: *value = 232448; break;            /* bytes of shared memory by asking */
+    default: *value = 1;
+  }
+  return OK;
+}
+
+/* contexts: a stack for each thread ----------------------------------------------------------------------------- */
+
+static char primary[64];
+static __thread Handle stack[256];
+static __thread int depth = 0;
+
+Result cuDevicePrimaryCtxRetain(Handle *context, int device) { *context = primary; return OK; }
+Result cuDevicePrimaryCtxRelease(int device) { return OK; }
+Result cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) { *flags = 0, *active = 1; return OK; }
+Result cuCtxGetCurrent(Handle *context) { *context = depth ? stack[depth - 1] : NULL; return OK; }
+Result cuCtxPushCurrent(Handle context) { stack[depth++] = context; return OK; }
+Result cuCtxPopCurrent(Handle *context) {
+  if (!depth) return INVALID_CONTEXT;
+  Handle top = stack[--depth];
+  if (context) *context = top;
+  return OK;
+}
+Result cuCtxSetCurrent(Handle context) {
+  if (!context) depth = 0;
+  else stack[depth ? depth - 1 : depth++] = context;
+  return OK;
+}
+Result cuCtxGetDevice(int *device) { *device = 0; return depth ? OK : INVALID_CONTEXT; }
+Result cuCtxGetId(Handle context, uint64_t *id) { *id = 1; return OK; }
+Result cuCtxGetStreamPriorityRange(int *least, int *most) { *least = 0, *most = -5; return OK; }
+Result cuCtxSynchronize(void) { note("wait", "context", 0, 0, NULL, 0); return OK; }
+
+/* memory -------------------------------------------------------------------------------------------------------- */
+
+Result cuMemGetInfo(size_t *available, size_t *total) { *available = (size_t)48 << 30, *total = (size_t)64 << 30; return OK; }
+Result cuMemAlloc(Address *address, size_t bytes) {
+  void *memory = NULL;
+  note("alloc", "", 0, 0, NULL, bytes);
+  if (bytes > ((size_t)48 << 30) || posix_memalign(&memory, 512, bytes ? bytes : 1)) return OUT_OF_MEMORY;
+  if (bytes < 1 << 20) memset(memory, 0x7f, bytes); /* nobody has filled it */
+  *address = (Address)memory;
+  return OK;
+}
+Result cuMemFree(Address address) { note("free", "", 0, 0, NULL, 0); free((void *)address); return OK; }
+Result cuMemAllocAsync(Address *address, size_t bytes, Handle stream) { return cuMemAlloc(address, bytes); }
+Result cuMemFreeAsync(Address address, Handle stream) { return cuMemFree(address); }
+static Result copied(const char *way, void *to, const void *from, size_t bytes, Handle stream) {
+  note("copy", way, 0, 0, stream, bytes);
+  memmove(to, from, bytes);
+  return OK;
+}
+Result cuMemcpyHtoD(Address to, const void *from, size_t n) { return copied("to device", (void *)to, from, n, NULL); }
+Result cuMemcpyDtoH(void *to, Address from, size_t n) { return copied("to host", to, (void *)from, n, NULL); }
+Result cuMemcpyDtoD(Address to, Address from, size_t n) { return copied("on device", (void *)to, (void *)from, n, NULL); }
+Result cuMemcpyHtoDAsync(Address to, const void *from, size_t n, Handle s) { return copied("to device", (void *)to, from, n, s); }
+Result cuMemcpyDtoHAsync(void *to, Address from, size_t n, Handle s) { return copied("to host", to, (void *)from, n, s); }
+Result cuPointerGetAttribute(void *value, int attribute, Address address) {
+  switch (attribute) {
+    case 1: *(Handle *)value = primary; break;   /* context */
+    case 2: *(int *)value = 2; break;            /* it is a device's */
+    case 3: *(Address *)value = address; break;
+    default: *(int *)value = 0;                  /* the ordinal of the device, among others */
+  }
+  return OK;
+}
+Result cuPointerGetAttributes(unsigned n, int *attributes, void **values, Address address) {
+  for (unsigned i = 0; i < n; i++) cuPointerGetAttribute(values[i], attributes[i], address);
+  return OK;
+}
+static int pool;
+Result cuDeviceGetDefaultMemPool(Handle *found, int device) { *found = &pool; return OK; }
+Result cuDeviceGetMemPool(Handle *found, int device) { *found = &pool; return OK; }
+Result cuMemPoolGetAttribute(Handle of, int attribute, void *value) { *(uint64_t *)value = 0; return OK; }
+Result cuMemPoolSetAttribute(Handle of, int attribute, void *value) { return OK; }
+
+/* streams and events: all is done at once ------------------------------------------------------------------------ */
+
+Result cuStreamCreate(Handle *stream, unsigned flags) { *stream = malloc(8); return OK; }
+Result cuStreamCreateWithPriority(Handle *stream, unsigned flags, int priority) { *stream = malloc(8); return OK; }
+Result cuStreamDestroy(Handle stream) { return OK; }
+Result cuStreamSynchronize(Handle stream) { note("wait", "stream", 0, 0, stream, 0); return OK; }
+Result cuStreamGetCtx(Handle stream, Handle *context) { *context = primary; return OK; }
+Result cuStreamIsCapturing(Handle stream, int *status) { *status = 0; return OK; }
+Result cuStreamWaitEvent(Handle stream, Handle event, unsigned flags) { return OK; }
+Result cuEventCreate(Handle *event, unsigned flags) { *event = malloc(8); return OK; }
+Result cuEventDestroy(Handle event) { free(event); return OK; }
+Result cuEventRecord(Handle event, Handle stream) { return OK; }
+Result cuEventQuery(Handle event) { return OK; }
+Result cuEventSynchronize(Handle event) { note("wait", "event", 0, 0, NULL, 0); return OK; }
+Result cuEventElapsedTime(float *milliseconds, Handle begin, Handle end) { *milliseconds = 0; return OK; }
+
+/* code: a kernel is its name ------------------------------------------------------------------------------------- */
+
+Result cuLibraryLoadData(Handle *library, const void *image, void *a, void *b, unsigned c, void *d, void *e, unsigned f) {
+  if (memcmp(image, "\177ELF", 4)) return 200; /* no image that a device could run */
+  *library = malloc(8);
+  return OK;
+}
+Result cuLibraryUnload(Handle library) { return OK; }
+Result cuLibraryGetKernel(Handle *kernel, Handle library, const char *name) { *kernel = strdup(name); return OK; }
+Result cuLibraryGetGlobal(Address *address, size_t *bytes, Handle library, const char *name) { return NOT_FOUND; }
+Result cuLibraryGetModule(Handle *module, Handle library) { *module = library; return OK; }
+Result cuKernelGetFunction(Handle *function, Handle kernel) { *function = kernel; return OK; }
+Result cuKernelGetLibrary(Handle *library, Handle kernel) { *library = kernel; return OK; }
+Result cuKernelGetName(const char **name, Handle kernel) { *name = kernel; return OK; }
+Result cuFuncGetAttribute(int *value, int attribute, Handle f) { *value = attribute ? 0 : 1024; return OK; }
+Result cuKernelGetAttribute(int *value, int attribute, Handle k, int device) { return cuFuncGetAttribute(value, attribute, k); }
+Result cuKernelSetAttribute(int attribute, int value, Handle kernel, int device) { return OK; }
+Result cuModuleGetLoadingMode(int *mode) { *mode = 2; return OK; }
+
+typedef struct {
+  unsigned grid[3], block[3], shared;
+  Handle stream;
+} Configuration;
+
+Result cuLaunchKernelEx(const Configuration *c, Handle kernel, void **arguments, void **extra) {
+  if (!depth) return INVALID_CONTEXT;
+  note("launch", kernel, c->grid[0], c->block[0], c->stream, 0);
+  return OK;
+}
+Result cuLaunchKernel(
+    Handle kernel, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
+    Handle stream, void **arguments, void **extra) {
+  Configuration c = {{gx, gy, gz}, {bx, by, bz}, shared, stream};
+  return cuLaunchKernelEx(&c, kernel, arguments, extra);
+}
+
+/* errors, and how others find all of this ------------------------------------------------------------------------ */
+
+Result cuGetErrorName(Result error, const char **name) { *name = "CUDA_ERROR_OF_THE_STAND_IN"; return OK; }
+Result cuGetErrorString(Result error, const char **text) { *text = "the stand-in refuses this"; return OK; }
+
+Result cuGetProcAddress_v2(const char *name, void **function, int version, uint64_t flags, int *status) {
+  static void *self = NULL;
+  if (!self) {
+    Dl_info here;
+    dladdr((void *)cuInit, &here);
+    self = dlopen(here.dli_fname, RTLD_NOW | RTLD_NOLOAD);
+  }
+  *function = strcmp(name, "cuGetProcAddress") ? dlsym(self, name) : (void *)cuGetProcAddress_v2;
+  if (status) *status = *function ? 0 : 1;
+  return *function ? OK : NOT_FOUND;
+}
+Result cuGetProcAddress(const char *name, void **function, int version, uint64_t flags) {
+  return cuGetProcAddress_v2(name, function, version, flags, NULL);
+}
