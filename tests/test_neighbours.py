@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
+import warnings
 
 import numba
 import numpy as np
@@ -167,7 +169,24 @@ def test_a_parallel_function_that_does_not_call_numconv_loads_nothing_of_it(monk
         return total
 
     assert users(np.ones(9)) == 9
+    (result,) = users.overloads.values()
+    assert addresses.load_later not in result.reload_init
     assert len(waiting) == 1
+
+
+def test_a_parallel_function_brings_all_that_it_may_call_also_from_the_disk():
+    @numba.njit(parallel=True)
+    def users(xs):
+        sums = np.empty(len(xs))
+        for i in numba.prange(len(xs)):
+            sums[i] = nc.im2col(xs[i], (3, 3)).sum()
+        return sums
+
+    assert (users(np.ones((4, 9, 9))) == 9 * 49).all()
+    (result,) = users.overloads.values()
+    assert result.reload_init[-1] is addresses.load_later  # behind those that add to what waits
+    assert pickle.loads(pickle.dumps(result.reload_init))[-1] is addresses.load_later
+    assert addresses._later == []
 
 
 def test_whose_function_it_is_is_asked_without_harm():
@@ -190,6 +209,19 @@ def test_whose_function_it_is_is_asked_without_harm():
     assert addresses.names_numconv(by_cell)
     assert addresses.names_numconv(test_whose_function_it_is_is_asked_without_harm)
     assert not addresses.names_numconv(lambda: np.ones(PATIENCE))
+
+
+def test_filters_of_warnings_which_all_threads_share_are_not_touched(monkeypatch):
+    x, w = np.ones((4, 4)), np.ones((3, 3))
+    narrow, whole = (x.astype(np.float32), w.astype(np.float32)), (x.astype(int), w.astype(int))
+    nc.convolve(*narrow)  # what is imported only now may have reasons of its own
+    with monkeypatch.context() as patched:
+        patched.setattr(warnings.catch_warnings, "__enter__", None)
+        for value in (1 + 0j, np.complex64(2), np.nan, 1e300, np.float16(3)):
+            nc.convolve(*narrow, fill_value=value)
+        for value in (1 + 2j, np.nan, 2.5, "a"):
+            with pytest.raises(ValueError, match="fill_value"):
+                nc.convolve(*whole, fill_value=value)
 
 
 MODULE = """

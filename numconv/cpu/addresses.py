@@ -130,9 +130,11 @@ class ParallelCode(event.Listener):
                 "numba brings no tuple of tuples into a parallel loop, as padding in pairs is one: write the pairs "
                 "in the call, padding=((top, bottom), (left, right)), or bring them in one by one"
             ) from error
-        if _later and error is None and calls_numconv(code):
-            while _later:
-                Loader(_later.pop())()
+        if error is None:
+            for result in code.overloads.values():
+                if calls_numconv(result) and load_later not in result.reload_init:
+                    load_later()
+                    result.reload_init.append(load_later)  # so does whoever loads it from the disk
 
 
 def names_numconv(function: Callable[..., Any]) -> bool:
@@ -149,10 +151,15 @@ def names_numconv(function: Callable[..., Any]) -> bool:
     return False
 
 
-def calls_numconv(code: Any) -> bool:
-    """Whether numconv is part of what was compiled of a function, or of what that calls: it reads the words."""
-    libraries = (result.library for result in code.overloads.values())
-    return any(v.name == NAME for library in libraries for v in library._final_module.global_variables)
+def calls_numconv(result: Any) -> bool:
+    """Whether numconv is part of what was compiled, or of what that calls: it reads the words."""
+    return any(variable.name == NAME for variable in result.library._final_module.global_variables)
+
+
+def load_later() -> None:
+    """Load whatever waits to be called for the first time."""
+    while _later:
+        Loader(_later.pop())()
 
 
 #: How numba says that it cannot.
