@@ -219,7 +219,7 @@ def test_filters_of_warnings_which_all_threads_share_are_not_touched(monkeypatch
         patched.setattr(warnings.catch_warnings, "__enter__", None)
         for value in (1 + 0j, np.complex64(2), np.nan, 1e300, np.float16(3)):
             nc.convolve(*narrow, fill_value=value)
-        for value in (1 + 2j, np.nan, 2.5, "a"):
+        for value in (1 + 2j, np.nan, 2.5, 1e300):
             with pytest.raises(ValueError, match="fill_value"):
                 nc.convolve(*whole, fill_value=value)
 
