@@ -40,9 +40,9 @@ NOT_ALONG = (
     "'forkserver' of multiprocessing give processes threads of their own"
 )
 NEVER_ENDS = (
-    "it was forked from one in which GNU OpenMP was loaded (by PyTorch, for one), whose threads do not come along, and "
-    "in which a parallel loop would wait for them forever. With TBB numba's threads work here (pip install tbb, on "
-    "x86-64), as they do in processes that multiprocessing starts by 'spawn' or 'forkserver'"
+    "it was forked from one that had loaded GNU OpenMP (PyTorch does), whose threads do not come along, so that a "
+    "parallel loop would wait for them forever. numba's threads work here with TBB (pip install tbb, on x86-64), and in "
+    "processes that multiprocessing starts by 'spawn' or 'forkserver'"
 )
 
 
