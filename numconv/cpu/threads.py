@@ -41,8 +41,8 @@ NOT_ALONG = (
 )
 NEVER_ENDS = (
     "it was forked from one that had loaded GNU OpenMP (PyTorch does), whose threads do not come along, so that a "
-    "parallel loop would wait for them forever. numba's threads work here with TBB (pip install tbb, on x86-64), and in "
-    "processes that multiprocessing starts by 'spawn' or 'forkserver'"
+    "parallel loop would wait for them forever. numba's threads work here with TBB (pip install tbb, on x86-64), and "
+    "in processes that multiprocessing starts by 'spawn' or 'forkserver'"
 )
 
 
@@ -132,7 +132,8 @@ def lost() -> str:
     """
     if _process.had_threads:
         return NOT_ALONG
-    return NEVER_ENDS if layer() == "omp" and _openmp_came_along() else ""
+    before = _loaded("self")
+    return NEVER_ENDS if layer() == "omp" and _openmp_came_along(before) else ""
 
 
 def thread_count() -> int:
@@ -146,30 +147,35 @@ def warn_if_lost() -> None:
         warnings.warn(ONE_THREAD + lost(), RuntimeWarning, stacklevel=2)
 
 
-def _openmp_came_along() -> bool:
+def _openmp_came_along(before: list[str]) -> bool:
     """Whether this process was forked from one that had loaded the GNU OpenMP that numba's layer calls.
 
-    The memory of the parent says it, as long as it is the process that forked: the two have loaded the C library at one
-    address. If it has ended, or is another one, every OpenMP counts that is here.
+    ``before`` says what was loaded when nobody had asked for the layer. The memory of the parent says what it has, as
+    long as it is the process that forked: the two have loaded the C library at one address. If it has ended, or is
+    another one, every OpenMP counts that was loaded before.
     """
-    try:
-        flags = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[6])
-        mine = _loaded("self")
-    except (OSError, ValueError, IndexError):  # no Linux, whose OpenMP is not GNU's either
+    library = _holding(openmp("GOMP_parallel"), before)
+    if "libgomp" not in Path(library).name or not _forked():
         return False
-    library, c_library = _holding(openmp("GOMP_parallel"), mine), _holding(ctypes.CDLL(None).getpid, mine)
-    if not (_process.forked or flags & FORKED) or "libgomp" not in Path(library).name:
-        return False
+    parents = _loaded(os.getppid())
+    return library in parents or _holding(ctypes.CDLL(None).getpid, before) not in parents
+
+
+def _forked() -> bool:
+    """Whether this process was forked and goes on with the same program."""
     try:
-        parents = _loaded(os.getppid())
-    except OSError:
-        return True
-    return library in parents or c_library not in parents
+        flags = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[6]
+    except (OSError, IndexError):
+        return _process.forked
+    return _process.forked or bool(int(flags) & FORKED)
 
 
 def _loaded(process: int | str) -> list[str]:
-    """The lines on a process's memory that are code from files."""
-    lines = Path(f"/proc/{process}/maps").read_text().splitlines()
+    """The lines on a process's memory that are code from files; none where the system does not tell."""
+    try:
+        lines = Path(f"/proc/{process}/maps").read_text().splitlines()
+    except OSError:
+        return []
     return [line for line in lines if " r-xp " in line and "/" in line]
 
 
