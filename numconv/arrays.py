@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from math import copysign, prod
@@ -158,10 +157,10 @@ def as_fill(value: Any, dtype: np.dtype) -> Any:
     """``fill_value`` as a scalar of ``dtype``, or an error if the dtype cannot hold it."""
     if isinstance(value, (int, float)) and value == 0 and copysign(1, value) > 0:  # most are
         return np.zeros((), dtype)[()]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with np.errstate(all="ignore"):  # of this thread; filters of warnings are those of all
         try:
-            fill = np.asarray(value).astype(dtype)[()]
+            given = np.asarray(value)
+            fill = (given.real if given.dtype.kind == "c" and dtype.kind != "c" else given).astype(dtype)[()]
         except (TypeError, ValueError, OverflowError):
             fill = None
     exact = dtype.kind in "fc" and (dtype.kind == "c" or complex(value).imag == 0)

@@ -213,19 +213,17 @@ def run_info(_: argparse.Namespace) -> int:
 
 def facts() -> Iterator[tuple[str, str]]:
     """Versions, processor, threads, devices, cache and memory, each asked of who knows it."""
-    import numba
-
     import numconv
 
     from ._memory import available
+    from .cpu.threads import layer, reason, thread_count
 
     yield "numconv", f"{__version__} in {Path(__file__).parent}"
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     for name in ("numpy", "numba", "llvmlite", "scipy"):
         yield name, version(name)
     yield "processor", f"{processor()}, vectors of {vector_bits()} bits"
-    threads = numba.get_num_threads()  # starts them, which is when numba chooses the layer
-    yield "threads", f"{threads} on {os.cpu_count()} logical cores, layer {numba.threading_layer()}"
+    yield "threads", f"{thread_count()} on {os.cpu_count()} logical cores, layer {layer()}, {reason()}"
     for device in numconv.devices():
         state = "usable" if device.usable else f"not usable: {device.reason}"
         yield f"device {device.name}", f"{device.description}, {state}"

@@ -6,7 +6,9 @@ A layer belongs to a process and its faults end it, so this file is also the scr
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import importlib.util
 import itertools
 import json
 import os
@@ -405,6 +407,40 @@ if __name__ == "__main__":
         print(pool.map_async(work, range(4)).get(timeout=100))
 """
     assert python(code).strip() == "[0.0, 25.0, 50.0, 75.0]"
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["PyTorch's OpenMP for everybody", "its own"])
+def test_the_openmp_that_is_asked_is_the_one_that_numba_runs_on(shared):
+    torch = importlib.util.find_spec("torch")
+    libraries = glob.glob(os.path.join(os.path.dirname(torch.origin), "lib", "libgomp*")) if torch else []
+    if sys.platform != "linux" or (shared and not libraries):
+        pytest.skip("no PyTorch with an OpenMP of its own")
+    code = f"""
+import ctypes, numba, numpy as np
+for path in {libraries[:shared]}:
+    ctypes.CDLL(path, ctypes.RTLD_GLOBAL)  # as PyTorch loads it
+numba.config.THREADING_LAYER = "omp"
+from numconv.cpu import threads
+try:
+    threads.layer()
+except ValueError:
+    raise SystemExit("no OpenMP")
+function = threads.openmp("omp_in_parallel")
+function.argtypes = ()
+
+@numba.njit(parallel=True)
+def users(answers):
+    for i in numba.prange(answers.size):
+        answers[i] = function()
+    return function()
+
+answers = np.zeros(4, int)
+print(users(answers), answers)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    if "no OpenMP" in run.stderr:
+        pytest.skip("numba offers no omp here")
+    assert (run.returncode, run.stdout) == (0, "0 [1 1 1 1]\n"), run.stderr[-3000:]
 
 
 if __name__ == "__main__":

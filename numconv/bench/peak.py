@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-import numba
 import numpy as np
 
 from ..cpu._jit import Kernel, tasks_of
 from ..cpu.simd import ALIGNED, HIGHEST, SUMS, address, aligned, keep, multiply_add, outer_sum, sum_lanes
+from ..cpu.threads import thread_count
 
 #: Two panels of this many rows stay in the nearest cache (30 KB).
 DEPTH = 128
@@ -64,7 +64,7 @@ def copy(team, a, b):
 
 def flops(dtype: str, seconds: float = 0.03) -> float:
     """Operations a second, two for a multiply-add. Clocks change: it takes so little time that every case can ask."""
-    kind, threads = np.dtype(dtype), numba.get_num_threads()
+    kind, threads = np.dtype(dtype), thread_count()
     height, vectors = HIGHEST, SUMS // HIGHEST
     width = vectors * sum_lanes(kind)
     weights, pixels = np.ones((threads, DEPTH * height), kind), np.ones((threads, DEPTH * width + ALIGNED), kind)
@@ -77,7 +77,7 @@ def flops(dtype: str, seconds: float = 0.03) -> float:
 
 def share(dtype: str, seconds: float = 0.1) -> float:
     """Which part of the multiply-adds that registers alone allow the tile reaches."""
-    kind, threads = np.dtype(dtype), numba.get_num_threads()
+    kind, threads = np.dtype(dtype), thread_count()
     tiles, n = np.zeros((threads, SUMS, sum_lanes(kind)), kind), DEPTH * REPEATS
     work = tiles.size * n
     parts = []

@@ -23,9 +23,9 @@ from numba.core import cgutils
 from numba.core.caching import FunctionCache
 from numba.core.runtime import rtsys
 from numba.extending import intrinsic, lower_builtin, register_jitable, type_callable
-from numba.np.ufunc import parallel as numba_threads
 
 from .. import _indexing
+from . import threads
 from .words import BELOW, SERIAL_BELOW, words
 
 #: ``contract`` lets a*b+c be one rounding, ``reassoc`` lets a sum be vectorised. Nothing that assumes NaN or infinity
@@ -133,7 +133,7 @@ class Kernel:
         self.code = cached(loop, **OPTIONS, **UNWRAPPED)
 
     def __call__(self, *arguments: Any, work: int) -> None:
-        if (work < SERIAL_BELOW and not _threads.wanted) or _threads.lost_in_fork:
+        if work < SERIAL_BELOW and not _threads.wanted:
             self.code(ALONE, *arguments)
         else:
             _threads.launch(self.code, arguments)
@@ -252,10 +252,16 @@ _on_threads: Any = cached(_share_out, parallel=True, no_cpython_wrapper=True, **
 
 @lru_cache(maxsize=1)
 def _launcher() -> int:
-    """The address of ``_on_threads`` compiled, the only parallel code that there is; ``ALONE`` where nothing is."""
+    """The address of ``_on_threads`` compiled, the only parallel code that there is.
+
+    ``ALONE`` where nothing is compiled, and where a fork has lost the threads.
+    """
     if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]  # numba sets it as it reads the environment
         return ALONE
-    numba.get_num_threads()  # starts the threads, whose scheduler code from the disk cache asks for as it is loaded
+    threads.warn_if_lost()
+    if threads.lost():
+        return ALONE
+    threads.layer()  # starts the threads, whose scheduler code from the disk cache asks for as it is loaded
     given = (types.intp,) * 3
     _on_threads.compile(given)
     code = _on_threads.overloads[given]
@@ -269,29 +275,26 @@ class _Threads:
     """The right to launch a parallel loop.
 
     numba's ``workqueue`` layer aborts the process when two Python threads launch at once, so launches there take
-    turns; OpenMP and TBB run free. Which layer it is, numba knows only after the first launch. Threads do not
-    survive a fork, and GNU OpenMP kills a child that launches: such a child computes serially.
+    turns; OpenMP and TBB run free.
     """
 
     def __init__(self) -> None:
-        self.lost_in_fork = False
         self.wanted = 0  # by how many ``every_launch_parallel``
         self._turn = threading.Lock()
-        self._free = False
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forked)
 
     def _forked(self) -> None:
         self._turn = threading.Lock()
-        self.lost_in_fork = self.lost_in_fork or numba_threads._is_initialized
+        _launcher.cache_clear()
 
     def launch(self, loop: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        if self._free:
-            loop(_launcher(), *arguments)
+        team = _launcher()
+        if team == ALONE or threads.layer() != "workqueue":
+            loop(team, *arguments)
             return
         with self._turn:
-            loop(_launcher(), *arguments)
-            self._free = numba.threading_layer() != "workqueue"
+            loop(team, *arguments)
 
 
 _threads = _Threads()

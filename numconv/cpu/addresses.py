@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import pickle
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from llvmlite import ir
@@ -15,10 +16,9 @@ from numba import extending, types
 from numba.core import cgutils, event
 from numba.core.errors import TypingError
 
-from . import _jit
 from ._jit import Cache
 from .callers import pythons, words_in
-from .words import FIRST, LOAD, words
+from .words import FIRST, LOAD, NAME, words
 
 intrinsic: Any = extending.intrinsic  # numba adds the context to calls, which its types do not know
 
@@ -110,10 +110,10 @@ class Later(Loader):
 
 
 class ParallelCode(event.Listener):
-    """Behind the compilation of a function with parallel loops, all that these may call is loaded.
+    """Behind the compilation of a function with parallel loops that call numconv, all that these may call is loaded.
 
     One that names numconv and brings padding in pairs into a loop is not compiled; numba's words for it say nothing to
-    its author.
+    its author. numba tells of every function, also of those that do not call numconv: these are let alone.
     """
 
     def on_start(self, event: Any) -> None:
@@ -122,23 +122,44 @@ class ParallelCode(event.Listener):
     def on_end(self, event: Any) -> None:
         """Load it. What is loaded may bring more."""
         code = event.data["dispatcher"]
-        if code.targetoptions.get("parallel") and code is not _jit._on_threads:
-            _, error, _ = getattr(event, "_exc_details", None) or (None, None, None)  # what ended this compilation
-            if isinstance(error, TypeError) and NESTED.match(str(error)) and names_numconv(code.py_func):
-                raise TypingError(
-                    "numba brings no tuple of tuples into a parallel loop, as padding in pairs is one: write the pairs "
-                    "in the call, padding=((top, bottom), (left, right)), or bring them in one by one"
-                ) from error
-            while _later:
-                Loader(_later.pop())()
+        if not getattr(code, "targetoptions", {}).get("parallel"):  # what numba lifts out of a function has no options
+            return
+        _, error, _ = getattr(event, "_exc_details", None) or (None, None, None)  # what ended this compilation
+        if isinstance(error, TypeError) and NESTED.match(str(error)) and names_numconv(code.py_func):
+            raise TypingError(
+                "numba brings no tuple of tuples into a parallel loop, as padding in pairs is one: write the pairs "
+                "in the call, padding=((top, bottom), (left, right)), or bring them in one by one"
+            ) from error
+        if error is None:
+            for result in code.overloads.values():
+                if calls_numconv(result) and load_later not in result.reload_init:
+                    load_later()
+                    result.reload_init.append(load_later)  # so does whoever loads it from the disk
 
 
 def names_numconv(function: Callable[..., Any]) -> bool:
     """Whether a function refers to numconv or to something of it."""
-    known = inspect.getclosurevars(function)
-    values = (*known.globals.values(), *known.nonlocals.values())
-    homes = (getattr(value, "__module__", None) or getattr(value, "__name__", "") for value in values)
-    return any(str(home).partition(".")[0] == "numconv" for home in homes)
+    values = [function.__globals__.get(name) for name in function.__code__.co_names]
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # what it is to hold comes later
+            values.append(cell.cell_contents)
+    for value in values:
+        with suppress(Exception):  # an object of the author's may answer as it likes
+            home = value.__name__ if isinstance(value, ModuleType) else value.__module__
+            if home.partition(".")[0] == "numconv":
+                return True
+    return False
+
+
+def calls_numconv(result: Any) -> bool:
+    """Whether numconv is part of what was compiled, or of what that calls: it reads the words."""
+    return any(variable.name == NAME for variable in result.library._final_module.global_variables)
+
+
+def load_later() -> None:
+    """Load whatever waits to be called for the first time."""
+    while _later:
+        Loader(_later.pop())()
 
 
 #: How numba says that it cannot.

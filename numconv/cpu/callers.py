@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from importlib import import_module
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import extending, types
@@ -22,6 +20,7 @@ from . import _jit
 from ._jit import ALONE, capped, helper
 from .blocks import item_bytes
 from .simd import lanes, panel_width
+from .threads import layer, openmp, thread_count
 from .words import ASK, AVAILABLE, BELOW, IN_PARALLEL, LAUNCHER, MEMORY, NAME, THREADS, words
 
 intrinsic: Any = extending.intrinsic  # numba adds the context to calls, which its types do not know
@@ -31,27 +30,16 @@ _WORD, _STATUS = ir.IntType(64), ir.IntType(32)
 
 def tell(words: np.ndarray) -> None:
     """Fill the words: compiled callers share their work among threads where launches need no turns."""
-    if _jit._threads.lost_in_fork:
+    team = _jit._launcher()
+    if team == ALONE or layer() == "workqueue":
         return
-    address, layer = _jit._launcher(), numba.threading_layer()
-    if layer == "omp":
-        omp = next((library for library in map(_library, _OMP) if hasattr(library, "omp_in_parallel")), None)
-        if omp is None:
+    if layer() == "omp":
+        in_parallel = openmp("omp_in_parallel")
+        if in_parallel is None:
             return
-        words[IN_PARALLEL] = ctypes.cast(omp.omp_in_parallel, ctypes.c_void_p).value
-    words[THREADS] = numba.get_num_threads()
-    words[LAUNCHER] = 0 if layer == "workqueue" else address
-
-
-#: Where to look for OpenMP: the module that numba's threads come with, which knows its own, and Windows' own.
-_OMP = ("numba.np.ufunc.omppool", "vcomp140")
-
-
-def _library(name: str) -> Any:
-    try:
-        return ctypes.CDLL(import_module(name).__file__ if "." in name else name)
-    except (OSError, ImportError):
-        return None
+        words[IN_PARALLEL] = ctypes.cast(in_parallel, ctypes.c_void_p).value
+    words[THREADS] = thread_count()
+    words[LAUNCHER] = team
 
 
 def words_in(builder):

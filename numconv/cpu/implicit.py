@@ -17,7 +17,6 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
-import numba
 import numpy as np
 
 from .._indexing import CONSTANT, OUT, SIZE
@@ -61,6 +60,7 @@ from .simd import (
     put_apart,
     transpose,
 )
+from .threads import thread_count
 
 #: Rows of X_conv that are packed side by side: as many streams through memory as the machine foresees.
 STREAMS = 16
@@ -239,7 +239,7 @@ def product(
     begin = (part.ctypes.data - y.ctypes.data) // y.itemsize if place else 0
     axes, size, block, steps, places, tables = _layout(
         axes.tobytes(), begin, part.shape, part.strides, y.dtype, N, C // groups, bias.size // groups, groups,
-        (w.size // groups, k_step, c_step), w_terms.tobytes(), numba.get_num_threads(),
+        (w.size // groups, k_step, c_step), w_terms.tobytes(), thread_count(),
     )
     _forward(
         flat(x, N, C, *size), flat(w, w.size), flat(bias, bias.size), axes, boundary, fill, block, steps, places,
@@ -417,7 +417,7 @@ def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
     g = geometry
     if not (g.N and g.C and g.K and prod(g.out)):
         return 0
-    threads = numba.get_num_threads()
+    threads = thread_count()
     axes, _ = merged(g.axes, contiguous_steps((g.N, g.K, *g.out)))
     block = blocks_of(axes, g.N, g.C // g.groups, g.K // g.groups, g.groups, dtype, threads)
     terms, width = int(block[CHANNELS]) * prod(g.kernel), int(block[WIDTH])

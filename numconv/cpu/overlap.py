@@ -6,13 +6,13 @@ from functools import cache, lru_cache
 from math import isqrt, log2, prod
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import scipy.fft
 
 from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from .._memory import WORKSPACE
 from ._jit import SERIAL_BELOW, helper, source
+from .threads import thread_count
 
 #: Numbers in a block at most, in the spectra of a task's blocks, and in the spectra of the kernels that are kept.
 BLOCK, TASK, KERNELS = 1 << 18, 1 << 19, 1 << 20
@@ -125,7 +125,7 @@ class Blocks:
         self.spread = SPREAD[np.empty(0, dtype).real.itemsize]
         self.bits = np.empty(0, f"u{np.empty(0, dtype).real.itemsize}")
         spare = (ROOM - self.kernel_bytes) // self.thread_bytes
-        self.workers = 1 if work < SERIAL_BELOW else max(1, min(numba.get_num_threads(), spare))
+        self.workers = 1 if work < SERIAL_BELOW else max(1, min(thread_count(), spare))
 
     @property
     def kernel_bytes(self) -> int:

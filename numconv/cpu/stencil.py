@@ -13,7 +13,6 @@ from __future__ import annotations
 from functools import lru_cache
 from math import prod
 
-import numba
 import numpy as np
 
 from .._indexing import CONSTANT, KERNEL, OUT
@@ -53,6 +52,7 @@ from .patch import (
 )
 from .pieces import wide
 from .simd import ABREAST, ENTRY, WINDOW, address, borrowed, keep, lanes, spread_rows, weight_sums, window_sum
+from .threads import thread_count
 
 #: Vectors that are added up in the dtype itself before the sum goes on in a wider one.
 LONG = 1 << 10
@@ -305,4 +305,4 @@ def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
     plan = prepared(geometry.axes.tobytes(), dtype)[1]
     weights = geometry.K * (geometry.C // geometry.groups) * prod(geometry.kernel)
     patch = min(max(PATCH, plan.patch), geometry.C // geometry.groups * prod(geometry.kernel[:-2]) * plan.patch)
-    return (weights + numba.get_num_threads() * (patch + WINDOW * lanes(dtype))) * dtype.itemsize
+    return (weights + thread_count() * (patch + WINDOW * lanes(dtype))) * dtype.itemsize

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from .._indexing import CONSTANT, OUT, SIZE, START, STEP, STRIDE
@@ -50,6 +49,7 @@ from .schemes import (
     workers_of,
 )
 from .simd import address, borrowed, by_kind, copy_every_second, copy_run, keep, panel_sum, transpose, turn
+from .threads import thread_count
 
 
 @helper
@@ -478,7 +478,7 @@ def _run(
     kind: type[Blocks], x: np.ndarray, w: np.ndarray, turned: bool, bias: np.ndarray, axes: np.ndarray, boundary: int,
     fill: np.generic, y: np.ndarray,
 ) -> None:
-    (N, C), K, dtype, threads = x.shape[:2], y.shape[1], y.dtype, numba.get_num_threads()
+    (N, C), K, dtype, threads = x.shape[:2], y.shape[1], y.dtype, thread_count()
     groups = (K if turned else C) // w.shape[1]
     out, dilation = tuple(axes[:, OUT].tolist()), tuple(abs(axes[:, STEP]).tolist())
     b = kind(*cut(SCHEMES[kind], N, C // groups, K // groups, groups, out, dilation, turned, dtype, threads))
@@ -500,7 +500,7 @@ def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """
     g = geometry
     sizes = g.N, g.C // g.groups, g.K // g.groups, g.groups, g.size, g.out, g.stride[0], g.dilation, dtype
-    return max(bytes_of(*sizes, threads) for threads in (2, numba.get_num_threads()))
+    return max(bytes_of(*sizes, threads) for threads in (2, thread_count()))
 
 
 def workspace_for_weights(geometry: ConvGeometry, dtype: np.dtype) -> int:

@@ -23,7 +23,6 @@ from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
 from .._indexing import CONSTANT, START, STEP
@@ -34,6 +33,7 @@ from ._jit import Kernel, flat, helper, source, tasks_of
 from .blocks import item_bytes
 from .schemes import AT, BT, PAD, PLACES, RANGE, TAPS, TILE, WINDOW, G, taps_of, up, workers_of
 from .simd import address, borrowed, keep, lanes, panel_sum, sandwich, to_lanes, turn
+from .threads import thread_count
 
 of_outputs, of_pixels, of_sums = sandwich(AT.T), sandwich(BT), sandwich(G.T)
 
@@ -353,7 +353,7 @@ def grad_weight(
     (K, Cg), dtype, N, out = dW.shape[:2], dW.dtype, dY.shape[0], dY.shape[2:]
     groups = x.shape[1] // Cg
     b = cut(N, Cg, K // groups, groups, tuple(out), dtype)
-    workers = workers_for(b, dW.size, dtype, numba.get_num_threads())
+    workers = workers_for(b, dW.size, dtype, thread_count())
     finite, nothing = np.empty(b.tasks, np.bool_), np.zeros(b.slack, dtype)
     loud = _loud_tiles(x, dY, axes, boundary, fill, groups)
     if too_many(loud):
@@ -464,4 +464,4 @@ def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
         return 0
     b = cut(g.N, g.C // g.groups, g.K // g.groups, g.groups, g.out, dtype)
     weights = g.K * g.C // g.groups * TAPS * TAPS
-    return max(bytes_of(b, weights, dtype, threads) for threads in (2, numba.get_num_threads()))
+    return max(bytes_of(b, weights, dtype, threads) for threads in (2, thread_count()))

@@ -57,8 +57,7 @@ for at, function in ((ASK, _ask), (LOAD, _load), (MEMORY, _memory)):
 
 
 def _forked() -> None:
-    # threads do not survive a fork
-    words[LAUNCHER] = min(words[LAUNCHER], 0)
+    words[LAUNCHER] = -1  # threads do not survive a fork
 
 
 def register() -> None:

@@ -1,6 +1,10 @@
 """float16 in the memory of compiled callers. numba knows the type and has no numbers of it on a CPU.
 
 Arrays of it may come in, be sliced and go out; numconv's functions compute with them in float32, as outside.
+
+numba has one memory for all callers, so functions that do not call numconv meet this, too. Nothing that compiled is
+changed for them: the models of all other types are numba's own, and float16 had none. What numba refuses, it refuses by
+the same ``NotImplementedError``, with more words; what only moves arrays of float16 compiles.
 """
 
 from __future__ import annotations
@@ -10,8 +14,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core.datamodel import default_manager
-from numba.core.errors import TypingError
-from numba.extending import models, register_model
+from numba.extending import models
 
 INSTEAD = (
     "numba has no float16 numbers, only arrays of them that numconv's functions take: give those dtype=np.float32, "
@@ -19,14 +22,11 @@ INSTEAD = (
 )
 
 
-class Floats(models.FloatModel):
-    """numba's model of floats, and float16 as 16 bits of an array that nobody looks at."""
+class Half(models.PrimitiveModel):
+    """float16 as 16 bits of an array that nobody looks at."""
 
-    def __init__(self, manager: Any, kind: Any) -> None:
-        if kind == types.float16:
-            models.PrimitiveModel.__init__(self, manager, kind, ir.IntType(16))
-        else:
-            super().__init__(manager, kind)
+    def __init__(self, manager: Any) -> None:
+        super().__init__(manager, types.float16, ir.IntType(16))
 
     def get_data_type(self) -> Any:
         """Of an item in an array."""
@@ -34,22 +34,15 @@ class Floats(models.FloatModel):
 
     def get_value_type(self) -> Any:
         """Of a number."""
-        self._refuse_halves()
-        return super().get_value_type()
+        raise NotImplementedError(INSTEAD)
 
     def from_data(self, builder: Any, value: Any) -> Any:
         """An item becomes a number."""
-        self._refuse_halves()
-        return super().from_data(builder, value)
+        raise NotImplementedError(INSTEAD)
 
     def as_data(self, builder: Any, value: Any) -> Any:
         """A number becomes an item."""
-        self._refuse_halves()
-        return super().as_data(builder, value)
-
-    def _refuse_halves(self) -> None:
-        if self.fe_type == types.float16:
-            raise TypingError(INSTEAD)
+        raise NotImplementedError(INSTEAD)
 
 
 def register() -> None:
@@ -57,4 +50,4 @@ def register() -> None:
     try:
         default_manager.lookup(types.float16)
     except NotImplementedError:
-        register_model(types.Float)(Floats)
+        default_manager._cache[types.float16] = Half(default_manager)
