@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import os
 import random
@@ -382,3 +383,14 @@ def test_a_change_in_any_source_of_the_kernels_is_noticed(tmp_path, monkeypatch)
     (copy / "api" / "__init__.py").write_text("")
     seen.add(cache.sources.__wrapped__())
     assert len(seen) == 5
+
+
+def test_kernels_are_compiled_from_nothing_else():
+    """All that ``numconv.cpu`` imports from outside is among the sources, but for classes that no kernel can see."""
+    room = Path(cache.__file__).parent
+    outside = set()
+    for path in room.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level > len(path.relative_to(room).parts):
+                outside |= {node.module} if node.module else {name.name for name in node.names}
+    assert outside - {name.removesuffix(".py") for name in cache.SOURCES} == {"geometry"}
