@@ -216,13 +216,14 @@ def facts() -> Iterator[tuple[str, str]]:
     import numconv
 
     from ._memory import available
+    from .cpu.target import VECTOR_BYTES
     from .cpu.threads import layer, reason, thread_count
 
     yield "numconv", f"{__version__} in {Path(__file__).parent}"
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     for name in ("numpy", "numba", "llvmlite", "scipy"):
         yield name, version(name)
-    yield "processor", f"{processor()}, vectors of {vector_bits()} bits"
+    yield "processor", f"{processor()}, vectors of {8 * VECTOR_BYTES} bits"
     yield "threads", f"{thread_count()} on {os.cpu_count()} logical cores, layer {layer()}, {reason()}"
     for device in numconv.devices():
         state = "usable" if device.usable else f"not usable: {device.reason}"
@@ -233,30 +234,21 @@ def facts() -> Iterator[tuple[str, str]]:
 
 def processor() -> str:
     """The processor's own name where the system tells it, and the kind that LLVM compiles for."""
-    from llvmlite.binding import get_host_cpu_name
+    from .cpu.target import NAME
 
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()} ({get_host_cpu_name()})"
-
-
-def vector_bits() -> int | str:
-    """How wide a vector register is, by the features that LLVM sees."""
-    from llvmlite.binding import get_host_cpu_features
-
-    features = get_host_cpu_features()
-    widths = {"avx512f": 512, "avx2": 256, "avx": 256, "sse2": 128, "neon": 128, "vsx": 128}
-    return next((bits for feature, bits in widths.items() if features.get(feature)), "unknown")
+    return f"{names[0] if names else platform.processor() or platform.machine()} ({NAME})"
 
 
 def cache_folder() -> str:
-    """Where numba keeps the kernels that it compiled, asked of one of them."""
+    """Where compiled kernels are kept, asked of one of them."""
     from .cpu import im2col
     from .cpu._jit import Kernel
 
     kernel = next(kernel for kernel in vars(im2col).values() if isinstance(kernel, Kernel))
     stats = getattr(kernel.code, "stats", None)
-    return str(stats.cache_path) if stats else "none, NUMBA_DISABLE_JIT is set"
+    return str(stats.cache_path or "none, no folder can be written to") if stats else "none, NUMBA_DISABLE_JIT is set"

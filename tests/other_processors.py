@@ -2,11 +2,11 @@
 
     python tests/other_processors.py [--cases 600] [--processor sse avx2 native neon] [--room FOLDER]
 
-``sse`` and ``avx2`` run on any x86-64: numba is told another processor's name, and llvmlite's host lacks the features,
-from which numconv takes the width of its vectors. ``neon`` needs Debian's ``apt-get``: Python and its libraries for
-arm64 are unpacked into a folder (nothing is installed), wheels for aarch64 beside them, and ``qemu-user`` runs them.
-Compiling there takes about an hour; the folder keeps what was compiled. Not part of CI; CONTRIBUTING.md says what came
-of it last. Other arguments are those of ``fuzz.py``.
+``sse`` and ``avx2`` run on any x86-64: numba is told another processor's name, and numconv's vectors follow it.
+``neon`` needs Debian's ``apt-get``: Python and its libraries for arm64 are unpacked into a folder (nothing is
+installed), wheels for aarch64 beside them, and ``qemu-user`` runs them. Compiling there takes about an hour; the folder
+keeps what was compiled. Not part of CI; CONTRIBUTING.md says what came of it last. Other arguments are those of
+``fuzz.py``.
 """
 
 from __future__ import annotations
@@ -20,43 +20,21 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-#: The name of a processor and the features that it lacks.
-FAKED = {
-    "avx2": ("haswell", ("avx512", "evex512", "avx10", "avxvnni", "avxifma", "vaes", "vpclmulqdq", "gfni")),
-    "sse": (
-        "nehalem",
-        (
-            "avx", "fma", "f16c", "evex512", "vaes", "vpclmulqdq", "gfni", "xop", "bmi", "lzcnt", "movbe", "xsave",
-            "rdrnd",
-        ),
-    ),
-}
+#: LLVM's names of older processors.
+OLDER = {"avx2": "haswell", "sse": "nehalem"}
 PROCESSORS = ("sse", "avx2", "native", "neon")
 
-FAKE = """
-from llvmlite import binding
-
-features = binding.get_host_cpu_features()
-for name in features:
-    if name.startswith({absent!r}):
-        features[name] = False
-binding.get_host_cpu_features = lambda: features
-"""
-
 TELL = (
-    "from numconv.cpu.simd import vectors; import platform, numba; "
-    "print(platform.machine(), vectors.VECTOR_BYTES, 'bytes a vector, numba', numba.__version__)"
+    "from numconv.cpu import target; import platform, numba; "
+    "print(platform.machine(), target.VECTOR_BYTES, 'bytes a vector, numba', numba.__version__)"
 )
 
 
-def faked(processor: str, room: Path) -> dict[str, str]:
-    """The environment in which this machine seems to be an older one."""
-    name, absent = FAKED[processor]
-    folder = room / processor
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sitecustomize.py").write_text(FAKE.format(absent=absent))
+def as_older(processor: str, room: Path) -> dict[str, str]:
+    """The environment in which code is compiled for an older processor."""
     return {
-        "NUMBA_CPU_NAME": name, "NUMBA_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": f"{folder}:{HERE.parent}",
+        "NUMBA_CPU_NAME": OLDER[processor], "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(room / processor),
+        "PYTHONPATH": str(HERE.parent),
     }  # fmt: skip
 
 
@@ -115,8 +93,8 @@ def _install(site: Path, version: str) -> None:
 def run(processor: str, room: Path, arguments: list[str]) -> int:
     """The fuzz on one of ``PROCESSORS``: the exit status."""
     environment, command = dict(os.environ), [sys.executable]
-    if processor in FAKED:
-        environment |= faked(processor, room)
+    if processor in OLDER:
+        environment |= as_older(processor, room)
     if processor == "neon":
         command = emulated(room)
         arguments = [*arguments, "--python", shlex.join(command), "--dtype", "float32", "float64"]

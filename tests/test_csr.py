@@ -73,13 +73,20 @@ def test_empty_and_narrow_matrices(rows, columns):
     np.testing.assert_array_equal(numconv.csr_rmatvec(*A, y, columns), product(dense.T, y).astype(float))
 
 
+def scattered(shape, density):
+    """A matrix with entries anywhere. SciPy's own takes its generator by one name before 1.15 and by another since."""
+    rng = np.random.default_rng(1)
+    places = rng.choice(shape[0] * shape[1], int(density * shape[0] * shape[1]), replace=False)
+    return scipy.sparse.csr_array((rng.random(places.size, np.float32), np.divmod(places, shape[1])), shape)
+
+
 LARGE = {
     "an image": lambda: numconv.kernel2row(normal((5, 5), np.float32), (180, 170), padding=2),
     "channels": lambda: numconv.kernel2row(normal((8, 6, 3, 3), np.float32), (20, 23), stride=(1, 2), boundary="wrap"),
     "one long row": lambda: scipy.sparse.csr_array(normal((1, 300_000), np.float32)),
     "one long column": lambda: scipy.sparse.csr_array(normal((300_000, 1), np.float32)),
-    "no structure": lambda: scipy.sparse.random_array((4000, 3000), density=0.03, rng=1, dtype=np.float32).tocsr(),
-    "wide bands": lambda: scipy.sparse.random_array((900, 90_000), density=0.003, rng=1, dtype=np.float32).tocsr(),
+    "no structure": lambda: scattered((4000, 3000), 0.03),
+    "wide bands": lambda: scattered((900, 90_000), 0.003),
 }
 
 

@@ -7,9 +7,7 @@ disk. How many share the work, its first argument says at each call.
 from __future__ import annotations
 
 import os
-import pickle
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -20,12 +18,11 @@ import numpy as np
 from llvmlite import ir
 from numba import prange, types
 from numba.core import cgutils
-from numba.core.caching import FunctionCache
-from numba.core.runtime import rtsys
 from numba.extending import intrinsic, lower_builtin, register_jitable, type_callable
 
 from .. import _indexing
 from . import threads
+from .cache import Cache
 from .words import BELOW, SERIAL_BELOW, words
 
 #: ``contract`` lets a*b+c be one rounding, ``reassoc`` lets a sum be vectorised. Nothing that assumes NaN or infinity
@@ -43,76 +40,12 @@ UNWRAPPED: dict[str, Any] = {"no_cfunc_wrapper": True}
 helper = register_jitable(**OPTIONS, **UNWRAPPED)
 
 
-# the cache on disk --------------------------------------------------------------------------------------------------
-
-#: What unpickling raises where a file was cut off or overwritten, and LLVM for what it cannot read.
-DAMAGED = (
-    pickle.UnpicklingError, EOFError, ValueError, AttributeError, ImportError, LookupError, TypeError, RuntimeError,
-    OverflowError, MemoryError,
-)
-
-
-class Cache(FunctionCache):
-    """numba's cache, whose files other processes write and disks damage: what cannot be used counts as not there.
-
-    Two processes that store a function for different types at the same moment may write to one file, and the index
-    names it for the types of either: what is loaded has to be for the types that are asked for.
-
-    numba's own imports all that it compiles with, and SciPy's linear algebra, before it looks; code that is loaded
-    needs none of that, but numba's counted memory.
-    """
-
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        found = None
-        try:
-            rtsys.initialize(target_context)
-            with self._guard_against_spurious_io_errors():
-                found = self._load_overload(sig, target_context)
-        except DAMAGED as error:
-            _warn(f"the compiled code in {self.cache_path} is damaged ({error}) and is compiled anew")
-            self.flush()
-            return None
-        return found if found is None or tuple(found.signature.args) == tuple(sig) else None
-
-    def save_overload(self, sig: Any, data: Any) -> None:
-        self._try(super().save_overload, sig, data)
-
-    def holds(self, sig: Any, target_context: Any) -> bool:
-        """Whether the index names this, without a look at the code itself."""
-        try:
-            return self._index_key(sig, target_context.codegen()) in self._cache_file._load_index()
-        except (OSError, *DAMAGED):
-            return False
-
-    def flush(self) -> None:
-        self._try(super().flush)
-
-    def _try(self, write: Callable[..., None], *arguments: Any) -> None:
-        try:
-            write(*arguments)
-        except DAMAGED:  # the index, which it reads first
-            super().flush()
-            write(*arguments)
-        except OSError as error:
-            _warn(f"compiled code cannot be kept in {self.cache_path} ({error}); every process compiles it again")
-
-
 def cached(loop: Callable[..., None], **options: Any) -> Any:
-    """The loop compiled on demand and kept on disk; in memory only, where there is no folder to write to."""
-    try:
-        code = numba.njit(cache=True, **options)(loop)
-    except RuntimeError as error:
-        if "no locator" not in str(error):
-            raise
-        _warn("there is no folder for compiled code, and every process compiles again: NUMBA_CACHE_DIR may name one")
-        return numba.njit(**options)(loop)
+    """The loop compiled on demand and kept on disk."""
+    code = numba.njit(**options)(loop)
     if hasattr(code, "enable_caching"):  # not so where numba is told to compile nothing
         code._cache = Cache(loop)
     return code
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 _index = _indexing.compiled_by(helper)

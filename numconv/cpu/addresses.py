@@ -16,7 +16,7 @@ from numba import extending, types
 from numba.core import cgutils, event
 from numba.core.errors import TypingError
 
-from ._jit import Cache
+from .cache import Cache
 from .callers import pythons, words_in
 from .words import FIRST, LOAD, NAME, words
 

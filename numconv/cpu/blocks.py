@@ -40,7 +40,7 @@ def blocks_of(
     rows, lanes = rows_of(axes), sum_lanes(dtype)
     lead, lead_k, taps = times(rows[:-2], OUT), times(rows[:-2], KERNEL), times(rows, KERNEL)
     R_out, L_out = rows[-2][OUT], rows[-1][OUT]
-    cache = cache_size(2) // item_bytes(dtype)
+    cache = cache_bytes() // item_bytes(dtype)
     columns = even(L_out, 512)
     direct = in_place(axes) and (R_out == 1 or columns == L_out)
     many = K >= 5 * HIGHEST  # few strips would not pay for packing, or for more lines
@@ -103,7 +103,7 @@ def blocks_for_weights(
     down, across = between(rows[-2], row_lines, row_shift), between(rows[-1], lines, shift)
     R_out, L_out = rows[-2][OUT], rows[-1][OUT]
     copies = times(rows[:-2], KERNEL) * row_lines * lines
-    room = cache_size(2) // 2 // item_bytes(dtype)
+    room = cache_bytes() // 2 // item_bytes(dtype)
     channels = even(C, max(1, -(-C * G // 8), 256 // taps))  # tasks enough, each with sums enough for its turned dY
     columns = even(L_out, 512)
     high = even(R_out, max(min(R_out, 4), room // ((copies * channels + K) * (columns + across)) - down))
@@ -121,6 +121,11 @@ def blocks_for_weights(
     return np.array([
         high, columns, channels, 1, row_lines, row_shift, lines, shift, 0, width, lanes, 0, int(direct)
     ]), parts  # fmt: skip
+
+
+def cache_bytes() -> int:
+    """Bytes of the L2 cache: of the machine that runs, which compiled code asks in ``callers.py``."""
+    return cache_size(2)
 
 
 def item_bytes(dtype: np.dtype) -> int:
@@ -144,9 +149,3 @@ def _known(function: Any) -> None:
 
 for function in (sum_lanes, item_bytes, is_complex):
     _known(function)
-
-
-@overload(cache_size)
-def _cache_size(level):
-    sizes = tuple(cache_size(i) for i in (1, 2, 3))
-    return lambda level: sizes[level - 1]

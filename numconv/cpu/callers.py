@@ -18,10 +18,10 @@ from numba.np.numpy_support import as_dtype, from_dtype
 from .._memory import ALWAYS_THERE
 from . import _jit
 from ._jit import ALONE, capped, helper
-from .blocks import item_bytes
+from .blocks import cache_bytes, item_bytes
 from .simd import lanes, panel_width
 from .threads import layer, openmp, thread_count
-from .words import ASK, AVAILABLE, BELOW, IN_PARALLEL, LAUNCHER, MEMORY, NAME, THREADS, words
+from .words import ASK, AVAILABLE, BELOW, IN_PARALLEL, L2, LAUNCHER, MEMORY, NAME, THREADS, words
 
 intrinsic: Any = extending.intrinsic  # numba adds the context to calls, which its types do not know
 
@@ -58,6 +58,14 @@ def _word(typing_context, i):
         return builder.load(builder.gep(words_in(builder), [_WORD(0), values[0]]))
 
     return types.intp(types.intp), codegen
+
+
+words[L2] = cache_bytes()
+
+
+@extending.overload(cache_bytes)
+def _cache_bytes():
+    return lambda: _word(L2)
 
 
 @intrinsic

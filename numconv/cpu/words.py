@@ -19,9 +19,10 @@ SERIAL_BELOW = 1 << 17
 #: The address of the launcher (0: compute alone; -1: nobody has asked), below how much work nobody asks, the address
 #: of the function to ask, how many threads there are, and the address of OpenMP's ``omp_in_parallel``, or 0.
 #: Then the address of the function that loads a launcher, that of the one to ask how much memory there is, and its last
-#: answer in bytes. Behind them lie pairs: the number of a launcher, and its address.
-LAUNCHER, BELOW, ASK, THREADS, IN_PARALLEL, LOAD, MEMORY, AVAILABLE = range(8)
-FIRST, LAUNCHERS = 8, 512
+#: answer in bytes; and the size of the L2 cache, which is not that of the machine that compiled. Behind them lie pairs:
+#: the number of a launcher, and its address.
+LAUNCHER, BELOW, ASK, THREADS, IN_PARALLEL, LOAD, MEMORY, AVAILABLE, L2, _ = range(10)
+FIRST, LAUNCHERS = 10, 512
 NAME = "numconv_words"
 
 

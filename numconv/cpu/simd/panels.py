@@ -9,7 +9,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import overload
 
-from .vectors import VECTOR_BYTES, Vectors, places, vector_code
+from ..target import VECTOR_BYTES
+from .vectors import Vectors, places, vector_code
 
 #: Items that an array needs more so that it can begin with a line of the cache.
 ALIGNED = VECTOR_BYTES // 4

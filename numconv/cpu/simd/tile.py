@@ -9,7 +9,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import overload
 
-from .vectors import REGISTERS, VECTOR_BYTES, Vectors, lanes, vector_code
+from ..target import REGISTERS, VECTOR_BYTES
+from .vectors import Vectors, lanes, vector_code
 
 #: ``outer_sum`` takes tiles of up to ``WIDEST`` vectors of columns and ``tallest(vectors)`` rows: as many sums as
 #: registers hold beside what is being multiplied.

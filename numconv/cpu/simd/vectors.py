@@ -1,4 +1,4 @@
-"""What vector code is written with: the machine's registers, and LLVM's vectors in the words of mathematics."""
+"""What vector code is written with: LLVM's vectors in the words of mathematics."""
 
 from __future__ import annotations
 
@@ -8,25 +8,12 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, overload, type_callable
 
-
-def _host() -> tuple[int, int]:
-    """Bytes in a vector register of this machine, and how many of them there are."""
-    features = binding.get_host_cpu_features()
-    if features.get("avx512f"):
-        return 64, 32
-    if features.get("avx2") and features.get("fma"):
-        return 32, 16
-    if "aarch64" in binding.get_default_triple() or "arm64" in binding.get_default_triple():
-        return 16, 32
-    return 16, 16
-
-
-VECTOR_BYTES, REGISTERS = _host()
+from ..target import VECTOR_BYTES
 
 
 def lanes(dtype: np.dtype) -> int:

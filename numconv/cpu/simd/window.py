@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 from numba.core import cgutils
 
-from .vectors import REGISTERS, VECTOR_BYTES, Vectors, compiled_as, places
+from ..target import REGISTERS, VECTOR_BYTES
+from .vectors import Vectors, compiled_as, places
 
 #: Rows of a window tile (the layers of networks have multiples of 7), its most vectors side by side, and the most
 #: kernel rows of an entry.

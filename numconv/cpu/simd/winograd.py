@@ -11,7 +11,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import overload, register_jitable
 
-from .vectors import REGISTERS, Vectors, lanes, places, vector_code
+from ..target import REGISTERS
+from .vectors import Vectors, lanes, places, vector_code
 
 #: Rows and vectors of the largest register tile of ``panel_sum``, and of the smaller ones that it takes for the rest.
 ROWS, VECTORS = ((6, 4, 2), (4, 2, 1)) if REGISTERS == 32 else ((6, 4, 2), (2, 1))
