@@ -20,9 +20,12 @@ from .packing import pack
 from .places import table
 from .tables import FAR, rows_and_taps
 
+#: Channels of a depthwise layer that a thread sums: it finds their pixels once.
+CHANNELS = 4
 
-def channels_at_a_time(channels: int, deep: bool = True) -> Any:
-    """The kernel that sums so many output channels in a thread, over input channels unless it is not ``deep``."""
+
+def channels_at_a_time(channels: int) -> Any:
+    """The kernel that sums so many output channels in a thread."""
 
     @kernel(THREADS)
     def forward(x, w, bias, axes, rows_met, boundary, fill, C, Cg, Kg, P, size, planes, together, wide, pieces, y):
@@ -51,8 +54,8 @@ def channels_at_a_time(channels: int, deep: bool = True) -> Any:
                     inside = row >= 0 and pixel >= 0
                     x_at = channel
                     if inside:
-                        x_at += at(row * L_in + pixel)
-                    for _ in range(Cg if deep else 1):
+                        x_at += at(row) * at(L_in) + at(pixel)
+                    for _ in range(Cg):
                         value = fill
                         if inside:
                             value = bias.dtype.type(x[x_at])
@@ -70,7 +73,48 @@ def channels_at_a_time(channels: int, deep: bool = True) -> Any:
     return forward
 
 
-DEPTHWISE, ONE, FEW, MANY = channels_at_a_time(1, False), *map(channels_at_a_time, (1, 4, 16))
+ONE, FEW, MANY = map(channels_at_a_time, (1, 4, 16))
+
+
+@kernel(THREADS)
+def depthwise(x, w, bias, axes, rows_met, boundary, fill, C, Cg, Kg, P, size, planes, together, wide, pieces, y):
+    # The same where each channel has a sum of its own: w (C, taps), and a plane is some channels of an image.
+    thread, block = count(cuda.threadIdx.x), count(cuda.blockIdx.x)
+    p = count(block % pieces * wide + thread % wide)
+    plane = count(block // pieces * together + thread // wide)
+    if p < P and plane < planes and thread < together * wide:
+        last, sets = axes.shape[0] - 1, count((C + CHANNELS - 1) // CHANNELS)
+        L_in, L_k, L_out = int32(axes[last, SIZE]), int32(axes[last, KERNEL]), count(axes[last, OUT])
+        step, R_out = int32(axes[last, STEP]), int32(P // L_out)
+        c0, n = count(plane % sets * CHANNELS), count(plane // sets)
+        O = int32(p // L_out)
+        first = int32(axes[last, START] + count(p % L_out) * axes[last, STRIDE])
+        sums = cuda.local.array(CHANNELS, bias.dtype)
+        x_at, w_at = cuda.local.array(CHANNELS, np.uint64), cuda.local.array(CHANNELS, np.uint64)
+        for j in range(CHANNELS):
+            c = min(c0 + j, C - 1)  # a channel too many is summed and not used
+            sums[j], x_at[j] = 0, (at(n) * at(C) + at(c)) * at(size)
+            w_at[j] = at(c) * at(rows_met.size // R_out * L_k)
+        tap = at(0)
+        for row_at in range(O, rows_met.size, R_out):
+            row, where = rows_met[at(row_at)], first
+            for _ in range(L_k):
+                pixel = int32(source(where, L_in, boundary))
+                inside = row >= 0 and pixel >= 0
+                there = at(0)
+                if inside:
+                    there = at(row) * at(L_in) + at(pixel)
+                for j in range(CHANNELS):
+                    value = fill
+                    if inside:
+                        value = bias.dtype.type(x[x_at[j] + there])
+                    sums[j] += w[w_at[j] + tap] * value
+                where = int32(where + step)
+                tap += at(1)
+        for j in range(CHANNELS):
+            if c0 + j < C:
+                c = at(c0 + j)
+                y[(at(n) * at(C) + c) * at(P) + at(p)] = y.dtype.type(sums[j] + bias[c])
 
 
 def forward(
@@ -82,21 +126,22 @@ def forward(
     G, P, size, sums = C // Cg, prod(y.shape[2:]), prod(x.shape[2:]), computed_in(x.dtype)
     Kg, bias = K // G, bias.ready(sums)
     few = Kg <= 4 or sums.itemsize > 4  # sums of wide numbers would not fit the registers
-    channels, kernel = (1, ONE if Cg > 1 else DEPTHWISE) if Kg == 1 else (4, FEW) if few else (16, MANY)
-    if Kg == Cg == 1 and w.dtype == sums and w.flags.c_contiguous:
-        packed = w.reshape(w.size)  # a depthwise layer's lie so
+    channels, kernel = (1, ONE) if Kg == 1 else (4, FEW) if few else (16, MANY)
+    if Kg == Cg == 1:
+        kernel, planes, packed = depthwise, -(-C // CHANNELS), w.ready(sums).reshape(w.size)
     else:
+        planes = G * -(-Kg // channels)  # of an image
         packed = pack(w, np.arange(T), Cg * T, T, G, (Kg, Cg), channels, Cg, sums)
-    sets, wide = -(-Kg // channels), min(P, THREADS)
+    wide = min(P, THREADS)
     together, pieces = THREADS // wide, -(-P // THREADS)
     rows, _ = rows_and_taps(x.place, axes, boundary)
-    images = max(1, FAR // (G * sets * pieces))  # in a launch, whose blocks 32 bits count
+    images = max(1, FAR // (planes * pieces))  # in a launch, whose blocks 32 bits count
     for n in range(0, N, images):
         part, target = (a if images >= N else a[n : n + images] for a in (x, y))
-        planes = part.shape[0] * G * sets
+        many = part.shape[0] * planes
         kernel(
-            -(-planes // together) * pieces, part.reshape(part.size), packed, bias, table(x.place, axes), rows,
-            boundary, sums.type(fill), C, Cg, Kg, P, size, planes, together, wide, pieces, target.reshape(target.size),
+            -(-many // together) * pieces, part.reshape(part.size), packed, bias, table(x.place, axes), rows,
+            boundary, sums.type(fill), C, Cg, Kg, P, size, many, together, wide, pieces, target.reshape(target.size),
             on=x.place,
         )  # fmt: skip
 
@@ -118,7 +163,7 @@ def _grad_weight(x, dY, axes, rows_met, met, boundary, fill, N, C, Cg, Kg, P, si
         where = int32(source(int32(p % L_out) * stride + first, L_in, boundary))
         pixel = fill
         if row >= 0 and where >= 0:
-            pixel = dW.dtype.type(x[at((n * C + channel) * size + row * L_in + where)])
+            pixel = dW.dtype.type(x[at((n * C + channel) * size + row * axes[last, SIZE] + where)])
         if conjugate:
             pixel = pixel.conjugate()
         total += dW.dtype.type(dY[at((n * (C // Cg * Kg) + k) * P + p)]) * pixel

@@ -11,7 +11,7 @@ from .. import _memory
 from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..arrays import computed_in
 from ..geometry import ConvGeometry
-from ._jit import cuda, kernel, output_hit, row_output, source
+from ._jit import THREADS, at, count, cuda, kernel, output_hit, row_output, source
 from .arrays import DeviceArray, blocks_for
 from .implicit import forward as implicit_forward
 from .places import table
@@ -32,11 +32,11 @@ def _im2col(x, axes, rows_met, met, boundary, fill, M, P, size, planes, X_conv):
         p, rest = i % P, i // P
         tap, m0 = rest % taps, rest // taps * planes
         row = rows_met[met[tap, 0] + p // axes[last, OUT]]
-        at = source(p % axes[last, OUT] * axes[last, STRIDE] + met[tap, 1], axes[last, SIZE], boundary)
+        pixel = source(p % axes[last, OUT] * axes[last, STRIDE] + met[tap, 1], axes[last, SIZE], boundary)
         for m in range(m0, min(m0 + planes, M)):
             value = fill
-            if row >= 0 and at >= 0:
-                value = x[m * size + row * axes[last, SIZE] + at]
+            if row >= 0 and pixel >= 0:
+                value = x[m * size + row * axes[last, SIZE] + pixel]
             X_conv[(m * taps + tap) * P + p] = value
         i += cuda.gridsize(1)
 
@@ -99,6 +99,22 @@ def divide(x: DeviceArray, counts: np.ndarray) -> None:
     _divide(blocks_for(x.size), x.reshape(x.size), whole, counts.size, x.size, on=x.place)
 
 
+@kernel(THREADS)
+def _add_bias(bias, K, P, pieces, y):
+    # y (N, K, P); a block owns a piece of a plane.
+    block = count(cuda.blockIdx.x)
+    p, plane = at(block % pieces * THREADS + cuda.threadIdx.x), count(block // pieces)
+    if p < P:
+        y[at(plane) * at(P) + p] += bias[at(plane % K)]
+
+
+def add_bias(y: DeviceArray, bias: DeviceArray) -> None:
+    """``y (…, K, P) += bias (K)``."""
+    K, P = bias.size, y.shape[-1]
+    pieces = -(-P // THREADS)
+    _add_bias(prod(y.shape[:-1]) * pieces, bias, K, P, pieces, y.reshape(y.size), on=y.place)
+
+
 def product(a: DeviceArray, b: DeviceArray, out: DeviceArray, bias: DeviceArray | None = None) -> None:
     """``out[i, g] = a[g] @ b[i, g] + bias``: by the caller's own BLAS, else by the tiles of ``implicit``.
 
@@ -107,7 +123,7 @@ def product(a: DeviceArray, b: DeviceArray, out: DeviceArray, bias: DeviceArray 
     (N, G, Q, P), R = b.shape, a.shape[1]
     if a.dtype == out.dtype != np.float16 and a.dtype.kind in "fc" and a.place.matmul(a, b, out):
         if bias is not None:
-            out += bias.reshape(G, R, 1)
+            add_bias(out, bias)
         return
     bias = a.place.nothing((G * R,), a.dtype) if bias is None else bias
     line = np.array([[P, 1, P, 0, 1, 1]])
