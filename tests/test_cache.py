@@ -163,6 +163,22 @@ def test_what_another_process_wrote_meanwhile_is_not_taken_for_this(tmp_path):
     assert one.load("float") is None
 
 
+def test_processes_that_take_one_name_for_different_code_settle(tmp_path):
+    one, two = (cache.Files(str(tmp_path), "name", "stamp") for _ in range(2))
+    begin = one._write
+
+    def later(path, content):
+        one._write = begin
+        two.save("int", "code for ints")  # between a look at the index and the first file
+        one._write(path, content)
+
+    one._write = later
+    one.save("float", "code for floats")
+    assert (one.load("float"), two.load("int")) == ("code for floats", None)
+    two.save("int", "code for ints")
+    assert (one.load("float"), two.load("int")) == ("code for floats", "code for ints")
+
+
 # folders --------------------------------------------------------------------------------------------------------------
 
 PROGRAM = """

@@ -74,8 +74,10 @@ class Files(caching.IndexDataCacheFile):
         taken, numbers = set(names.values()), itertools.count(1)
         name = names.get(key) or next(name for name in map(self._data_name, numbers) if name not in taken)
         self._write(self._data_path(name), (key, data))
-        if key not in names:
-            self._save_index({**self._known(), key: name})
+        names = self._known()
+        others = {other: its for other, its in names.items() if its != name}  # who took it meanwhile lost it
+        if names != {**others, key: name}:
+            self._save_index({**others, key: name})
 
     def load(self, key: Any) -> Any:
         """What is kept for a ``key``, or None; one of ``DAMAGED`` if what is there cannot be used."""
