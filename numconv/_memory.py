@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
+from functools import cache, lru_cache
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -23,27 +24,46 @@ WORKSPACE = 64 << 20
 #: which for a small layer is as much as the work itself. Arrays beyond it come in large pages.
 KEPT = 16 << 20
 
+#: Where the files of the system lie; tests have a tree of their own.
+ROOT = "/"
+
 #: Where a workspace begins: no vector in it lies across two lines of the cache.
 LINE = 64
 
 
 def available() -> int:
-    """Bytes that can be taken now: what the system has free, or less where a container sets a limit."""
-    return min(_system(), _container())
+    """Bytes that can be taken now: what the system has free, or less where a group or a limit of this process says so.
+
+    The kernel kills a process that goes beyond the limit of its group without a word, so groups are looked at as well
+    as what ``malloc`` refuses.
+    """
+    return max(0, min(_system(), _groups(), _limits()))
 
 
 def require(nbytes: int, what: str, instead: str, free: Callable[[], int] | None = None) -> None:
     """Raise ``MemoryError`` if ``nbytes`` for ``what`` would not fit, and say what to use instead.
 
-    ``free`` tells how much there is on another device.
+    Every call asks once, for all that it takes at its peak, before it takes or does anything; what it calls inside
+    ``required`` is part of that. ``free`` tells how much there is on another device.
     """
-    if nbytes < ALWAYS_THERE:
+    if nbytes < ALWAYS_THERE or _spare.asked:
         return
     there = free() if free else available()
     if nbytes > there:
         raise MemoryError(
             f"{what} needs {nbytes:,} bytes ({nbytes / 2**30:.1f} GiB), {there:,} bytes are available; {instead}"
         )
+
+
+@contextmanager
+def required(nbytes: int, what: str, instead: str = "use smaller pieces") -> Iterator[None]:
+    """``require`` for a call that is made of others, which then ask for nothing themselves."""
+    require(nbytes, what, instead)
+    before, _spare.asked = _spare.asked, True
+    try:
+        yield
+    finally:
+        _spare.asked = before
 
 
 @contextmanager
@@ -63,6 +83,7 @@ def workspace(count: int, dtype: np.dtype) -> Iterator[np.ndarray]:
 
 class _Spare(threading.local):
     memory: np.ndarray | None = None
+    asked = False  # whether the call that runs has asked for all that it takes
 
 
 _spare = _Spare()
@@ -86,11 +107,13 @@ def cache_size(level: int) -> int:
     return {1: 32 << 10, 2: 512 << 10}.get(level, 8 << 20)
 
 
+
+
 def _system() -> int:
     if sys.platform.startswith("linux"):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+        found = _field("proc/meminfo", "MemAvailable")
+        if found is not None:
+            return found
     if sys.platform == "win32":
         return _windows()
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -110,11 +133,88 @@ def _windows() -> int:
     return int(status.available)
 
 
-def _container() -> int:
-    """What a control group (version 2) leaves, if one limits this process."""
-    group = Path("/sys/fs/cgroup")
+def _limits() -> int:
+    """What the limits of this process (``ulimit -v``, ``ulimit -d``) leave, where the system says what it holds."""
     try:
-        limit, used = (group / "memory.max").read_text().strip(), (group / "memory.current").read_text()
-        return sys.maxsize if limit == "max" else max(0, int(limit) - int(used))
-    except (OSError, ValueError):
+        import resource
+    except ImportError:  # Windows
         return sys.maxsize
+    least = sys.maxsize
+    for limit, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+        most = resource.getrlimit(limit)[0]
+        if most != resource.RLIM_INFINITY and (held := _field("proc/self/status", name)) is not None:
+            least = min(least, most - held)
+    return least
+
+
+def _groups() -> int:
+    """What control groups leave: that of this process and all above it, each of which has a limit of its own.
+
+    Pages of files that the kernel would drop count as free, as they do in ``MemAvailable``.
+    """
+    least = sys.maxsize
+    for version, folder in _folders(ROOT, _text("proc/self/cgroup")):
+        limits, used, dropped = VERSIONS[version]
+        most = min(_number(folder + name, NONE) for name in limits)
+        if most < NONE:
+            held = _number(folder + used, 0) - (_field(folder + "memory.stat", dropped) or 0)
+            least = min(least, most - max(0, held))
+    return least
+
+
+#: From here on a number stands for no limit.
+NONE = 1 << 60
+
+#: Files of a group, by the version of control groups: its limits, what is used, and in ``memory.stat`` what could be
+#: dropped. Beyond ``memory.high`` a process is slowed down until it hardly moves.
+VERSIONS = {
+    2: (("memory.max", "memory.high"), "memory.current", "inactive_file"),
+    1: (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
+@lru_cache(maxsize=64)
+def _folders(root: str, groups: str) -> list[tuple[int, str]]:
+    """The folders of a process' groups for memory and of those above them, with the version of these.
+
+    ``groups`` says which these are: a line for each controller or several, none for version 2.
+    """
+    found: list[tuple[int, str]] = []
+    mounts = [line.partition(" - ")[::2] for line in _text("proc/self/mountinfo").splitlines()]
+    for line in groups.splitlines():
+        _, controllers, path = line.split(":", 2)
+        version = 1 if "memory" in controllers.split(",") else 2
+        if version == 2 and controllers:
+            continue
+        for here, there in mounts:
+            kind, *_, options = there.split(" ")
+            if kind != ("cgroup", "cgroup2")[version - 1] or (version == 1 and "memory" not in options.split(",")):
+                continue
+            top, point = here.split(" ")[3:5]
+            below = PurePosixPath(path)
+            # in a container the path may be the host's: then what is mounted is its own group
+            inner = below.relative_to(top).parts if below.is_relative_to(top) and ".." not in below.parts else ()
+            lengths = range(len(inner), -1, -1)
+            found.extend((version, "/".join((point.rstrip("/"), *inner[:n], ""))) for n in lengths)
+    return found
+
+
+def _text(file: str) -> str:
+    """What a file of the system holds; nothing where there is none."""
+    try:
+        with open(os.path.join(ROOT, file.lstrip("/")), encoding="utf-8") as opened:
+            return opened.read()
+    except OSError:
+        return ""
+
+
+def _number(file: str, otherwise: int) -> int:
+    """The number in a file; ``otherwise`` where there is none, or the word ``max``."""
+    text = _text(file).strip()
+    return int(text) if text.isdigit() else otherwise
+
+
+def _field(file: str, name: str) -> int | None:
+    """The number behind a name in a file with one in each line, in bytes."""
+    found = re.search(rf"^{name}:?\s+(\d+)( kB)?$", _text(file), re.MULTILINE)
+    return int(found[1]) * (1024 if found[2] else 1) if found else None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from math import copysign, prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,13 +49,21 @@ def sum_dtype(dtype: Any, out: Any, **arrays: Any) -> np.dtype:
 
 
 def summands(dtype: Any, out: Any, **arrays: Any) -> tuple[list[Any], np.dtype]:
-    """The arrays and their ``sum_dtype``; those that lose by a cast to it, which ``dtype=`` asked for, are cast."""
+    """The arrays and their ``sum_dtype``; those of Dask that lose by a cast that ``dtype=`` asked for are cast.
+
+    NumPy's are when they are made ready, by ``as_summand``, since that takes memory.
+    """
     if dtype is None:
         natural = _product_dtype(**{name: getattr(a, "dtype", a) for name, a in arrays.items() if a is not None})
         return list(arrays.values()), natural if out is None else _widened(natural, getattr(out, "dtype", out))
     sums = _given(dtype, arrays)
-    lossless = [array is None or np.can_cast(array.dtype, sums, "safe") for array in arrays.values()]
-    return [a if same else ready(a, sums) for a, same in zip(arrays.values(), lossless, strict=True)], sums
+    here = [array is None or isinstance(array, np.ndarray) or not loses(array, sums) for array in arrays.values()]
+    return [a if same else ready(a, sums) for a, same in zip(arrays.values(), here, strict=True)], sums
+
+
+def loses(array: Array, dtype: np.dtype) -> bool:
+    """Whether a cast to ``dtype`` may lose something."""
+    return not np.can_cast(array.dtype, dtype, "safe")
 
 
 def _given(dtype: Any, arrays: dict[str, Any]) -> np.dtype:
@@ -132,13 +140,42 @@ def ready(array: Array, dtype: np.dtype) -> Array:
     if not isinstance(array, np.ndarray):  # on a GPU
         copy: Array = array.astype(dtype)
         return copy
-    nbytes = array.size * dtype.itemsize
-    if nbytes >= _memory.ALWAYS_THERE:
-        _memory.require(
-            nbytes, f"a contiguous copy of an input of shape {array.shape} as {dtype}",
-            "pass a contiguous array of that dtype, or use smaller pieces",
-        )
     return np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED"])
+
+
+class Ready(NamedTuple):
+    """What an estimate looks at of an array that is still to be made: contiguous, aligned."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def ndim(self) -> int:
+        """How many axes it has."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """How many items it has."""
+        return prod(self.shape)
+
+    @property
+    def flags(self) -> Any:
+        """Those of every new array."""
+        return _NEW.flags
+
+
+_NEW = np.empty(1)
+
+
+def as_summand(array: Array, dtype: np.dtype, computed: np.dtype) -> Array:
+    """The array ready in the dtype in which sums of ``dtype`` are computed; with no more digits than ``dtype`` has."""
+    return ready(ready(array, dtype) if dtype != computed and loses(array, dtype) else array, computed)
+
+
+def copied(dtype: np.dtype, *arrays: Array | None) -> int:
+    """Bytes that ``ready`` takes for all of them."""
+    return sum(a.size * dtype.itemsize for a in arrays if a is not None and not fits(a, dtype))
 
 
 def zeros_beside(array: Array, shape: tuple[int, ...], dtype: np.dtype) -> Array:
@@ -188,30 +225,54 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 def deliver(
     compute: Callable[[Array], None], shape: tuple[int, ...], dtype: np.dtype, out: Array | None, *inputs: Array,
-    computed: np.dtype | None = None, what: str = "the result", instead: str = "use smaller pieces",
+    computed: np.dtype | None = None, beside: int = 0, what: str = "the result", instead: str = "use smaller pieces",
+    ask: Callable[[int], None] | None = None,
 ) -> Array:
     """Run ``compute(target)`` and return the result as a new array or in ``out``.
 
     The target is ``out`` itself where that is safe: same dtype and layout, and no memory shared with an input.
+    ``beside`` are bytes that ``compute`` takes itself: all that a call takes is asked for here, before anything is, by
+    ``ask`` if it is given.
     """
     computed = computed or dtype
     if out is not None:
         check_out(out, shape, dtype)
-        straight = out.dtype == computed and out.dtype.isnative and out.flags.c_contiguous and out.flags.aligned
-        if straight and not any(np.may_share_memory(out, array) for array in inputs):
-            compute(out)
-            return out
-    nbytes = prod(shape) * computed.itemsize
+    straight = out is not None and takes_straight(out, computed, inputs)
     there: Any = next((getattr(array, "place", None) for array in inputs), None)  # on a GPU
-    if nbytes >= _memory.ALWAYS_THERE:
-        free = there.available if there else None
-        _memory.require(nbytes, f"{what} of shape {shape} and dtype {computed}", instead, free)
-    target = there.empty(shape, computed) if there else np.empty(shape, dtype=computed)
+    nbytes = taken(shape, dtype, computed, beside, straight)
+    if ask:
+        ask(nbytes)
+    elif nbytes >= _memory.ALWAYS_THERE:
+        rest = f"has {prod(shape) * computed.itemsize:,} bytes, and with what is taken beside it the call"
+        named = f"{what} of shape {shape} and dtype {computed} {rest if beside else ''}".rstrip()
+        _memory.require(nbytes, named, instead, there.available if there else None)
+    if straight:
+        target: Any = out
+    else:
+        target = there.empty(shape, computed) if there else np.empty(shape, dtype=computed)
     compute(target)
-    if out is not None:
-        np.copyto(out, as_result(target, dtype), casting="same_kind")
-        return out
-    return as_result(target, dtype)
+    if straight or out is None:
+        return as_result(target, dtype)
+    np.copyto(out, as_result(target, dtype), casting="same_kind")
+    return out
+
+
+def takes_straight(out: Array, computed: np.dtype, inputs: Iterable[Array]) -> bool:
+    """Whether a result can be computed where it is to go."""
+    straight = out.dtype == computed and out.dtype.isnative and out.flags.c_contiguous and out.flags.aligned
+    return bool(straight) and not any(np.may_share_memory(out, array) for array in inputs)
+
+
+def taken(
+    shape: tuple[int, ...], dtype: np.dtype, computed: np.dtype, beside: int = 0, straight: bool = False
+) -> int:
+    """Bytes that ``deliver`` takes at its peak: the result as it is computed and, at different times, the rest.
+
+    That is ``beside``, which goes before the result is turned to ``dtype``.
+    """
+    values = prod(shape)
+    turned = values * dtype.itemsize if dtype != computed else 0
+    return (0 if straight else values * computed.itemsize) + max(beside, turned)
 
 
 def as_result(array: Array, dtype: np.dtype) -> Array:

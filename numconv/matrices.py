@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -40,25 +40,27 @@ def im2col(
             _take(pixels, fill, g, X_conv)
 
     run = dispatch.placed(device, x, compute)
+    indices = 0 if copied else 8 * prod(g.size) + 9 * prod(shape[-2:]) // max(g.C, 1)
     return arrays.deliver(
         lambda X_conv: run(
             arrays.ready(x, dtype).reshape(g.N, g.C, *g.size), X_conv.reshape(g.N, *shape[-2:])
         ),
-        shape, dtype, out, x, what="X_conv",
+        shape, dtype, out, x, beside=arrays.copied(dtype, x) + indices, what="X_conv",
         instead="use algorithm='implicit', which stores no X_conv, or fewer images at a time",
     )  # fmt: skip
 
 
 def _take(x: np.ndarray, fill: np.ndarray, g: ConvGeometry, X_conv: np.ndarray) -> None:
     """Pixels of odd size go by their indices."""
-    index = np.arange(prod(g.size), dtype=np.int64).reshape(g.size)
-    spatial = replace(g, plain=True, batched=False, N=1, C=1, K=1, groups=1, fill_value=-1 * (g.boundary_code == 0))
-    index_conv = im2col(index, spatial)
-    pixels = x.reshape(g.N, g.C, prod(g.size))
-    target = X_conv.reshape(g.N, g.C, *index_conv.shape)
-    inside = index_conv >= 0
-    target[:, :, inside] = pixels[:, :, index_conv[inside]]
-    target[:, :, ~inside] = fill
+    index = np.arange(prod(g.size), dtype=np.int64).reshape(1, 1, *g.size)
+    at = np.empty((1, prod(g.kernel), prod(g.out)), np.int64)
+    dispatch.backend("cpu", "im2col").im2col(index, g.axes, g.boundary_code, np.int64(-1), at)
+    outside = at[0] < 0
+    pixels = x.reshape(g.N * g.C, prod(g.size))
+    for image, columns in zip(pixels, X_conv.reshape(len(pixels), *outside.shape), strict=True):
+        if image.size:
+            image.take(at[0], out=columns, mode="clip")
+        columns[outside] = fill
 
 
 def col2im(
@@ -77,15 +79,31 @@ def col2im(
     def compute(X_conv: np.ndarray, x: np.ndarray) -> None:
         adjoint.unfolded(g, x, lambda padded, x: room.col2im(X_conv, padded.axes, x))
         if reduce == "mean":
-            room.divide(x, np.maximum(coverage(g), 1))
+            counts = coverage(g)
+            room.divide(x, np.maximum(counts, 1, out=counts))
 
     run = dispatch.placed(device, cols, compute)
+    target = stored if reduce == "sum" else computed
+    counts = coverage_nbytes(g) if reduce == "mean" else 0
+    padded = dispatch.backend(where, "peak").col2im(g) * target.itemsize
     return arrays.deliver(
         lambda x: run(
             arrays.ready(cols, stored).reshape(g.N, g.C * prod(g.kernel), prod(g.out)), x.reshape(g.N, g.C, *g.size)
         ),
-        g.input_shape, dtype, out, cols, computed=stored if reduce == "sum" else computed,
+        g.input_shape, dtype, out, cols, computed=target, beside=arrays.copied(stored, cols) + max(padded, counts),
+        what="the sum of the columns",
     )  # fmt: skip
+
+
+def coverage_nbytes(geometry: ConvGeometry) -> int:
+    """Bytes that ``coverage`` takes at its peak: the counts, and those without the last axis, or two of one axis."""
+    g = geometry
+    return 8 * prod(g.size) + 8 * (prod(g.size[:-1]) + g.size[-1] if g.d > 1 else 0) + 27 * max(g.out)
+
+
+def require_coverage(geometry: ConvGeometry) -> None:
+    """Ask for what ``coverage`` takes."""
+    _memory.require(coverage_nbytes(geometry), f"the coverage of shape {geometry.size}", "use a smaller input")
 
 
 def coverage(geometry: ConvGeometry) -> np.ndarray:
@@ -110,16 +128,32 @@ def kernel2row(w: np.ndarray, geometry: ConvGeometry, device: str = "cpu") -> sc
     g = geometry
     if g.fill_value != 0:
         raise ValueError(f"fill_value must be 0 for a matrix, got {g.fill_value!r}: the map would be affine")
-    w = sparse_ready(w).reshape(g.K, g.C // g.groups, *g.kernel)
-    return dispatch.backend(dispatch.device_for(device, w), "kernel2row").matrix(w, g.axes, g.boundary_code, g.groups)
+    dtype, where = sparse_dtype(w), dispatch.device_for(device, w)
+    if where == "cpu":
+        taken, instead = dispatch.backend("cpu", "peak").matrix, "linear_operator(w) of a plan, or algorithm='implicit'"
+        _require_matrix(w, g, dtype, taken, f"{instead}, which store no matrix")
+    w = arrays.ready(w, dtype).reshape(g.K, g.C // g.groups, *g.kernel)
+    return dispatch.backend(where, "kernel2row").matrix(w, g.axes, g.boundary_code, g.groups)
+
+
+def _require_matrix(
+    w: np.ndarray, g: ConvGeometry, dtype: np.dtype, taken: Callable[[ConvGeometry, np.dtype], int], instead: str
+) -> None:
+    """Ask for ``W_conv`` and a copy of ``w``, if its entries, which have to be counted, may be many."""
+    most = w.size + g.K * (g.C // g.groups) * prod(g.kernel) * prod(g.out) + g.matrix_shape[0] + sum(g.out)
+    if most * 4 * (dtype.itemsize + 8) >= _memory.ALWAYS_THERE:
+        entries = dispatch.backend("cpu", "peak").entries_of(g)
+        what = f"W_conv of shape {g.matrix_shape} with {entries:,} entries"
+        _memory.require(arrays.copied(dtype, w) + taken(g, dtype), what, f"use {instead}")
 
 
 def local_matrix(w: np.ndarray, geometry: ConvGeometry) -> scipy.sparse.csr_array:
     """The matrix of ``conv_local``."""
     from scipy.sparse import csr_array
 
-    g = geometry
-    kernels = sparse_ready(w).reshape(prod(g.out), g.K, g.C // g.groups * prod(g.kernel))
+    g, dtype = geometry, sparse_dtype(w)
+    _require_matrix(w, g, dtype, dispatch.backend("cpu", "peak").local_matrix, "conv_local, which stores no matrix")
+    kernels = arrays.ready(w, dtype).reshape(prod(g.out), g.K, g.C // g.groups * prod(g.kernel))
     W_conv = csr_array(dispatch.backend("cpu", "local").triple(kernels, g), shape=g.matrix_shape, copy=False)
     W_conv.has_canonical_format = True
     return W_conv
@@ -130,13 +164,23 @@ def refill(
 ) -> scipy.sparse.csr_array:
     """New weights into the structure of ``csr``, which must be this geometry's."""
     g = geometry
+    dtype, weights = sparse_dtype(w), (g.K, g.C // g.groups, *g.kernel)
     if dispatch.device_of(w) == "cuda":
-        w = sparse_ready(w).reshape(g.K, g.C // g.groups, *g.kernel)
+        w = arrays.ready(w, dtype).reshape(weights)
         return dispatch.backend("cuda", "kernel2row").refill(csr, w, g.axes, g.boundary_code, g.groups)
     if getattr(csr, "format", None) != "csr":
         raise TypeError(f"csr must be a SciPy CSR array as matrix(w) makes it, got {type(csr).__name__}")
-    room = dispatch.backend("cpu", "kernel2row")
-    w = sparse_ready(w).reshape(g.K, g.C // g.groups, *g.kernel)
+    room, peak, data = dispatch.backend("cpu", "kernel2row"), dispatch.backend("cpu", "peak"), csr.data
+    if not np.can_cast(dtype, data.dtype, "same_kind"):
+        raise TypeError(f"w must have a dtype that casts to the csr's {data.dtype}, got {dtype}")
+    straight = data.dtype == dtype and data.flags.c_contiguous and data.flags.aligned
+    copies = arrays.copied(dtype, w) + arrays.copied(csr.indices.dtype, csr.indices, csr.indptr)
+    values = 0 if straight else data.size * dtype.itemsize
+    _memory.require(
+        copies + values + peak.beside_matrix(g) + peak.turned(g, dtype), f"new values of dtype {dtype} for a csr of "
+        f"{data.dtype}", "build the matrix anew with matrix(w)",
+    )
+    w = arrays.ready(w, dtype).reshape(weights)
     indices, indptr = (arrays.ready(index, csr.indices.dtype) for index in (csr.indices, csr.indptr))
     before = room.entries_before(room.counts_of(g.axes, g.boundary_code))
     if csr.shape != g.matrix_shape or not room.has_structure(
@@ -146,17 +190,8 @@ def refill(
             f"csr must have the structure of this geometry, shape {g.matrix_shape} with columns and row starts as "
             f"matrix(w) makes them; got shape {csr.shape} with {csr.nnz} entries"
         )
-    data = csr.data
     if not data.flags.writeable:
         raise ValueError("csr must have data that can be written to, got read-only data")
-    if not np.can_cast(w.dtype, data.dtype, "same_kind"):
-        raise TypeError(f"w must have a dtype that casts to the csr's {data.dtype}, got {w.dtype}")
-    straight = data.dtype == w.dtype and data.flags.c_contiguous and data.flags.aligned
-    if not straight:
-        _memory.require(
-            data.size * w.itemsize, f"values of dtype {w.dtype} for a csr of {data.dtype}",
-            "build the matrix anew with matrix(w)",
-        )
     target = data if straight else np.empty(data.shape, w.dtype)
     if device == "cpu":
         room.values(w, g.axes, g.boundary_code, before, target)
@@ -204,20 +239,23 @@ def csr_product(
             )
 
     run = dispatch.placed(device, data, compute)
+    beside = arrays.copied(stored, data) + arrays.copied(index_dtype, indices, indptr) + arrays.copied(computed, vector)
+    if columns is not None and where == "cpu":
+        beside += room.parts_for(columns, data.size) * columns * computed.itemsize
     return arrays.deliver(
         lambda result: run(
             arrays.ready(data, stored), arrays.ready(indices, index_dtype), arrays.ready(indptr, index_dtype),
             arrays.ready(vector, computed).reshape(1, -1), result.reshape(1, -1),
         ),
         (rows if columns is None else columns,), dtype, out, data, indices, indptr, vector, computed=computed,
+        beside=beside, what="the product",
     )  # fmt: skip
 
 
-def sparse_ready(w: np.ndarray) -> np.ndarray:
-    """``w`` contiguous, in a dtype that SciPy's sparse arrays know."""
-    arrays.product_dtype(w=w)
-    dtype = w.dtype.newbyteorder("=")
-    return arrays.ready(w, np.dtype(np.float32) if dtype == np.float16 else dtype)
+def sparse_dtype(w: np.ndarray) -> np.dtype:
+    """The dtype of a matrix of ``w``, which SciPy's sparse arrays know."""
+    dtype = arrays.product_dtype(w=w)
+    return np.dtype(np.float32) if dtype == np.float16 else dtype
 
 
 def matrix_nbytes(geometry: ConvGeometry, dtype: np.dtype) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -26,13 +27,17 @@ SYMBOLS = 64 << 20
 #: Up to this many rows a Gram matrix is made and solved densely; Lanczos' own basis is no smaller.
 DENSE = 32
 
+#: Vectors of Lanczos' basis, as ``scipy.sparse.linalg.eigsh`` has them for one value, twice.
+BASIS = 20
+
 
 def linear_operator(plan: ConvPlan, w: Any) -> Any:
     """``W_conv`` of the caller's ``w`` without storing it, for the solvers of the library that ``w`` is of."""
     w = _weights(plan, w, "a linear operator")
     if dispatch.device_of(w) == "cpu":
+        _memory.require(w.size * plan.dtype.itemsize, "the operator's own kernel", "use a smaller kernel")
         return ConvOperator(plan, w)
-    return cupy_operator(plan if plan.device == "cuda" else plan._on_gpu, w)
+    return cupy_operator(plan if plan.device == "cuda" else plan._on_gpu, arrays.ready(w, plan.dtype))
 
 
 class ConvOperator(LinearOperator):
@@ -45,29 +50,49 @@ class ConvOperator(LinearOperator):
     def __init__(self, plan: ConvPlan, w: np.ndarray) -> None:
         super().__init__(plan.dtype, plan.geometry.matrix_shape)
         self.plan = plan
-        self.w = w.copy()  # later changes of the caller's array must not change the operator
+        self.w = np.array(w, plan.dtype, order="C")  # later changes of the caller's array must not change the operator
+        self._peaks: dict[Any, int] = {}
 
     def _apply(self, vectors: np.ndarray, adjoint: bool) -> np.ndarray:
         """``vectors`` as columns, ``(length, M)``: M images at once, in the dtype of both, as a matrix would."""
         containers.refuse("x", vectors)
         dtype = arrays.product_dtype(vectors=vectors, plan=self.plan.dtype)
-        if dtype.kind == "c" and self.dtype.kind != "c":  # a real operator acts on both parts alike
-            return self._apply(vectors.real, adjoint) + 1j * self._apply(vectors.imag, adjoint)
         plan = self.plan if dtype == self.plan.dtype else replace(self.plan, dtype=dtype)
-        computed = arrays.computed_in(dtype)
         shape = (vectors.shape[1], self.shape[1 if adjoint else 0])
         if not vectors.shape[1]:
             return np.empty(shape[::-1], dtype)
-        plan._require(prod(shape) * computed.itemsize + plan._workspace, shape, vectors)
-        images, w = arrays.ready(vectors.T, computed), arrays.ready(self.w, computed)
+        if dtype.kind == "c" and self.dtype.kind != "c":  # a real operator acts on both parts alike
+            values, part = prod(shape) * dtype.itemsize, np.empty(0, dtype).real.dtype
+            beside = self._taken(replace(self.plan, dtype=part), vectors.real.T, shape, adjoint)
+            with _memory.required(values + beside, f"a product of shape {shape}"):
+                both = np.empty(shape, dtype)
+                both.real = self._apply(vectors.real, adjoint).T
+                both.imag = self._apply(vectors.imag, adjoint).T
+                return both.T
+        computed = arrays.computed_in(dtype)
+        plan._require(self._taken(plan, vectors.T, shape, adjoint), shape, vectors)
         result = np.empty(shape, dtype=computed)
+        self._compute(plan, arrays.ready(vectors.T, computed), result, adjoint)
+        return arrays.as_result(result, dtype).T
+
+    def _taken(self, plan: ConvPlan, rows: Any, shape: tuple[int, ...], adjoint: bool) -> int:
+        """Bytes that a product of ``rows``, images at once, takes at its peak; of real weights and numbers."""
+        computed, product = arrays.computed_in(plan.dtype), "grad_input" if adjoint else "forward"
+        key = shape[0], plan.dtype, product
+        peak = self._peaks.get(key)
+        if peak is None:
+            images = replace(plan, geometry=plan.geometry._replace(N=shape[0]))
+            peak = self._peaks[key] = images._peak(product)
+        return arrays.taken(shape, plan.dtype, computed, arrays.copied(computed, rows, self.w) + peak)
+
+    def _compute(self, plan: ConvPlan, images: np.ndarray, result: np.ndarray, adjoint: bool) -> None:
+        w = arrays.ready(self.w, result.dtype)
         given, wanted = _as_images(plan, images, not adjoint), _as_images(plan, result, adjoint)
         if adjoint:
             dispatch.placed(plan.device, images, plan._grad_input)(given, w, wanted)
         else:
-            no_bias = np.zeros(plan.geometry.K, computed)
+            no_bias = np.zeros(plan.geometry.K, result.dtype)
             dispatch.placed(plan.device, images, plan._forward)(given, w, no_bias, wanted)
-        return arrays.as_result(result, dtype).T
 
     def _matmat(self, X: np.ndarray) -> np.ndarray:
         return self._apply(X, adjoint=False)
@@ -142,20 +167,49 @@ class NormalizedOperator(LinearOperator):
 
     def matrix(self) -> scipy.sparse.csr_array:
         """The operator as a canonical CSR array, without entries for pixels that are not there."""
-        _memory.require(4 * self.plan.nbytes("matrix"), "the matrix and its copy", "use the operator as it is")
-        csr = self.plan.matrix(self._sum.w)
-        rows = np.repeat(np.arange(self.shape[0]), np.diff(csr.indptr))
-        kept = self.there.ravel()[csr.indices] & self.defined.ravel()[rows]
-        counts = np.bincount(rows[kept], minlength=self.shape[0])
-        indptr = np.concatenate([[0], np.cumsum(counts)]).astype(csr.indptr.dtype)
-        data = csr.data[kept] * self._scale.ravel()[rows[kept]]
-        return scipy.sparse.csr_array((data, csr.indices[kept], indptr), shape=self.shape)
+        with _memory.required(self._taken_by_matrix(), "the matrix and its copy", "use the operator as it is"):
+            csr = self.plan.matrix(self._sum.w)
+            rows = np.repeat(np.arange(self.shape[0]), np.diff(csr.indptr))
+            kept = self.there.ravel()[csr.indices] & self.defined.ravel()[rows]
+            rows = rows[kept]
+            indptr = np.zeros(self.shape[0] + 1, csr.indptr.dtype)
+            np.cumsum(np.bincount(rows, minlength=self.shape[0]), out=indptr[1:])
+            data = csr.data[kept]
+            data *= self._scale.ravel()[rows]
+            return scipy.sparse.csr_array((data, csr.indices[kept], indptr), shape=self.shape)
+
+    def _taken_by_matrix(self) -> int:
+        """Bytes that ``matrix`` takes at its peak: what is convolved by, each entry's row twice, and the copy."""
+        g = self.plan.geometry
+        peak, stored = dispatch.backend("cpu", "peak"), self.plan.nbytes("matrix")
+        item, entries = self.dtype.itemsize, peak.entries_of(g)
+        index = dispatch.backend("cpu", "kernel2row").index_dtype_for(max(entries, *self.shape)).itemsize
+        return stored + entries * (8 + 1 + max(8, 2 * item, item + index)) + 16 * self.shape[0]
 
     def _matmat(self, X: np.ndarray) -> np.ndarray:
-        return self._scale * self._sum.matmat(_only(self.there, X))
+        with self._asked(X, adjoint=False):
+            Y = self._sum.matmat(_only(self.there, X))
+            return np.multiply(self._scale, Y, out=Y if Y.dtype == np.result_type(self._scale, Y) else None)
 
     def _rmatmat(self, X: np.ndarray) -> np.ndarray:
-        return _only(self.there, self._sum.rmatmat(self._scale.conj() * _only(self.defined, X)))
+        with self._asked(X, adjoint=True):
+            Y = _only(self.defined, X)
+            Y = np.multiply(self._scale.conj(), Y, out=Y if Y.dtype == np.result_type(self._scale, Y) else None)
+            Y = self._sum.rmatmat(Y)
+            Y[~self.there.ravel()] = 0
+            return Y
+
+    def _asked(self, X: np.ndarray, adjoint: bool) -> AbstractContextManager[None]:
+        """Memory for a product: what is there of ``X``, and the sums of that."""
+        containers.refuse("x", X)
+        dtype, M = np.result_type(X, self.dtype), X.shape[1]
+        if dtype.kind == "c" and self.dtype.kind != "c":
+            dtype = np.empty(0, dtype).real.dtype
+        shape = M, self.shape[1 if adjoint else 0]
+        rows = np.broadcast_to(np.empty((), dtype), X.shape[::-1]) if M > 1 else arrays.Ready(X.shape[::-1], dtype)
+        taken = self._sum._taken(replace(self._sum.plan, dtype=dtype), rows, shape, adjoint)
+        again = 2 if np.result_type(X, self.dtype) != dtype else 1
+        return _memory.required(X.size * dtype.itemsize * again + taken * again, f"a product of shape {shape[::-1]}")
 
     def _matvec(self, x: np.ndarray) -> np.ndarray:
         return self._matmat(x.reshape(-1, 1))[:, 0]
@@ -170,12 +224,13 @@ def _only(there: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 
 def _weights(plan: ConvPlan, w: Any, what: str) -> Any:
-    """The caller's ``w`` in the plan's dtype, of a plan whose map is linear."""
+    """The caller's ``w``, which casts to the plan's dtype, of a plan whose map is linear."""
     fill = plan.geometry.fill_value
     if fill != 0:
         raise ValueError(f"fill_value must be 0 for {what}, got {fill!r}: the map would be affine")
     (w,), _ = dispatch.read(w=w)
-    return plan._weights_for_a_matrix(w)
+    plan._check("w", w, plan.geometry.kernel_shape)
+    return w
 
 
 # the norm -----------------------------------------------------------------------------------------------------------
@@ -188,10 +243,16 @@ def norm(plan: ConvPlan, w: Any, tol: float) -> float:
     P. M. Long, "The singular values of convolutional layers", ICLR 2019). Others take Lanczos' method on the smaller of
     ``A^H A`` and ``A A^H``.
     """
+    w = _weights(plan, w, "a norm")
+    dtype = _wide_dtype(plan.dtype, "a norm")
+    with _memory.required(_taken_by_norm(plan, w.size, dtype), "this norm", "use fewer channels or a smaller input"):
+        return _norm(plan, _wide(w, dtype), tol)
+
+
+def _norm(plan: ConvPlan, w: np.ndarray, tol: float) -> float:
     from .plan import make_plan
 
     g = plan.geometry
-    w = _wide(_weights(plan, w, "a norm"), "a norm")
     if not np.isfinite(w).all():
         return float("nan")
     largest = float(np.abs(w).max(initial=0))
@@ -213,9 +274,37 @@ def norm(plan: ConvPlan, w: Any, tol: float) -> float:
     return largest * float(np.sqrt(eigsh(gram, k=1, v0=start, tol=tol, return_eigenvectors=False)[0]))
 
 
+def _taken_by_norm(plan: ConvPlan, weights: int, dtype: np.dtype) -> int:
+    """Bytes that a norm takes at its peak: the kernel in double precision, and its symbols or Lanczos' basis."""
+    from .plan import make_plan
+
+    g, item = plan.geometry, dtype.itemsize
+    first = 2 * weights * item + weights
+    if not prod(g.matrix_shape):
+        return first
+    if is_circular(g):
+        values = 16 * weights // prod(g.kernel) * prod(g.size) // _every(g)  # at the frequencies of a block
+        if item == 8 and _every(g) == 1:
+            values //= 2  # one of each pair of conjugate frequencies
+        few, many = sorted((g.K // g.groups, g.C // g.groups))
+        return max(first, 2 * weights * item + 2 * values + values * few // many)
+    one = make_plan(g._replace(N=1), dtype, plan.device, plan.asked)
+    n, between = sorted(g.matrix_shape)
+    products = max(one._taken("forward"), one._taken("grad_input")) + between * item
+    if n <= DENSE:
+        products *= n
+    return max(first, 2 * weights * item + (2 * BASIS + 2) * n * item + products)
+
+
 def is_circular(g: ConvGeometry) -> bool:
     """Whether the Fourier transform diagonalises ``W_conv``, channel by channel."""
     return set(g.stride) == {1} and g.out == g.size and (g.boundary == "wrap" or not any(map(any, g.padding)))
+
+
+def _every(g: ConvGeometry) -> int:
+    """Which frequencies of the first axis are transformed at once: every so many-th."""
+    n, most = g.size[0], SYMBOLS // (16 * g.K * (g.C // g.groups))
+    return next((q for q in range(1, n) if n % q == 0 and prod(g.size) // q <= most), n)
 
 
 def symbols(g: ConvGeometry, w: np.ndarray) -> Iterator[np.ndarray]:
@@ -227,10 +316,7 @@ def symbols(g: ConvGeometry, w: np.ndarray) -> Iterator[np.ndarray]:
     """
     n, spatial = g.size[0], tuple(range(2, 2 + g.d))
     w = w.reshape(g.K, g.C // g.groups, *g.kernel)
-    most = SYMBOLS // (16 * w.shape[0] * w.shape[1])
-    Q = next((q for q in range(1, n) if n % q == 0 and prod(g.size) // q <= most), n)
-    block = 16 * w.shape[0] * w.shape[1] * prod(g.size) // Q
-    _memory.require(4 * block, "the symbols of this convolution", "use fewer channels at a time")
+    Q = _every(g)
     places: list[Any] = [np.arange(k) * dil % size for k, dil, size in zip(g.kernel, g.dilation, g.size, strict=True)]
     real = w.dtype.kind != "c"
     for q in range(Q // 2 + 1 if real else Q):
@@ -240,6 +326,7 @@ def symbols(g: ConvGeometry, w: np.ndarray) -> Iterator[np.ndarray]:
         at: Any = (..., *np.ix_(places[0] % (n // Q), *places[1:]))
         np.add.at(grid, at, w if whole else w * turn)  # taps that wrap onto one another add up
         symbol = (scipy.fft.rfftn if whole else scipy.fft.fftn)(grid, axes=spatial)
+        del grid
         yield symbol.reshape(g.groups, g.K // g.groups, w.shape[1], -1).transpose(3, 0, 1, 2)
 
 
@@ -258,13 +345,25 @@ def _norms(symbol: np.ndarray) -> float:
 def gram_diagonal(plan: ConvPlan, w: Any) -> np.ndarray:
     """The diagonal of ``W_conv^H @ W_conv``, ``(C, *in)`` or ``(*in)``, of the dtype of ``numpy.sum`` of real parts."""
     g, real = plan.geometry, np.sum(np.empty(0, plan.dtype).real).dtype
-    w = _wide(_weights(plan, w, "a Gram matrix"), "a Gram matrix", np.int64)
-    shape = g.size if g.plain else (g.C, *g.size)
-    _memory.require(16 * prod(shape), f"the diagonal of shape {shape}", "use fewer channels or rows at a time")
+    w, shape = _weights(plan, w, "a Gram matrix"), g.size if g.plain else (g.C, *g.size)
+    dtype = _wide_dtype(plan.dtype, "a Gram matrix", np.int64)
+    turned = 0 if real == np.empty(0, dtype).real.dtype else prod(shape) * real.itemsize
+    taken = _taken_by_squares(g, w.size, dtype.itemsize) + turned
+    _memory.require(taken, f"the diagonal of shape {shape}", "use fewer channels or rows at a time")
+    w = _wide(w, dtype)
     w = w.reshape(g.groups, g.K // g.groups, g.C // g.groups, *g.kernel).swapaxes(0, 1)
     with np.errstate(all="ignore"):
         diagonal = _squares(w.reshape(g.K // g.groups, g.C, *g.kernel), g.axis_rows, g.boundary_code).reshape(shape)
-        return diagonal.astype(real)
+        return diagonal.astype(real, copy=False)
+
+
+def _taken_by_squares(g: ConvGeometry, weights: int, item: int) -> int:
+    """Bytes that ``_squares`` takes at its peak, with the kernel in double precision: squares of all axes but one."""
+    inner, outer = g.C * prod(g.size), 0
+    for a in range(1, g.d):
+        outer += g.C * prod(g.kernel[:a]) * prod(g.size[a:])
+    exchanged = weights if 1 < g.groups < g.C else 0
+    return 8 * (inner + outer) + (weights + exchanged + weights) * item
 
 
 def _squares(w: np.ndarray, rows: tuple[tuple[int, ...], ...], boundary: int) -> np.ndarray:
@@ -305,10 +404,14 @@ def _squares(w: np.ndarray, rows: tuple[tuple[int, ...], ...], boundary: int) ->
     return result
 
 
-def _wide(w: Any, what: str, integers: Any = np.float64) -> np.ndarray:
-    """Weights on the host, in double precision."""
-    if w.dtype.kind == "b":
+def _wide_dtype(dtype: np.dtype, what: str, integers: Any = np.float64) -> np.dtype:
+    """Double precision for weights of this dtype."""
+    if dtype.kind == "b":
         raise TypeError(f"w must hold numbers for {what}, got dtype bool")
-    if not isinstance(w, np.ndarray):
-        w = w.place.to_host(w)
-    return w.astype({"f": np.float64, "c": np.complex128}.get(w.dtype.kind, integers))
+    return np.dtype({"f": np.float64, "c": np.complex128}.get(dtype.kind, integers))
+
+
+def _wide(w: Any, dtype: np.dtype) -> np.ndarray:
+    """Weights on the host, a copy of them in this dtype."""
+    host: np.ndarray = w if isinstance(w, np.ndarray) else w.place.to_host(arrays.ready(w, w.dtype))
+    return host.astype(dtype, order="C")

@@ -128,9 +128,7 @@ class ConvPlan(Products):
         if self._tiled(resume):
             return stream.grad_input(self, dy, w, out, resume)
         (dy, w, out), give = dispatch.read(dy=dy, w=w, out=out)
-        g = self.geometry
-        inputs = (("dy", dy, g.output_shape), ("w", w, g.kernel_shape))
-        return give(self._run(self._grad_input, inputs, g.input_shape, out))
+        return give(self._grad_input_of(dy, w, out))
 
     def grad_weight(self, x: Any, dy: Any, out: Any = None) -> Any:
         """``dW = dY_flat @ X_conv^H``, reshaped: the adjoint of ``forward`` in ``w``.
@@ -147,9 +145,7 @@ class ConvPlan(Products):
         if self._tiled(None):
             return stream.grad_weight(self, x, dy, out)
         (x, dy, out), give = dispatch.read(x=x, dy=dy, out=out)
-        g = self.geometry
-        inputs = (("x", x, g.input_shape), ("dy", dy, g.output_shape))
-        return give(self._run(self._grad_weight, inputs, g.kernel_shape, out))
+        return give(self._grad_weight_of(x, dy, out))
 
     def transpose(self, x: Any, w: Any, bias: Any = None, out: Any = None) -> Any:
         """``W_conv.T @ X_flat``, reshaped, plus a bias: ``conv_transpose``. Unlike ``grad_input``, no conjugate.
@@ -167,9 +163,7 @@ class ConvPlan(Products):
         if self._tiled(None):
             return stream.transpose(self, x, w, bias, out)
         (x, w, bias, out), give = dispatch.read(x=x, w=w, bias=bias, out=out)
-        g = self.geometry
-        inputs = (("x", x, g.output_shape), ("w", w, g.kernel_shape), ("bias", bias, (g.C,)))
-        return give(self._run(self._transpose, inputs, g.input_shape, out))
+        return give(self._transpose_of(x, w, bias, out))
 
     # the matrices ---------------------------------------------------------------------------------------------------
 
@@ -339,6 +333,7 @@ class ConvPlan(Products):
         >>> numconv.plan_conv((1, 5), (1, 1, 3), stride=2).coverage()
         array([1, 1, 2, 1, 1])
         """
+        matrices.require_coverage(self.geometry)
         return matrices.coverage(self.geometry)
 
     # facts ----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -17,6 +17,12 @@ from .select import Choice
 
 if TYPE_CHECKING:
     from typing import Self
+
+#: The products: which method computes each, and what of the geometry is the shape of its result.
+PRODUCTS = {name: f"_{name}" for name in ("forward", "grad_input", "grad_weight", "transpose")}
+RESULTS = {
+    "forward": "output_shape", "grad_input": "input_shape", "grad_weight": "kernel_shape", "transpose": "input_shape",
+}  # fmt: skip
 
 #: Algorithms whose forward product NumPy has no part in, so that it has nothing to warn of.
 COMPILED = frozenset({"direct", "implicit"})
@@ -80,6 +86,21 @@ class Products:
             return stream.nbytes(self, "forward", stream.lengths(self, "forward"))
         return select.workspace(self.algorithm, self.geometry, self.dtype, self.device)
 
+    @cached_property
+    def _peaks(self) -> dict[str, int]:
+        return {}
+
+    def _peak(self, product: str) -> int:
+        """Bytes that a product of arrays that are ready takes at its peak beside them and its result."""
+        if product not in self._peaks:
+            self._peaks[product] = self._room("peak").of(product, self.choice, self.geometry, self._stored)
+        return self._peaks[product]
+
+    def _taken(self, product: str, copies: int = 0, straight: bool = False) -> int:
+        """Bytes that a product takes at its peak in all, beside its arguments, of which ``copies`` are made."""
+        shape = getattr(self.geometry, RESULTS[product])
+        return arrays.taken(shape, self.dtype, self._stored, copies + self._peak(product), straight)
+
     def _tiled(self, resume: Any) -> bool:
         """Whether this plan works tile by tile."""
         if self.max_bytes is None and resume is not None:
@@ -87,7 +108,7 @@ class Products:
         return self.max_bytes is not None
 
     def forward_of(
-        self, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, out: np.ndarray | None
+        self, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, out: np.ndarray | None, cast: bool = False
     ) -> np.ndarray:
         """``forward`` of arrays that are NumPy's already, or numconv's on a GPU: what ``forward`` calls.
 
@@ -95,6 +116,8 @@ class Products:
         ----------
         x, w, bias, out
             As for ``forward``.
+        cast : bool, default False
+            Whether arrays may lose by a cast to the plan's dtype.
 
         Returns
         -------
@@ -102,11 +125,31 @@ class Products:
         """
         g = self.geometry
         inputs = (("x", x, g.input_shape), ("w", w, g.kernel_shape), ("bias", bias, (g.K,)))
-        return self._run(self._forward, inputs, g.output_shape, out)
+        return self._run("forward", inputs, g.output_shape, out, cast)
+
+    def _grad_input_of(self, dy: np.ndarray, w: np.ndarray, out: np.ndarray | None, cast: bool = False) -> np.ndarray:
+        """The same for ``grad_input``."""
+        g = self.geometry
+        inputs = (("dy", dy, g.output_shape), ("w", w, g.kernel_shape))
+        return self._run("grad_input", inputs, g.input_shape, out, cast)
+
+    def _grad_weight_of(self, x: np.ndarray, dy: np.ndarray, out: np.ndarray | None, cast: bool = False) -> np.ndarray:
+        """The same for ``grad_weight``."""
+        g = self.geometry
+        inputs = (("x", x, g.input_shape), ("dy", dy, g.output_shape))
+        return self._run("grad_weight", inputs, g.kernel_shape, out, cast)
+
+    def _transpose_of(
+        self, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, out: np.ndarray | None, cast: bool = False
+    ) -> np.ndarray:
+        """The same for ``transpose``."""
+        g = self.geometry
+        inputs = (("x", x, g.output_shape), ("w", w, g.kernel_shape), ("bias", bias, (g.C,)))
+        return self._run("transpose", inputs, g.input_shape, out, cast)
 
     def _run(
-        self, compute: Callable[..., None], inputs: Sequence[tuple[str, np.ndarray | None, tuple[int, ...]]],
-        shape: tuple[int, ...], out: np.ndarray | None,
+        self, product: str, inputs: Sequence[tuple[str, np.ndarray | None, tuple[int, ...]]], shape: tuple[int, ...],
+        out: np.ndarray | None, cast: bool,
     ) -> np.ndarray:
         """Look at everything, ask for all memory, and only then copy, allocate and compute.
 
@@ -114,57 +157,65 @@ class Products:
         computed there, whatever the plan says of NumPy's.
         """
         first: Any = inputs[0][1]
-        if dispatch.device_of(first) != "cpu":
-            there = self._on_gpu if self.device == "cpu" else self
-            given: list[Any] = [array for _, array, _ in inputs]
+        if dispatch.device_of(first) == "cpu":
+            return self._run_once(product, inputs, shape, out, cast)
+        there = self._on_gpu if self.device == "cpu" else self
 
-            def run(*arrays: Any) -> Any:
-                named = [(name, a, need) for (name, _, need), a in zip(inputs, arrays[:-1], strict=True)]
-                return there._run_once(getattr(there, compute.__name__), named, shape, arrays[-1])
+        def run(*given: Any) -> Any:
+            named = [(name, array, need) for (name, _, need), array in zip(inputs, given[:-1], strict=True)]
+            return there._run_once(product, named, shape, given[-1], cast)
 
-            return dispatch.backend("cuda", "capture").replayed(there._captures, compute.__name__, given, out, run)
-        return self._run_once(compute, inputs, shape, out)
+        given: list[Any] = [array for _, array, _ in inputs]
+        return dispatch.backend("cuda", "capture").replayed(there._captures, (product, cast), given, out, run)
 
     def _run_once(
-        self, compute: Callable[..., None], inputs: Sequence[tuple[str, np.ndarray | None, tuple[int, ...]]],
-        shape: tuple[int, ...], out: np.ndarray | None,
+        self, product: str, inputs: Sequence[tuple[str, np.ndarray | None, tuple[int, ...]]], shape: tuple[int, ...],
+        out: np.ndarray | None, cast: bool,
     ) -> np.ndarray:
         first: Any = inputs[0][1]
         computed = self._stored
-        nbytes = prod(shape) * computed.itemsize if out is None else 0
         exact = computed == self.dtype
-        usual = exact and out is None and type(first) is np.ndarray
+        usual, copies = exact and out is None and type(first) is np.ndarray, 0
         for name, array, need in inputs:
             if array is None or (exact and array.shape == need and arrays.fits(array, computed)):
                 continue
             usual = False
-            self._check(name, array, need)
-            nbytes += 0 if arrays.fits(array, computed) else array.size * computed.itemsize
-        if out is not None:
-            arrays.check_out(out, shape, self.dtype)
-        self._require(nbytes + self._workspace, shape, first)
-        compute = dispatch.placed(self.device, first, compute)
+            self._check(name, array, need, cast)
+            copies += arrays.copied(computed, array)
+        peak = self._peaks.get(product)
+        if peak is None:
+            peak = self._peak(product)
+        compute = dispatch.placed(self.device, first, getattr(self, PRODUCTS[product]))
         if usual:  # the same as below, which takes longer than a small convolution
+            self._require(prod(shape) * computed.itemsize + peak, shape, first)
             target = np.empty(shape, computed)
             compute(*(np.zeros(need, computed) if array is None else array for _, array, need in inputs), target)
             return target
-        ready = [
-            arrays.zeros_beside(first, need, computed) if array is None else arrays.ready(array, computed)
-            for _, array, need in inputs
-        ]
+
+        def fill(target: np.ndarray) -> None:
+            ready = [
+                arrays.zeros_beside(first, need, computed) if array is None
+                else arrays.as_summand(array, self.dtype, computed)
+                for _, array, need in inputs
+            ]
+            compute(*ready, target)
+
+        given = [array for _, array, _ in inputs if array is not None]
         with np.errstate(all="ignore"):  # the caller's own array may not hold what was computed
             return arrays.deliver(
-                lambda target: compute(*ready, target), shape, self.dtype, out, *ready, computed=computed
+                fill, shape, self.dtype, out, *given, computed=computed, beside=copies + peak,
+                ask=lambda nbytes: self._require(nbytes, shape, first),
             )
 
-    def _check(self, name: str, array: np.ndarray, need: tuple[int, ...]) -> None:
+    def _check(self, name: str, array: np.ndarray, need: tuple[int, ...], cast: bool = False) -> None:
         arrays.check_shape(name, array, need)
         if array.dtype != self.dtype:
             arrays.product_dtype(**{name: array})
-            if not np.can_cast(array.dtype, self.dtype, "safe"):
+            if not cast and arrays.loses(array, self.dtype):
                 raise TypeError(f"{name} must cast to the plan's dtype {self.dtype} without loss, got {array.dtype}")
 
     def _require(self, nbytes: int, shape: tuple[int, ...], array: np.ndarray) -> None:
+        """Ask for memory where this array is computed."""
         if nbytes < _memory.ALWAYS_THERE:
             return
         way_out = "use smaller pieces: fewer images, channels or rows at a time"
@@ -172,6 +223,8 @@ class Products:
             way_out = f"use algorithm='implicit', which stores no matrix; or {way_out}"
         what = f"this convolution by {self.algorithm!r}, with a result of shape {shape},"
         _memory.require(nbytes, what, way_out, dispatch.free_memory(array, self.device))
+        if self.device != "cpu" and isinstance(array, np.ndarray):
+            _memory.require(prod(shape) * self.dtype.itemsize, what, way_out)
 
     def _weights_for_a_matrix(self, w: np.ndarray) -> np.ndarray:
         self._check("w", w, self.geometry.kernel_shape)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from functools import lru_cache, partial
 from itertools import product
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import arrays, containers, dispatch, select, tiles
+from . import _memory, arrays, containers, dispatch, select, tiles
 from ._indexing import extent
 from .geometry import ConvGeometry
 from .record import record
@@ -258,7 +258,8 @@ def grad_weight(plan: Products, x: Any, dy: Any, out: Any) -> Any:
         with np.errstate(all="ignore"):
             dw[...] = total
 
-    return work.give(arrays.deliver(compute, g.kernel_shape, plan.dtype, out, x, dy, computed=computed), out)
+    with work.asked(g.kernel_shape, prod(g.kernel_shape) * (computed.itemsize if out is None else 0)):
+        return work.give(arrays.deliver(compute, g.kernel_shape, plan.dtype, out, x, dy, computed=computed), out)
 
 
 def grad_weight_tile(plan: Products, x: Any, dy: Any, tile: Tile) -> np.ndarray:
@@ -292,6 +293,7 @@ class _Work:
             plan._check(name, array, shape)
         self.inputs = [found[name] for name in inputs]
         self.files = files
+        self.beside = max((np.dtype(array.dtype).itemsize for array in files.values()), default=0)
 
     def give(self, result: Any, out: Any) -> Any:
         """The result as the caller wants it."""
@@ -310,8 +312,13 @@ class _Work:
         return (tiles.adjoint_tile if self.backwards else tiles.tile)(self.plan.geometry, *ranges)
 
     def lengths(self, more: int = 0) -> tuple[int, ...]:
-        beside = max((np.dtype(array.dtype).itemsize for array in self.files.values()), default=0)
-        return lengths(self.plan, self.what, max(beside, more))
+        return lengths(self.plan, self.what, max(self.beside, more))
+
+    def asked(self, shape: tuple[int, ...], result: int, more: int = 0) -> AbstractContextManager[None]:
+        """Memory for the result and the largest tile; before that an error where ``max_bytes`` is too small for any."""
+        taken = result + nbytes(self.plan, self.what, self.lengths(more), max(self.beside, more))
+        what = f"{self.what} tile by tile, with a result of shape {shape},"
+        return _memory.required(taken, what, "give a file or a smaller max_bytes")
 
     def deliver(
         self, compute: Callable[[Any, np.ndarray | None], np.ndarray], shape: tuple[int, ...], out: Any, resume: Any
@@ -333,11 +340,11 @@ class _Work:
             raise ValueError("out must be given for resume, an array in a file that outlives the process; got None")
         if resume is not None:
             more = max(more, np.dtype(out.dtype).itemsize)
-        self.lengths(more)  # an error now, before a result is allocated
-        if out is None:
-            self.plan._require(prod(shape) * dtype.itemsize, shape, np.empty(0))
-            target = np.empty(shape, dtype)
-        with record(resume, self.facts(out, more)) if resume is not None else nullcontext() as done:
+        with self.asked(shape, prod(shape) * dtype.itemsize if out is None else 0, more), (
+            record(resume, self.facts(out, more)) if resume is not None else nullcontext()
+        ) as done:
+            if out is None:
+                target = np.empty(shape, dtype)
             for i, ranges in enumerate(progress(self.tiles(more), self.what)):
                 tile = self.tile(*ranges)
                 channels = tile.channels if isinstance(tile, AdjointTile) else tile.kernels

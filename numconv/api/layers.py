@@ -73,12 +73,13 @@ def conv(
             [117, 121]]])
     """
     (x, w, bias, out), give = dispatch.read(x=x, w=w, bias=bias, out=out)
+    cast = dtype is not None
     (x, w, bias), dtype = arrays.summands(dtype, out, x=x, w=w, bias=bias)
     plan = plan_for(
         conv_geometry, x.shape, w.shape, dtype, algorithm, stride=stride, padding=padding, dilation=dilation,
         groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
     )
-    return give(plan.forward_of(x, w, bias, out))
+    return give(plan.forward_of(x, w, bias, out, cast))
 
 
 def _need_axes(name: str, w: Any, d: int) -> None:
@@ -232,12 +233,13 @@ def conv_transpose(
     array([[  1,  10, 102,  20, 200]])
     """
     (x, w, bias, out), give = dispatch.read(x=x, w=w, bias=bias, out=out)
+    cast = dtype is not None
     (x, w, bias), dtype = arrays.summands(dtype, out, x=x, w=w, bias=bias)
     plan = plan_for(
         transpose_geometry, x.shape, w.shape, dtype, algorithm, stride=stride, padding=padding,
         output_padding=output_padding, dilation=dilation, groups=groups, boundary=boundary, flip=flip,
     )
-    return give(plan.transpose(x, w, bias, out))
+    return give(plan._transpose_of(x, w, bias, out, cast))
 
 
 def conv_transpose1d(
@@ -387,12 +389,13 @@ def conv_grad_input(
     array([[ 1, 12, 20]])
     """
     (w, dy, out), give = dispatch.read(w=w, dy=dy, out=out)
+    cast = dtype is not None
     (w, dy), dtype = arrays.summands(dtype, out, w=w, dy=dy)
     plan = plan_for(
         _geometry_of_grad_input, frozen(input_shape), w.shape, dtype, algorithm, stride=stride, padding=padding,
         dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
     )
-    return give(plan.grad_input(dy, w, out))
+    return give(plan._grad_input_of(dy, w, out, cast))
 
 
 @dispatch.or_dask
@@ -431,9 +434,10 @@ def conv_grad_weight(
     array([[[ 21, 210]]])
     """
     (x, dy, out), give = dispatch.read(x=x, dy=dy, out=out)
+    cast = dtype is not None
     (x, dy), dtype = arrays.summands(dtype, out, x=x, dy=dy)
     plan = plan_for(
         _geometry_of_grad_weight, x.shape, frozen(kernel_shape), dtype, algorithm, stride=stride, padding=padding,
         dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
     )
-    return give(plan.grad_weight(x, dy, out))
+    return give(plan._grad_weight_of(x, dy, out, cast))

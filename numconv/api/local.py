@@ -70,15 +70,17 @@ def conv_local(
 
     def compute(y: np.ndarray) -> None:
         target = y.reshape(g.N, g.K, *g.out)
-        start = np.zeros(g.K, computed) if bias is None else arrays.ready(bias, computed)
+        start = np.zeros(g.K, computed) if bias is None else arrays.as_summand(bias, dtype, computed)
         if not (y.size and w.size):
             target[...] = start.reshape(g.K, *(1,) * g.d)
             return
-        image = arrays.ready(x, computed).reshape(g.N, g.C, *g.size)
-        _room().forward(image, _weights(w, g, computed), start, g.axes, g.boundary_code, fill, target)
+        image = arrays.as_summand(x, dtype, computed).reshape(g.N, g.C, *g.size)
+        kernels = arrays.as_summand(w, dtype, computed).reshape(_rows(g))
+        _room().forward(image, kernels, start, g.axes, g.boundary_code, fill, target)
 
     inputs = (x, w) if bias is None else (x, w, bias)
-    return give(arrays.deliver(compute, g.output_shape, dtype, out, *inputs, computed=computed))
+    beside = arrays.copied(computed, *inputs)
+    return give(arrays.deliver(compute, g.output_shape, dtype, out, *inputs, computed=computed, beside=beside))
 
 
 def conv_local_grad_input(
@@ -127,10 +129,12 @@ def conv_local_grad_input(
         if not (dy.size and w.size and dx.size):
             dx[...] = 0
             return
-        gradient = arrays.ready(dy, computed).reshape(g.N, g.K, *g.out)
-        _room().grad_input(gradient, _weights(w, g, computed), g, dx.reshape(g.N, g.C, *g.size))
+        gradient = arrays.as_summand(dy, dtype, computed).reshape(g.N, g.K, *g.out)
+        kernels = arrays.as_summand(w, dtype, computed).reshape(_rows(g))
+        _room().grad_input(gradient, kernels, g, dx.reshape(g.N, g.C, *g.size))
 
-    return give(arrays.deliver(compute, g.input_shape, dtype, out, w, dy, computed=computed))
+    beside = arrays.copied(computed, w, dy) + dispatch.backend("cpu", "peak").local_grad_input(g, computed)
+    return give(arrays.deliver(compute, g.input_shape, dtype, out, w, dy, computed=computed, beside=beside))
 
 
 def conv_local_grad_weight(
@@ -181,13 +185,14 @@ def conv_local_grad_weight(
         if not (dy.size and dw.size):
             dw[...] = 0
             return
-        image, gradient = arrays.ready(x, computed), arrays.ready(dy, computed)
+        image, gradient = arrays.as_summand(x, dtype, computed), arrays.as_summand(dy, dtype, computed)
         _room().grad_weight(
             image.reshape(g.N, g.C, *g.size), gradient.reshape(g.N, g.K, *g.out), g.axes, g.boundary_code, fill,
             dw.reshape(_rows(g)),
         )
 
-    return give(arrays.deliver(compute, shape, dtype, out, x, dy, computed=computed))
+    beside = arrays.copied(computed, x, dy)
+    return give(arrays.deliver(compute, shape, dtype, out, x, dy, computed=computed, beside=beside))
 
 
 def kernel2row_local(
@@ -269,11 +274,6 @@ def _geometry(
             f"{w_name} must have a kernel for each of {g.out} outputs, so its shape must begin so; got {kernel_shape}"
         )
     return g
-
-
-def _weights(w: np.ndarray, g: ConvGeometry, dtype: np.dtype) -> np.ndarray:
-    """The kernels as matrices ``(prod out, K, C/groups * prod k)``."""
-    return arrays.ready(w, dtype).reshape(_rows(g))
 
 
 def _rows(g: ConvGeometry) -> tuple[int, int, int]:

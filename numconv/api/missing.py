@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from .. import _memory, arrays, dispatch
 from ..arguments import Boundary, Ints, Mode, as_number
 from ..select import Algorithm
-from .plain import convolve
+from .plain import convolve, product_of
 from .plans import plan_convolve
 
 if TYPE_CHECKING:
@@ -81,28 +82,75 @@ def normalized_convolve(
     """
     masks = {} if mask is None else {"mask": mask}
     if isinstance(x, np.ma.MaskedArray):
-        masks["own mask"], x = np.ma.getmaskarray(x), x.data
+        if x.mask is not np.ma.nomask:
+            masks["own mask"] = x.mask
+        elif not masks:
+            masks["own mask"] = np.broadcast_to(np.False_, x.shape)
+        x = x.data
     (x, w, *masked, out), give = dispatch.read(x=x, w=w, **masks, out=out)
     if dispatch.device_of(x) != "cpu":
         raise TypeError("x must live on the CPU for normalized_convolve, got an array on a GPU; bring it there first")
     (x, w), dtype, computed = _summands(dtype, out, x, w)
-    there = ~np.logical_or.reduce([_as_mask(m, x.shape) for m in masked]) if masked else ~np.isnan(x)
-    weights = w.astype(computed)
     arguments: dict[str, Any] = {
         "mode": mode, "boundary": boundary, "stride": stride, "dilation": dilation, "axes": axes,
         "algorithm": "direct" if algorithm == "auto" else algorithm,
     }
     fill, outside = _outside(boundary, fill_value)
-    _memory.require(2 * x.size * computed.itemsize, f"the {x.size} values of x that are there", "use smaller pieces")
-    values = np.where(there, x, x.dtype.type(0)).astype(computed, copy=False)
-    y = convolve(values, weights, fill_value=fill, **arguments)
-    sums, defined = _sums(there, weights, outside, arguments)
-    with np.errstate(all="ignore"):
-        y /= sums
-    y[~defined] = np.nan
-    if out is None:
-        return give(arrays.as_result(y, dtype))
-    return give(arrays.deliver(lambda target: np.copyto(target, arrays.as_result(y, dtype)), y.shape, dtype, out))
+    masked = [_as_mask(m, x.shape) for m in masked]
+    values, kernel = arrays.Ready(x.shape, computed), arrays.Ready(w.shape, computed)
+    shape, product = product_of(values, kernel, fill, arguments)
+    if out is not None:
+        arrays.check_out(out, shape, dtype)
+    Y, size = prod(shape) * computed.itemsize, prod(shape)
+    for_sums = _taken_by_sums(x.shape, w, computed, outside, arguments)
+    first = x.size * computed.itemsize + max(product, 0 if x.dtype == computed else x.nbytes)
+    apart = out is not None and not arrays.takes_straight(out, dtype, ())
+    last = size * dtype.itemsize * ((dtype != computed) + apart)
+    taken = max(x.size + max(first, Y + for_sums), 2 * Y + size, Y + size + max(size, last))
+    what = f"this average of {x.size:,} values, with a result of shape {shape},"
+    with _memory.required(w.size * computed.itemsize + taken, what):
+        there = _there(x, masked)
+        weights = w.astype(computed)
+        y = convolve(
+            np.where(there, x, x.dtype.type(0)).astype(computed, copy=False), weights, fill_value=fill, **arguments
+        )
+        sums, defined = _sums(there, weights, outside, arguments)
+        del there
+        with np.errstate(all="ignore"):
+            y /= sums
+        del sums
+        y[~defined] = np.nan
+        if out is None:
+            return give(arrays.as_result(y, dtype))
+        return give(arrays.deliver(lambda target: np.copyto(target, arrays.as_result(y, dtype)), shape, dtype, out, y))
+
+
+def _there(x: np.ndarray, masks: list[np.ndarray]) -> np.ndarray:
+    """Where ``x`` has a value."""
+    if not masks:
+        there = np.asarray(np.isnan(x))
+    else:
+        there = masks[0].copy()
+        for mask in masks[1:]:
+            there |= mask
+    return np.logical_not(there, out=there)
+
+
+def _taken_by_sums(
+    shape: tuple[int, ...], w: np.ndarray, computed: np.dtype, outside: int, arguments: dict[str, Any]
+) -> int:
+    """Bytes that ``_sums`` takes at its peak, for inputs of this shape."""
+    arguments, real = _for_sums(arguments), np.empty(0, computed).real.dtype
+    there, kernel, size = arrays.Ready(shape, computed), arrays.Ready(w.shape, computed), arrays.Ready(w.shape, real)
+    result, product = product_of(there, kernel, outside, arguments)
+    values, Y = prod(result), prod(result) * computed.itemsize
+    taken = max(there.size * computed.itemsize + product, Y + values)
+    if arguments["algorithm"] in ("fft", "winograd"):
+        taken = max(taken, Y + values * (real.itemsize + 1))
+    elif not _all_positive(w, computed):
+        _, least = product_of(arrays.Ready(shape, real), size, outside, arguments)
+        taken = max(taken, Y + there.size * real.itemsize + least, Y + values * (2 * real.itemsize + 1))
+    return taken + w.size * real.itemsize
 
 
 def normalized_operator(
@@ -152,16 +200,19 @@ def normalized_operator(
     (mask, w), _ = dispatch.read(mask=mask, w=w)
     if dispatch.device_of(w) != "cpu":
         raise TypeError("mask and w must live on the CPU for normalized_operator, got arrays on a GPU")
-    there = ~_as_mask(mask, mask.shape)
+    mask = _as_mask(mask, mask.shape)
     (w, _), _, computed = _summands(dtype, None, w, w)
-    weights = w.astype(computed)
     fill, outside = _outside(boundary, fill_value)
     arguments: dict[str, Any] = {"mode": mode, "boundary": boundary, "stride": stride, "dilation": dilation}
     plan = plan_convolve(
-        there.shape, w.shape, dtype=computed, fill_value=fill, device="cpu", algorithm=algorithm, **arguments
+        mask.shape, w.shape, dtype=computed, fill_value=fill, device="cpu", algorithm=algorithm, **arguments
     )
     exact = {**arguments, "algorithm": "direct" if algorithm == "auto" else algorithm}
-    return NormalizedOperator(plan, weights, there, *_sums(there, weights, outside, exact))
+    sums, outputs = _taken_by_sums(mask.shape, w, computed, outside, exact), prod(plan.output_shape)
+    taken = max(sums, outputs * (2 * computed.itemsize + 1)) + mask.size + w.size * computed.itemsize
+    with _memory.required(taken, f"this operator of shape {plan.geometry.matrix_shape}"):
+        there, weights = ~mask, w.astype(computed)
+        return NormalizedOperator(plan, weights, there, *_sums(there, weights, outside, exact))
 
 
 def _as_mask(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -189,6 +240,16 @@ def _outside(boundary: str, fill_value: Any) -> tuple[Any, int]:
     return (0, 0) if missing else (fill_value, 1)
 
 
+def _all_positive(w: np.ndarray, dtype: np.dtype) -> bool:
+    """Whether weights do not cancel."""
+    return dtype.kind != "c" and bool(w.min() >= 0)
+
+
+def _for_sums(arguments: dict[str, Any]) -> dict[str, Any]:
+    """How weights are summed: what is there outside is a constant, which no matrix adds."""
+    return {**arguments, "algorithm": "direct"} if arguments["algorithm"] == "kernel2row" else arguments
+
+
 def _sums(
     there: np.ndarray, w: np.ndarray, outside: int, arguments: dict[str, Any]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -199,14 +260,15 @@ def _sums(
         raise ValueError(
             f"w must have a sum other than 0, got weights that cancel (sum {w.sum():.3g}): no average has such weights"
         )
-    if arguments["algorithm"] == "kernel2row":
-        arguments = {**arguments, "algorithm": "direct"}  # what is there outside is a constant, which no matrix adds
+    arguments = _for_sums(arguments)
     sums = convolve(there.astype(w.dtype), w, fill_value=outside, **arguments)
     if arguments["algorithm"] in ("fft", "winograd"):
-        least = size.sum()  # a transform errs everywhere by what its largest sums err
-    elif w.dtype == real and (w >= 0).all():
+        least: Any = epsilon * size.sum()  # a transform errs everywhere by what its largest sums err
+    elif _all_positive(w, w.dtype):
         return sums, sums != 0  # nothing cancels
     else:
         least = convolve(there.astype(real), size, fill_value=outside, **arguments)
+        least *= epsilon
     with np.errstate(invalid="ignore"):
-        return sums, ~(np.abs(sums) <= epsilon * least)
+        none = np.asarray(np.abs(sums) <= least)
+        return sums, np.logical_not(none, out=none)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import lru_cache
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from .. import arrays, dispatch
+from .. import _memory, arrays, dispatch
 from .._indexing import extent
 from ..arguments import MODES, Boundary, Ints, Mode, one_of, per_axis
 from ..geometry import conv_geometry, frozen, plain_geometry
@@ -70,7 +71,8 @@ def convolve(
         If a dtype has no product, the arrays live in different places, or an array means more than its numbers (units,
         labels, a mask, gradients), which would be lost.
     MemoryError
-        If the result would not fit, before anything is allocated.
+        If result, copies of inputs and workspace together would not fit at their peak into what the system, control
+        groups and limits of the process leave; it comes before anything is taken or computed.
 
     References
     ----------
@@ -137,15 +139,15 @@ def _slide(
 ) -> Any:
     one_of("mode", mode, MODES)
     (x, w, out), give = dispatch.read(x=x, w=w, out=out)
+    cast = dtype is not None
     (x, w), dtype = arrays.summands(dtype, out, x=x, w=w)
-    kernel = w if flip else w.conj()
-    if axes is None and (x.ndim or w.ndim) and not (mode == "valid" and _inside(x.shape, w.shape, frozen(dilation))):
-        plan = plan_for(
-            plain_geometry, x.shape, w.shape, dtype, algorithm, mode=mode, stride=stride, dilation=dilation,
-            boundary=boundary, fill_value=fill_value, flip=flip,
-        )
-        return give(plan.forward_of(x, kernel, None, out))
-    if x.ndim == w.ndim == 0 and (axes is None or _normal_axes(axes, 0) == ()):  # points are rows of one pixel
+    way, plan, chosen = _way(
+        x.shape, w.shape, dtype, mode, flip, boundary, fill_value, stride, dilation, axes, algorithm,
+        dispatch.device_of(x),
+    )
+    if way == "plain" and (flip or w.dtype.kind != "c"):
+        return give(plan.forward_of(x, w, None, out, cast))
+    if way == "point":  # a row of one pixel
         if out is not None:
             arrays.check_shape("out", out, ())
         row = _slide(
@@ -153,25 +155,138 @@ def _slide(
             None if out is None else out.reshape(1),
         )
         return give(row.reshape(()))
+    shape = _shape(way, plan, x, chosen, stride)
+    if out is not None:
+        arrays.check_out(out, shape, dtype)
+    with _asked(x, way, plan, chosen, w, flip, shape, dtype, out):
+        kernel = w if flip else w.conj()
+        if way == "plain":
+            return give(plan.forward_of(x, kernel, None, out, cast))
+        if way == "rows":
+            rows = _rows(x, chosen, dtype)
+            y = plan.forward_of(rows, kernel.reshape(1, 1, *w.shape), None, None, cast)
+            del rows
+        else:
+            y = _exchanged(x, kernel, way, plan, chosen, dtype, stride, dilation, flip)
+        rest = [n for a, n in enumerate(x.shape) if a not in chosen]
+        y = np.moveaxis(y.reshape(*rest, *y.shape[2:]), range(-len(chosen), 0), chosen)
+        if out is None and y.flags.c_contiguous:
+            return give(y)
+        return give(arrays.deliver(lambda target: np.copyto(target, y), shape, dtype, out, y))
+
+
+def _way(
+    x_shape: tuple[int, ...], w_shape: tuple[int, ...], dtype: np.dtype, mode: str, flip: bool, boundary: str,
+    fill_value: complex, stride: Any, dilation: Any, axes: Any, algorithm: str, where: str = "cpu",
+) -> tuple[str, Any, tuple[int, ...]]:
+    """How a product is computed, its plan, and the axes that are convolved.
+
+    ``"plain"``: as it stands; ``"rows"``: the other axes are a batch; where the kernel is the larger it becomes the
+    input and the rows of ``x`` are kernels over it, all at once (``"exchanged"``) or one at a time (``"each"``).
+    """
+    d = len(x_shape)
+    if axes is None and (d or w_shape) and not (mode == "valid" and _inside(x_shape, w_shape, frozen(dilation))):
+        plan = plan_for(
+            plain_geometry, x_shape, w_shape, dtype, algorithm, mode=mode, stride=stride, dilation=dilation,
+            boundary=boundary, fill_value=fill_value, flip=flip,
+        )
+        return "plain", plan, ()
+    if d == len(w_shape) == 0 and (axes is None or _normal_axes(axes, 0) == ()):
+        return "point", None, ()
     arguments: dict[str, Any] = {"boundary": boundary, "fill_value": fill_value, "flip": flip}
-    chosen = tuple(range(x.ndim)) if axes is None else _normal_axes(axes, x.ndim)
-    if w.ndim != len(chosen):
-        raise ValueError(f"w must have one axis for each of axes={chosen}, got shape {w.shape}")
-    size = tuple(x.shape[a] for a in chosen)
-    if mode == "valid" and _inside(size, w.shape, frozen(dilation)):
-        y = _exchanged(x, _spread(kernel, dilation), chosen, dtype, stride, algorithm, arguments)
-    else:
-        plain = plain_geometry(size, w.shape, mode, stride=stride, dilation=dilation, **arguments)
-        rows = _rows(x, chosen, dtype)
+    chosen = tuple(range(d)) if axes is None else _normal_axes(axes, d)
+    if len(w_shape) != len(chosen):
+        raise ValueError(f"w must have one axis for each of axes={chosen}, got shape {w_shape}")
+    size = tuple(x_shape[a] for a in chosen)
+    device, rows = dispatch.choose_device(), prod(n for a, n in enumerate(x_shape) if a not in chosen)
+    if mode != "valid" or not _inside(size, w_shape, frozen(dilation)):
+        plain = plain_geometry(size, w_shape, mode, stride=stride, dilation=dilation, **arguments)
         geometry = conv_geometry(
-            rows.shape, (1, 1, *w.shape), stride=stride, dilation=dilation, padding=plain.padding, **arguments
+            (rows, 1, *size), (1, 1, *w_shape), stride=stride, dilation=dilation, padding=plain.padding, **arguments
         )
-        y = make_plan(geometry, dtype, dispatch.choose_device(), algorithm).forward(
-            rows, kernel.reshape(1, 1, *w.shape)
-        )
-    rest = [n for a, n in enumerate(x.shape) if a not in chosen]
-    y = np.moveaxis(y.reshape(*rest, *y.shape[2:]), range(-len(chosen), 0), chosen)
-    return give(arrays.deliver(lambda target: np.copyto(target, y), y.shape, dtype, out, x, w))
+        return "rows", make_plan(geometry, dtype, device, algorithm), chosen
+    over = (1, 1, *map(extent, w_shape, per_axis("dilation", dilation, len(w_shape), 1)))
+    for_one = make_plan(conv_geometry(over, (1, 1, *size), **arguments), dtype, device, algorithm)
+    if for_one.algorithm in ("im2col", "fft") and where == "cpu":
+        # BLAS rounds a row in another way beside others, and how many kernels there are decides how FFT cuts the input
+        return "each", for_one, chosen
+    geometry = conv_geometry(over, (rows, 1, *size), **arguments)
+    return "exchanged", make_plan(geometry, dtype, for_one.device, for_one.algorithm), chosen
+
+
+def _shape(way: str, plan: Any, x: Any, chosen: tuple[int, ...], stride: Any) -> tuple[int, ...]:
+    """The shape of the result."""
+    if way == "plain":
+        return tuple(plan.output_shape)
+    out = plan.geometry.out
+    if way != "rows":
+        out = [-(-n // step) for n, step in zip(out, per_axis("stride", stride, len(chosen), 1), strict=True)]
+    shape = list(x.shape)
+    for axis, n in zip(chosen, out, strict=True):
+        shape[axis] = n
+    return tuple(shape)
+
+
+def taken(
+    way: str, plan: Any, chosen: tuple[int, ...], x: Any, w: Any, flip: bool, shape: tuple[int, ...], dtype: np.dtype,
+    out: Any = None,
+) -> int:
+    """Bytes that a product takes at its peak beside ``x`` and ``w``, which may be ``arrays.Ready``."""
+    item, computed = dtype.itemsize, arrays.computed_in(dtype)
+    kernel = 0 if flip or w.dtype.kind != "c" else w.size * w.dtype.itemsize
+    if way == "plain":
+        straight = out is not None and arrays.takes_straight(out, computed, (x, w))
+        return kernel + int(plan._taken("forward", arrays.copied(computed, x, w), straight))
+    last = chosen == tuple(range(x.ndim - len(chosen), x.ndim))
+    rows = 0 if last and arrays.fits(x, dtype) else x.size * item
+    again = 0 if computed == dtype else computed.itemsize
+    values = prod(shape)
+    if way == "rows":
+        first = rows + kernel + plan._taken("forward", x.size * again + arrays.copied(computed, w))
+        direct = last
+    else:
+        spread = prod(plan.geometry.size)
+        copies = (0 if w.dtype == computed else spread * computed.itemsize) + again * prod(plan.kernel_shape)
+        values = prod(plan.geometry.out) * (x.size // max(prod(plan.geometry.kernel), 1))
+        each = values * item if way == "each" else 0
+        product = plan._taken("forward", copies, straight=way == "each")
+        first = rows + kernel + spread * w.dtype.itemsize + each + product
+        direct = last and flip and values == prod(shape)
+    if out is None:
+        second = 0 if direct else prod(shape) * item
+    else:
+        second = 0 if arrays.takes_straight(out, dtype, ()) else prod(shape) * item
+    return int(max(first, values * item + second))
+
+
+def product_of(
+    x: arrays.Ready, w: arrays.Ready, fill_value: Any, arguments: dict[str, Any]
+) -> tuple[tuple[int, ...], int]:
+    """The shape of ``convolve`` of these, which have one dtype, and the bytes that it takes at its peak."""
+    arguments = {"axes": None, **arguments, "fill_value": fill_value}
+    return _product_of(x, w, tuple((name, frozen(value, name)) for name, value in arguments.items()))
+
+
+@lru_cache(maxsize=256, typed=True)
+def _product_of(x: arrays.Ready, w: arrays.Ready, arguments: tuple[tuple[str, Any], ...]) -> tuple[Any, int]:
+    find = dict(arguments)
+    way, plan, chosen = _way(x.shape, w.shape, x.dtype, flip=True, **find)
+    if way == "point":
+        return (), 0
+    shape = _shape(way, plan, x, chosen, find["stride"])
+    return shape, taken(way, plan, chosen, x, w, True, shape, x.dtype)
+
+
+def _asked(
+    x: Any, way: str, plan: Any, chosen: tuple[int, ...], w: Any, flip: bool, shape: tuple[int, ...], dtype: np.dtype,
+    out: Any,
+) -> Any:
+    """Memory for all of it; on a GPU each part asks for its own."""
+    if "cuda" in (dispatch.device_of(x), plan.device):
+        return nullcontext()
+    nbytes = taken(way, plan, chosen, x, w, flip, shape, dtype, out)
+    what = f"this convolution by {plan.algorithm!r}, with a result of shape {shape},"
+    return _memory.required(nbytes, what, "use smaller pieces, or fewer rows at a time")
 
 
 def _rows(x: np.ndarray, chosen: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -182,23 +297,18 @@ def _rows(x: np.ndarray, chosen: tuple[int, ...], dtype: np.dtype) -> np.ndarray
 
 
 def _exchanged(
-    x: np.ndarray, spread: np.ndarray, chosen: tuple[int, ...], dtype: np.dtype, stride: Any, algorithm: str,
-    arguments: dict[str, Any],
+    x: np.ndarray, w: np.ndarray, way: str, plan: Any, chosen: tuple[int, ...], dtype: np.dtype, stride: Any,
+    dilation: Any, flip: bool,
 ) -> np.ndarray:
     """The valid part where the kernel is the larger: it becomes the input, and every row of ``x`` a kernel over it."""
-    rows = _rows(x, chosen, dtype)
-    over, one = (1, 1, *spread.shape), (1, *rows.shape[1:])
-    for_one = make_plan(conv_geometry(over, one, **arguments), dtype, dispatch.choose_device(), algorithm)
-    spread = spread.reshape(over)
-    if for_one.algorithm in ("im2col", "fft") and dispatch.device_of(rows) == "cpu":
-        # BLAS rounds a row in another way beside others, and how many kernels there are decides how FFT cuts the input
-        y = np.empty((1, len(rows), *for_one.geometry.out), dtype)
+    rows, spread = _rows(x, chosen, dtype), _spread(w, dilation).reshape(plan.input_shape)
+    if way == "each":
+        y: np.ndarray = np.empty((1, len(rows), *plan.geometry.out), dtype, like=rows)
         for r in range(len(rows)):
-            for_one.forward(spread, rows[r : r + 1], out=y[:, r : r + 1])
+            plan.forward_of(spread, rows[r : r + 1], None, y[:, r : r + 1], True)
     else:
-        plan = make_plan(conv_geometry(over, rows.shape, **arguments), dtype, for_one.device, for_one.algorithm)
-        y = plan.forward(spread, rows)
-    if not arguments["flip"]:
+        y = plan.forward_of(spread, rows, None, None, True)
+    if not flip:
         y = np.flip(y, tuple(range(2, y.ndim)))  # a correlation seen from the other array runs backwards
     steps = per_axis("stride", stride, spread.ndim - 2, 1)
     return y[(slice(None), slice(None), *(slice(None, None, step) for step in steps))]

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import _memory
 from .._indexing import CONSTANT, OUT, START, STEP, STRIDE, source
 from ..geometry import ConvGeometry, axes_table
 from . import direct, im2col, implicit, kernel2row, pieces, stencil, winograd
@@ -19,18 +18,26 @@ from .im2col import groups_of
 #: Of arrays up to this size one product says at once whether all is finite; BLAS begins to use threads beyond it.
 SMALL = 1 << 13
 
+#: Items that are looked at together, so that the answers take little memory.
+AT_ONCE = 1 << 16
+
 
 def grad_input(algorithm: ModuleType, dY: np.ndarray, w: np.ndarray, geometry: ConvGeometry, dX: np.ndarray) -> None:
     """``dX`` of ``y = conv(x, w)`` for ``w`` as it is; the Hermitian adjoint is this for ``w.conj()``."""
-    in_pieces = w.size > pieces.LONGEST * dX.shape[1] and algorithm in (im2col, implicit)  # as forward products are
+    apart = in_pieces(algorithm, w.size, dX.shape[1])
     if algorithm is kernel2row:
         kernel2row.grad_input(dY, w, geometry.axes, geometry.boundary_code, dX)
-    elif algorithm is im2col and not in_pieces:
+    elif algorithm is im2col and not apart:
         unfolded(geometry, dX, lambda zero_padded, dX: im2col.grad_input(dY, w, zero_padded.axes, dX))
-    elif algorithm in (implicit, winograd) and not in_pieces:
+    elif algorithm in (implicit, winograd) and not apart:
         unfolded(geometry, dX, lambda zero_padded, dX: gathered(algorithm.grad_input, dY, w, zero_padded, dX))
     else:
         unfolded(geometry, dX, lambda zero_padded, dX: gathered(by_phases, dY, w, zero_padded, dX, algorithm))
+
+
+def in_pieces(algorithm: ModuleType, weights: int, channels: int) -> bool:
+    """Whether the sums of a gradient of so many ``channels`` are cut, as those of forward products are."""
+    return weights > pieces.LONGEST * channels and algorithm in (im2col, implicit)
 
 
 def gathered(
@@ -55,7 +62,8 @@ def all_finite(array: np.ndarray) -> bool:
     """Whether nothing in a contiguous array is NaN or infinite."""
     if array.size <= SMALL and isfinite(np.vdot(array, array).real):
         return True
-    return bool(np.isfinite(array).all())
+    items = array.reshape(array.size)
+    return all(np.isfinite(items[i : i + AT_ONCE]).all() for i in range(0, items.size, AT_ONCE))
 
 
 @Kernel
@@ -93,9 +101,7 @@ def unfolded(
         adjoint(geometry, dX)
         return
     padded = geometry.padded
-    shape = (*dX.shape[:2], *padded.size)
-    _memory.require(prod(shape) * dX.itemsize, f"the gradient with its padding, shape {shape},", "use smaller pieces")
-    gradient = np.empty(shape, dtype=dX.dtype)
+    gradient = np.empty((*dX.shape[:2], *padded.size), dtype=dX.dtype)
     adjoint(padded, gradient)
     for a, (n, (lo, hi)) in enumerate(zip(geometry.size, geometry.padding, strict=True)):
         rows = np.moveaxis(gradient, 2 + a, 0)

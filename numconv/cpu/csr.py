@@ -8,7 +8,6 @@ import numpy as np
 from numba.extending import overload
 from numba.np.numpy_support import as_dtype
 
-from .. import _memory
 from ._jit import Kernel, flat, helper, tasks_of
 from .pieces import wide
 from .simd import CHAIN
@@ -253,6 +252,14 @@ def matvec(data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, X: np.ndar
     return not found.any()
 
 
+def parts_for(columns: int, entries: int) -> int:
+    """Into how many parts the rows of a transposed product are split."""
+    parts = PARTS
+    while parts > 1 and parts * columns > entries:
+        parts //= 2
+    return parts
+
+
 def rmatvec(data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, Y: np.ndarray, X: np.ndarray) -> bool:
     """``X[m] = A.T @ Y[m]`` for ``Y (M, rows)``, ``X (M, columns)``; False if the triple is no matrix of that shape.
 
@@ -261,12 +268,8 @@ def rmatvec(data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, Y: np.nda
     they have at most as many columns as there are entries. Parts follow from the shape alone, not from the threads.
     """
     data, indices, indptr = flat(data, -1), flat(indices, -1), flat(indptr, -1)
-    columns, parts, block = X.shape[1], PARTS, block_rows(indptr.size - 1, data.size)
-    while parts > 1 and parts * columns > data.size:
-        parts //= 2
-    _memory.require(
-        parts * columns * X.itemsize, "partial sums of the transposed product", "use smaller pieces",
-    )
+    columns, block = X.shape[1], block_rows(indptr.size - 1, data.size)
+    parts = parts_for(columns, data.size)
     sums = np.empty((parts, columns), dtype=X.dtype)
     low, high = np.zeros(parts, dtype=np.int64), np.zeros(parts, dtype=np.int64)
     for m in range(X.shape[0]):

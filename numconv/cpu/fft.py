@@ -357,6 +357,7 @@ def correlate(
                     level[share] = False
                     return
                 _correlate.alone(of_x, of_dY, S[share])
+                del of_x, of_dY  # before there are new ones
 
         return task
 
@@ -396,3 +397,13 @@ def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
         return 0
     blocks = Blocks(g.axes, g.N, g.C // g.groups, g.K // g.groups, dtype, SERIAL_BELOW)
     return blocks.kernel_bytes + blocks.workers * blocks.thread_bytes
+
+
+def workspace_of_sums(geometry: ConvGeometry, dtype: np.dtype) -> int:
+    """Bytes that ``grad_weight`` takes: sums and each thread's spectra of blocks, then the sum of sums turned back."""
+    g = geometry
+    blocks = Blocks(g.axes, g.N, g.C // g.groups, g.K // g.groups, dtype, SERIAL_BELOW, 2 * SUMS)
+    sums = min(SUMS, blocks.batches)
+    blocks_of_all = min(blocks.workers, sums) * blocks.thread_bytes
+    back = 2 * blocks.some.K * blocks.some.C * blocks.size * blocks.numbers.itemsize
+    return sums * blocks.kernel_bytes + max(blocks_of_all, blocks.kernel_bytes + back)

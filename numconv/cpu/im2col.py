@@ -234,11 +234,10 @@ def grad_weight(
 
 
 def stored(x: np.ndarray, taps: int, pixels: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Some images of ``x (N, C, *in)`` after the others, and memory for their ``X_conv``, asked for first."""
+    """Some images of ``x (N, C, *in)`` after the others, and memory for their ``X_conv``."""
     one = x.shape[1] * taps, pixels
     N, some = x.shape[0], images_at_once(prod(one) * x.itemsize)
     shape = (min(N, some), *one)
-    _memory.require(prod(shape) * x.itemsize, f"X_conv of shape {shape}", "use algorithm='implicit', which stores none")
     X_conv = np.empty(shape, dtype=x.dtype)
     for n in range(0, N, some):
         images = slice(n, min(n + some, N))

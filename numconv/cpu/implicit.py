@@ -424,3 +424,17 @@ def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
     lines = 0 if block[IN_PLACE] else int(block_size(axes, block))
     panel = int(block[PACKED]) * terms * width
     return (lines + panel + (HIGHEST + 2) * width) * dtype.itemsize * threads + 4 * 8 * terms
+
+
+def workspace_of_sums(geometry: ConvGeometry, dtype: np.dtype) -> int:
+    """Bytes that ``grad_weight`` takes: for each thread lines, turned rows and sums; and the sums of all parts."""
+    g, weights = geometry, geometry.K * (geometry.C // geometry.groups) * prod(geometry.kernel)
+    shape = g.N, g.K, *g.out
+    axes, _, block, terms, parts = _layout_for_weights(g.axes.tobytes(), shape, g.C // g.groups, g.groups, dtype)
+    lanes, width, most = int(block[LANES]), int(block[WIDTH]), int(block[ROWS] * block[COLUMNS])
+    lines = 0 if block[IN_PLACE] else int(block_size(axes, block))
+    sums = len(terms) * -(-(g.K // g.groups) // lanes) * lanes
+    tasks = parts * g.groups * -(-(g.C // g.groups) // int(block[CHANNELS]))
+    each = (lines + width * most + sums) * dtype.itemsize + 16 * most
+    added = weights * (parts * dtype.itemsize + wide(dtype).itemsize) if parts > 1 else 0
+    return min(tasks, thread_count()) * each + int(added)

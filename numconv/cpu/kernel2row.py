@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse
 
 from .. import _memory
-from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
+from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..geometry import ConvGeometry
 from . import csr
 from ._jit import Kernel, first_output, flat, helper, position, row_source, source, tasks_of
@@ -66,13 +66,18 @@ def sort_taps(kernel, reads, taps, pixels, first):
 @Kernel
 def _tap_counts(team, axis, boundary, o0, counts):
     # counts[j]: how many different pixels of one axis output o0 + j reads.
-    kernel = axis[KERNEL]
+    kernel, apart = axis[KERNEL], boundary == CONSTANT  # then every tap reads a pixel of its own, or none
     reads, taps = np.empty(kernel, np.int64), np.empty(kernel, np.int64)
     pixels, first = np.empty(kernel, np.int64), np.empty(kernel + 1, np.int64)
+    distance, back = abs(axis[STEP]), (kernel - 1) * min(axis[STEP], 0)
     for j in range(counts.size):
-        for t in range(kernel):
+        lowest = position(o0 + j, 0, axis[START], axis[STRIDE], axis[STEP]) + back
+        missed, within = max(0, -(lowest // distance)), (axis[SIZE] - 1 - lowest) // distance + 1
+        counts[j] = max(0, min(kernel, within) - missed)
+        for t in range(0 if apart else kernel):
             reads[t] = source(position(o0 + j, t, axis[START], axis[STRIDE], axis[STEP]), axis[SIZE], boundary)
-        counts[j] = sort_taps(kernel, reads, taps, pixels, first)
+        if not apart:
+            counts[j] = sort_taps(kernel, reads, taps, pixels, first)
 
 
 @helper
@@ -86,17 +91,21 @@ def inside(axis: np.ndarray) -> tuple[int, int]:
 
 def counts_of(axes: np.ndarray, boundary: int) -> Counts:
     """For each axis: what the outputs at either edge read, and how many lie between them, which read every tap."""
+    instead = "use algorithm='implicit', or less padding"
+    _memory.require(edges(axes), "what is counted to know the size of W_conv", instead)
     counts = []
     for axis in axes:
         a, b = inside(axis)
-        _memory.require(
-            8 * (a + int(axis[OUT]) - b), "what outputs at the edges read", "use algorithm='implicit', or less padding"
-        )
         before, after = np.empty(a, dtype=np.int64), np.empty(int(axis[OUT]) - b, dtype=np.int64)
         _tap_counts(axis, boundary, 0, before, work=0)
         _tap_counts(axis, boundary, b, after, work=0)
         counts.append((before, b - a, int(axis[KERNEL]), after))
     return counts
+
+
+def edges(axes: np.ndarray) -> int:
+    """Bytes of the arrays in ``counts_of``."""
+    return 8 * sum(int(axis[OUT]) - b + a for axis, (a, b) in zip(axes, map(inside, axes), strict=True))
 
 
 def count_entries(counts: Counts) -> int:
@@ -138,6 +147,11 @@ def scratch(Cg, count):
     room = np.empty((13, max(Cg, 1) * count + 2), np.int64)
     room[12, 0] = -1
     return room
+
+
+def scratch_nbytes(Cg: int, count: int) -> int:
+    """Bytes of it, and of what says what taps read."""
+    return 8 * 13 * (max(Cg, 1) * count + 2)
 
 
 @helper
@@ -362,10 +376,6 @@ def triple(
     entries, P = K * Cg * count_entries(counts), prod(axes[:, OUT].tolist())
     rows, columns = K * P, groups * Cg * prod(axes[:, SIZE].tolist())
     index_dtype = index_dtype_for(max(entries, rows, columns))
-    _memory.require(
-        stored_bytes(entries, rows, w.dtype, index_dtype) + 16 * P, f"W_conv with {entries:,} entries",
-        "use linear_operator(w) of a plan, or algorithm='implicit', which store no matrix",
-    )
     before = entries_before(counts)
     data, indices, indptr = one_block((entries, w.dtype), (entries, index_dtype), (rows + 1, index_dtype))
     structure(w.shape, axes, boundary, groups, before, indices, indptr)

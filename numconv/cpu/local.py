@@ -11,7 +11,6 @@ from math import prod
 
 import numpy as np
 
-from .. import _memory
 from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..geometry import ConvGeometry
 from . import im2col, kernel2row
@@ -179,9 +178,6 @@ def forward(
 def grad_input(dY: np.ndarray, w: np.ndarray, geometry: ConvGeometry, dX: np.ndarray) -> None:
     """``dX = col2im(dX_conv)`` with ``dX_conv[:, p] = W[p]^H @ dY[:, p]``, image by image."""
     shape = (dX.shape[1] * prod(geometry.kernel), len(w))
-    _memory.require(
-        prod(shape) * dX.itemsize, f"dX_conv of shape {shape}", "use smaller pieces: fewer outputs at a time"
-    )
     dX_conv = np.empty(shape, dX.dtype)
     for dy, dx in zip(dY, dX, strict=True):
         _columns(flat(w, *w.shape), flat(dy, dy.shape[0], len(w)), share(len(w)), dX_conv, work=w.size)
@@ -205,10 +201,6 @@ def triple(w: np.ndarray, g: ConvGeometry) -> tuple[np.ndarray, np.ndarray, np.n
     counts = counts_of(g.axes, g.boundary_code)
     entries = g.K * Cg * kernel2row.count_entries(counts)
     index_dtype = kernel2row.index_dtype_for(max(entries, *g.matrix_shape))
-    _memory.require(
-        kernel2row.stored_bytes(entries, g.K * P, w.dtype, index_dtype) + 16 * P, f"W_conv with {entries:,} entries",
-        "use conv_local, which stores no matrix",
-    )
     before = entries_before(counts)
     data, indices, indptr = kernel2row.one_block((entries, w.dtype), (entries, index_dtype), (g.K * P + 1, index_dtype))
     shape = (g.K, Cg, *g.kernel)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
-from math import prod
 
 import numpy as np
 
-from .. import _memory
 from .._indexing import KERNEL, START, STEP
 from ..geometry import axes_table
 
@@ -26,20 +24,23 @@ def too_long(w: np.ndarray) -> bool:
     return w.size > LONGEST * len(w)
 
 
+def most_at_once(Cg: int, kernel: Sequence[int]) -> tuple[int, list[int]]:
+    """Channels of a group and taps along each axis that make up a piece."""
+    room = PIECE
+    most: list[int] = []
+    for k in reversed(kernel):
+        most.insert(0, min(k, max(1, room)))
+        room //= most[0]
+    return min(Cg, max(1, room)), most
+
+
 def forward(
     algorithm: Callable[..., None], x: np.ndarray, w: np.ndarray, bias: np.ndarray, axes: np.ndarray, boundary: int,
     fill: np.generic, y: np.ndarray,
 ) -> None:
     """``algorithm(x, w, bias, axes, boundary, fill, y)`` as the sum of pieces: some channels of a group, some taps."""
     N, (K, Cg), kernel, dtype = x.shape[0], w.shape[:2], axes[:, KERNEL].tolist(), wide(y.dtype)
-    groups, room = x.shape[1] // Cg, PIECE
-    most: list[int] = []
-    for k in reversed(kernel):
-        most.insert(0, min(k, max(1, room)))
-        room //= most[0]
-    channels = min(Cg, max(1, room))
-    nbytes = (N * groups * channels * prod(x.shape[2:]) + 2 * y.size) * dtype.itemsize
-    _memory.require(nbytes, f"a sum of {w[0].size:,} products in {dtype}", "use smaller pieces")
+    groups, (channels, most) = x.shape[1] // Cg, most_at_once(Cg, kernel)
     total, part = np.zeros(y.shape, dtype), np.empty(y.shape, dtype)
     no_bias, constant = np.zeros(K, dtype), dtype.type(fill)
     pixels, weights = x.reshape(N, groups, Cg, *x.shape[2:]), w.reshape(K, Cg, *kernel)
@@ -54,5 +55,6 @@ def forward(
             piece = weights[(slice(None), slice(c, c + channels), *there)].astype(dtype, order="C")
             algorithm(some, piece, no_bias, axes_table(table.tolist()), boundary, constant, part)
             total += part
+        del some, piece  # before there are new ones
     total += bias.reshape(-1, *(1,) * (y.ndim - 2))
     y[...] = total

@@ -277,16 +277,25 @@ def grad_weight(
     """``direct.grad_weight`` for dtypes with vector code."""
     axes, plan = prepared(axes.tobytes(), dY.dtype)
     K, G, weights, taps = dW.shape[0], x.shape[1] // dW.shape[1], dW.size // dW.shape[0], len(plan.order)
-    rows, columns = plan.block
-    out = dY.shape[2:]
-    blocks = dY.shape[0] * prod(out[:-2]) * -(-(1, *out)[-2] // rows) * -(-out[-1] // columns)
-    together = min(K // G, max(1, SUMS // weights))
-    partial = np.empty((parts_of(blocks, tasks=G * -(-K // G // together)), K, weights), wide(dW.dtype))
+    together = kernels_together(K // G, weights)
+    partial = np.empty((parts_for(plan.block, dY.shape, G, weights), K, weights), wide(dW.dtype))
     _grad_weight(
         flat(x, x.size), flat(dY, dY.size), axes, boundary, fill, plan.entries, plan.sizes, G, together,
         partial, work=dY.size * weights,
     )
     dW.reshape(-1, taps)[:, plan.order] = partial.sum(axis=0).reshape(-1, taps)
+
+
+def kernels_together(Kg: int, weights: int) -> int:
+    """How many kernels of a group, of so many weights each, are summed at once."""
+    return min(Kg, max(1, SUMS // weights))
+
+
+def parts_for(block: tuple[int, int], shape: tuple[int, ...], G: int, weights: int) -> int:
+    """Into how many parts the sums over a ``dY`` of this shape are split."""
+    (N, K), out, (rows, columns) = shape[:2], shape[2:], block
+    blocks = N * prod(out[:-2]) * -(-(1, *out)[-2] // rows) * -(-out[-1] // columns)
+    return parts_of(blocks, tasks=G * -(-K // G // kernels_together(K // G, weights)))
 
 
 @helper

@@ -503,6 +503,16 @@ def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
     return max(bytes_of(*sizes, threads) for threads in (2, thread_count()))
 
 
+def taken(geometry: ConvGeometry, dtype: np.dtype, back: bool) -> int:
+    """Bytes that ``forward`` takes, or ``grad_input`` (``back``), with the threads that there are."""
+    g, threads = geometry, thread_count()
+    Cg, Kg, out = g.C // g.groups, g.K // g.groups, g.out
+    if back:
+        Cg, Kg, out = Kg, Cg, (g.size[0] + g.stride[0] - 1, g.size[1] + g.stride[0] - 1)
+    b = blocks_of(scheme_of(g.stride[0], back), g.N, Cg, Kg, g.groups, out, g.dilation, back, dtype, threads)
+    return int(bytes_with(b.shared, b.each, dtype, threads))
+
+
 def workspace_for_weights(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes that ``grad_weight`` takes, which grow with the batch."""
     from . import winograd_weights

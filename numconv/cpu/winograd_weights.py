@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._indexing import CONSTANT, START, STEP
-from .._memory import require
 from .._memory import workspace as memory
 from ..geometry import ConvGeometry
 from ._jit import Kernel, flat, helper, source, tasks_of
@@ -377,8 +376,6 @@ def _loud_tiles(
     x: np.ndarray, dY: np.ndarray, axes: np.ndarray, boundary: int, fill: np.generic, groups: int
 ) -> np.ndarray:
     images, (H, L), out, real = x.shape[0] * groups, x.shape[2:], dY.shape[2:], abs(x[:0]).dtype
-    nbytes = images * (H * L + prod(out)) * real.itemsize
-    require(nbytes, "what Winograd's weight gradient knows of each pixel", "use algorithm='implicit', or fewer images")
     x_peaks, dY_peaks = np.empty((images, H * L), real), np.empty((images, prod(out)), real)
     loud = np.empty((groups, tiles_of(x.shape[0], out)), np.bool_)
     Cg, Kg = x.shape[1] // groups, dY.shape[1] // groups
@@ -465,3 +462,14 @@ def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
     b = cut(g.N, g.C // g.groups, g.K // g.groups, g.groups, g.out, dtype)
     weights = g.K * g.C // g.groups * TAPS * TAPS
     return max(bytes_of(b, weights, dtype, threads) for threads in (2, thread_count()))
+
+
+def workspace_of_sums(geometry: ConvGeometry, dtype: np.dtype) -> int:
+    """Bytes that ``grad_weight`` takes at its peak: first what is looked at, then blocks and sums."""
+    g, real = geometry, np.empty(0, dtype).real.itemsize
+    b = cut(g.N, g.C // g.groups, g.K // g.groups, g.groups, g.out, dtype)
+    padded = prod(n + TAPS - 1 for n in g.out)
+    peaks = g.N * g.groups * (prod(g.size) + prod(g.out)) * real + 8 * (padded + tiles_of(g.N, g.out))
+    weights = g.K * (g.C // g.groups) * TAPS * TAPS
+    workers = workers_for(b, weights, dtype, thread_count())
+    return int(max(peaks, (workers * b.each + parts_size(b, weights)) * dtype.itemsize))

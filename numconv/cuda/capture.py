@@ -141,15 +141,15 @@ MOST = 64
 
 
 def replayed(
-    captures: dict[Any, Capture], name: str, arrays: Sequence[DeviceArray | None], out: DeviceArray | None,
+    captures: dict[Any, Capture], product: Any, arrays: Sequence[DeviceArray | None], out: DeviceArray | None,
     compute: Callable[..., DeviceArray],
 ) -> DeviceArray:
-    """What ``compute(*arrays, out)`` gives, captured or replayed. ``captures`` are those of a plan, ``name`` is the
-    product.
+    """What ``compute(*arrays, out)`` gives, captured or replayed. ``captures`` are those of a plan, of which this is a
+    ``product``.
     """
     arguments = [array for array in (*arrays, out) if array is not None]
     key = (
-        name, arguments[0].place, tuple(None if array is None else array.layout for array in (*arrays, out)),
+        product, arguments[0].place, tuple(None if array is None else array.layout for array in (*arrays, out)),
         tuple(map([id(array.owner) for array in arguments].index, (id(array.owner) for array in arguments))),
         out is not None and tuple(np.may_share_memory(out, array) for array in arguments[:-1]),
     )  # fmt: skip
