@@ -111,7 +111,7 @@ class ConvPlan(Products):
         ValueError
             If an argument does not fit the plan; if ``resume`` is a file that is no record (it is left as it is, even
             an empty one), that of another version of numconv, plan, ``w``, ``bias``, ``x`` or ``out``, or one that
-            another process works with.
+            another process works with. Tiles follow from ``max_bytes`` and the number of threads, which stay, too.
         MemoryError
             If result and workspace do not fit into the memory that is free.
 

@@ -124,9 +124,9 @@ def identity(out: Any, path: Any) -> dict[str, Any]:
     elif isinstance(out, np.ndarray):
         facts["file"] = None
     else:
-        file = getattr(getattr(out, "file", None), "filename", None)
+        file, name = getattr(getattr(out, "file", None), "filename", None), getattr(out, "name", None)
         facts |= {"file": _seen_from(path, file) if isinstance(file, (str, bytes)) else None}
-        facts |= {"name": str(getattr(out, "name", None)), "of": type(out).__name__}
+        facts |= {"name": str(name) if name is not None else None, "of": type(out).__name__}
     return facts
 
 
@@ -217,27 +217,27 @@ def _differences(name: str, then: Any, now: Any) -> Iterator[str]:
     elif isinstance(then, dict) or isinstance(now, dict):
         yield f"{name} was {'not ' if then is None else ''}given"
     else:
-        yield f"{name} was {then}, is {now}"
+        whence = " (by max_bytes and the number of threads)" if name == "tile" else ""
+        yield f"{name} was {then}, is {now}{whence}"
 
 
 def _begin(path: str, line: bytes) -> None:
     """Put a record of no tiles at ``path``, whole or not at all; if another process was faster, it is that one's."""
     whole = os.path.join(os.path.dirname(path), f".numconv-{secrets.token_hex(8)}")
-    try:
-        with open(whole, "xb", buffering=0) as file:
+    with open(whole, "xb", buffering=0) as file:
+        try:
             _write(file, line)
-            os.fsync(file.fileno())
-        with suppress(FileExistsError):
-            try:
-                os.link(whole, path)
-            except OSError as error:
-                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
-                    raise
-                with open(path, "xb", buffering=0) as file:  # a file system that knows one name for each file
-                    _write(file, line)
-    finally:
-        with suppress(FileNotFoundError):
+            with suppress(FileExistsError):
+                try:
+                    os.link(whole, path)
+                except OSError as error:
+                    if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                        raise
+                    with open(path, "xb", buffering=0) as only:  # a file system that knows one name for each file
+                        _write(only, line)
+        finally:
             os.unlink(whole)
+        os.fsync(file.fileno())  # last, since it takes long and a process that is killed here leaves one name
 
 
 def _write(file: Any, line: bytes) -> None:
