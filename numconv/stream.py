@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from functools import lru_cache, partial
@@ -22,6 +22,7 @@ import numpy as np
 from . import arrays, containers, dispatch, select, tiles
 from ._indexing import extent
 from .geometry import ConvGeometry
+from .progress import progress
 from .record import Read, checksum, flush, identity, mapped, record
 from .tiles import AdjointTile, Run, Share, Tile
 
@@ -258,7 +259,7 @@ def grad_weight(plan: Products, x: Any, dy: Any, out: Any) -> Any:
 
     def compute(dw: np.ndarray) -> None:
         total = np.zeros(dw.shape, wide(computed))
-        for ranges in progress(work.tiles(), "grad_weight"):
+        for ranges in progress(work.tiles(), "grad_weight", "tile"):
             tile = work.tile(*ranges)
             with np.errstate(all="ignore"):
                 total[... if g.plain else tile.kernels] += grad_weight_tile(plan, x, dy, tile)
@@ -353,7 +354,7 @@ class _Work:
             if done is not None:
                 source = Read(source)
                 there = self.finished(done, parts, source, target)
-            for i, ranges in enumerate(progress(parts, self.what)):
+            for i, ranges in enumerate(progress(parts, self.what, "tile")):
                 if i in there:
                     continue
                 tile = self.tile(*ranges)
@@ -376,7 +377,7 @@ class _Work:
         """The tiles that are in ``target`` already; an error if one of the record has read something else."""
         g, name, found = self.plan.geometry, next(iter(self.given)), set()
         recorded = [i for i in sorted(done.done) if 0 <= i < len(parts)]
-        for i in progress(recorded, f"{self.what}, what is there"):
+        for i in progress(recorded, f"{self.what}, what is there", "tile"):
             tile, (read, wrote) = self.tile(*parts[i]), done.done[i]
             if isinstance(tile, AdjointTile):
                 for _, shares in tile.parts(g):
@@ -417,13 +418,3 @@ def _share_memory(a: Any, b: Any) -> bool:
     """Whether one of these is part of the other, in memory or in a file."""
     files = [array.filename for array in (a, b) if isinstance(array, np.memmap) and array.filename is not None]
     return bool(len(files) == 2 and os.path.samefile(*files)) or bool(np.may_share_memory(a, b))
-
-
-def progress(items: Sequence[Any], what: str) -> Iterable[Any]:
-    """The items, with a progress bar on a terminal if ``tqdm`` is installed and it takes more than a second."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return items
-    bar: Iterable[Any] = tqdm(items, desc=what, unit="tile", leave=False, delay=1, disable=None)
-    return bar
