@@ -97,7 +97,8 @@ def storm(expected, seconds):
     for number in (signal.SIGALRM, signal.SIGUSR1):
         signal.signal(number, interrupt)
     results, before = [], threading.enumerate()
-    beside = threading.Thread(daemon=True, target=lambda: results.extend(in_threads(lambda i: (others, others, sends)[i](i), 3)))
+    at_once = partial(in_threads, lambda i: (others, others, sends)[i](i), 3)
+    beside = threading.Thread(target=lambda: results.extend(at_once()), daemon=True)
     files, until = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0, time.monotonic() + seconds
     beside.start()
     while time.monotonic() < until:

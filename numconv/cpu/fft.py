@@ -382,8 +382,8 @@ def share(workers: int, tasks: int, begin: Callable[[], Callable[[int], None]]) 
     if workers < 2:
         work()
         return
-    # threads that nothing but a lock of C waits for: an interrupt as threading.Thread or a pool begins one may leave its
-    # condition taken, and the thread and the end of the process waiting for ever
+    # nothing but a lock of C waits for them: an interrupt as threading.Thread or a pool begins one may leave its
+    # condition taken, and the thread and the end of the process wait for ever
     failed: list[BaseException] = []
 
     def beside(working: Any) -> None:
