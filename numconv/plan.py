@@ -97,14 +97,36 @@ class ConvPlan(Products):
         bias : array (K,), optional
         out : array of ``output_shape``, optional
         resume : path, optional
-            For plans with ``max_bytes``: a file that lists which tiles of ``out``, which is a file too, are done. Where
-            it is there already the finished tiles are not computed again; it is refused if it is that of another
-            geometry, kernel, bias or input.
+            For plans with ``max_bytes``: a file, the record, that lists which tiles of ``out`` are done. It is made if
+            there is none. The same call in a new process goes on where the last one was killed, with the same bits; it
+            stays when all is done, and the call once more computes nothing. Delete it as you like.
 
         Returns
         -------
         array of ``output_shape``
             Of the plan's dtype, or ``out``. Sums are kept in the plan's dtype even where ``out`` is wider.
+
+        Raises
+        ------
+        ValueError
+            If an argument does not fit the plan; if ``resume`` is a file that is no record (it is left as it is, even
+            an empty one), that of another version of numconv, plan, ``w``, ``bias``, ``x`` or ``out``, or one that
+            another process works with. Tiles follow from ``max_bytes`` and the number of threads, which stay, too.
+        MemoryError
+            If result and workspace do not fit into the memory that is free.
+
+        Notes
+        -----
+        The record holds a checksum of all values of ``w`` and ``bias``, and for every finished tile one of all values
+        of ``x`` that it read and one of those it wrote to ``out``. Before anything is computed, both are compared for
+        every tile of the record: this reads that part of ``x`` and ``out`` once. Another input is an error, as is
+        another time of change of an ``x`` in a ``numpy.memmap``; tiles that ``out`` does not hold any more, since its
+        file was lost, cut off or written anew, are computed again. ``x`` may change where no tile has read it yet.
+
+        ``out`` should be in a file that outlives the process: a ``numpy.memmap``, or an array of h5py or zarr. It is
+        known by shape, dtype and its file, which is found from the folder of the record, so that both may be moved
+        together. An array in memory serves to go on after Ctrl-C; a new process finds nothing in it and computes all
+        of it. Values are flushed to the file of ``out`` before the record has the line of their tile.
         """
         if self._tiled(resume):
             return stream.forward(self, x, w, bias, out, resume)
@@ -124,6 +146,11 @@ class ConvPlan(Products):
         Returns
         -------
         array of ``input_shape``
+
+        Raises
+        ------
+        ValueError, MemoryError
+            As for ``forward``.
         """
         if self._tiled(resume):
             return stream.grad_input(self, dy, w, out, resume)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from functools import lru_cache, partial
@@ -22,11 +22,13 @@ import numpy as np
 from . import _memory, arrays, containers, dispatch, select, tiles
 from ._indexing import extent
 from .geometry import ConvGeometry
-from .record import record
-from .tiles import AdjointTile, Run, Tile
+from .progress import progress
+from .record import Read, checksum, flush, identity, mapped, record
+from .tiles import AdjointTile, Run, Share, Tile
 
 if TYPE_CHECKING:
     from .products import Products
+    from .record import Record
 
 #: What a page of a file holds: shorter pieces of the last axis make the system read more than is asked for.
 PAGE = 4096
@@ -163,6 +165,11 @@ def windows_of(g: ConvGeometry, tile: Tile) -> tuple[Sequence[Run], ...]:
     return around(g, whole(tile.images), whole(tile.channels), [w.runs for w in tile.windows])
 
 
+def windows_back(g: ConvGeometry, tile: AdjointTile, shares: Sequence[Share]) -> tuple[Sequence[Run], ...]:
+    """What a part of a tile of the input gradient reads of ``dy``."""
+    return around(g, whole(tile.images), whole(tile.kernels), [whole(share.outs) for share in shares])
+
+
 # the products ---------------------------------------------------------------------------------------------------------
 
 
@@ -170,7 +177,8 @@ def forward(plan: Products, x: Any, w: Any, bias: Any, out: Any, resume: Any) ->
     """``plan.forward`` tile by tile."""
     g = plan.geometry
     work = _Work(plan, "forward", {"x": (x, g.input_shape), "w": (w, g.kernel_shape), "bias": (bias, (g.K,))})
-    return work.deliver(partial(forward_tile, plan, *work.inputs), g.output_shape, out, resume)
+    _, w, bias = work.inputs
+    return work.deliver(lambda x, *to: forward_tile(plan, x, w, bias, *to), g.output_shape, out, resume)
 
 
 def forward_tile(
@@ -187,17 +195,17 @@ def grad_input(plan: Products, dy: Any, w: Any, out: Any, resume: Any) -> Any:
     """``plan.grad_input`` tile by tile."""
     g = plan.geometry
     work = _Work(plan, "grad_input", {"dy": (dy, g.output_shape), "w": (w, g.kernel_shape)})
-    dy, w = work.inputs
-    return work.deliver(partial(grad_input_tile, plan, dy, w, None), g.input_shape, out, resume)
+    _, w = work.inputs
+    return work.deliver(lambda dy, *to: grad_input_tile(plan, dy, w, None, *to), g.input_shape, out, resume)
 
 
 def transpose(plan: Products, x: Any, w: Any, bias: Any, out: Any) -> Any:
     """``plan.transpose`` tile by tile."""
     g = plan.geometry
     work = _Work(plan, "transpose", {"x": (x, g.output_shape), "w": (w, g.kernel_shape), "bias": (bias, (g.C,))})
-    x, w, bias = work.inputs
+    _, w, bias = work.inputs
     bias = np.zeros(g.C, plan.dtype) if bias is None else bias
-    return work.deliver(partial(grad_input_tile, plan, x, w, bias), g.input_shape, out, None)
+    return work.deliver(lambda x, *to: grad_input_tile(plan, x, w, bias, *to), g.input_shape, out, None)
 
 
 def grad_input_tile(
@@ -215,7 +223,7 @@ def grad_input_tile(
     dx = np.zeros((*shape, *(axis.size + len(axis.onto) for axis in tile.axes)), computed)
     for geometry, shares in tile.parts(g):
         part = part_of(plan, geometry)
-        part_dy = block(dy, around(g, whole(tile.images), whole(tile.kernels), [whole(s.outs) for s in shares]))
+        part_dy = block(dy, windows_back(g, tile, shares))
         product_of = part._transposed if bias is not None else part._grad_input
         place: tuple[Any, ...] = (..., *(s.at for s in shares))
         dx[place] = _computed(part, product_of, (*shape, *geometry.size), part_dy, some)
@@ -251,7 +259,7 @@ def grad_weight(plan: Products, x: Any, dy: Any, out: Any) -> Any:
 
     def compute(dw: np.ndarray) -> None:
         total = np.zeros(dw.shape, wide(computed))
-        for ranges in progress(work.tiles(), "grad_weight"):
+        for ranges in progress(work.tiles(), "grad_weight", "tile"):
             tile = work.tile(*ranges)
             with np.errstate(all="ignore"):
                 total[... if g.plain else tile.kernels] += grad_weight_tile(plan, x, dy, tile)
@@ -321,10 +329,14 @@ class _Work:
         return _memory.required(taken, what, "give a file or a smaller max_bytes")
 
     def deliver(
-        self, compute: Callable[[Any, np.ndarray | None], np.ndarray], shape: tuple[int, ...], out: Any, resume: Any
+        self, compute: Callable[[Any, Any, np.ndarray | None], np.ndarray], shape: tuple[int, ...], out: Any,
+        resume: Any,
     ) -> Any:
-        """Compute every tile into ``out``; those that a record says are there already only if they are not."""
-        g, dtype = self.plan.geometry, self.plan.dtype
+        """Compute every tile into ``out``; those that a record says are there already only if they are not.
+
+        ``compute(source, tile, target)`` reads what it needs of the first input from ``source``.
+        """
+        dtype, source = self.plan.dtype, self.inputs[0]
         target, more = out, 0
         if is_file(out):
             arrays.check_shape("out", out, shape)
@@ -338,54 +350,77 @@ class _Work:
                 raise ValueError("out must not share memory with an input for a plan with max_bytes: it is read later")
         elif resume is not None:
             raise ValueError("out must be given for resume, an array in a file that outlives the process; got None")
-        if resume is not None:
-            more = max(more, np.dtype(out.dtype).itemsize)
-        with self.asked(shape, prod(shape) * dtype.itemsize if out is None else 0, more), (
-            record(resume, self.facts(out, more)) if resume is not None else nullcontext()
-        ) as done:
+        if resume is not None:  # a block whose checksum is taken may have to be copied for that
+            more = max(more, np.dtype(out.dtype).itemsize, np.dtype(source.dtype).itemsize)
+        with self.asked(shape, prod(shape) * dtype.itemsize if out is None else 0, more):
             if out is None:
                 target = np.empty(shape, dtype)
-            for i, ranges in enumerate(progress(self.tiles(more), self.what)):
-                tile = self.tile(*ranges)
-                channels = tile.channels if isinstance(tile, AdjointTile) else tile.kernels
-                place = around(g, tile.images, channels, tile.place)
-                if done is not None and done.holds(i, target, place):
-                    continue
-                if is_file(out):
-                    target[place] = compute(tile, None)
-                else:
-                    compute(tile, target[place])
+            parts, there = self.tiles(more), set()
+            with record(resume, self.facts(target, more, resume)) if resume is not None else nullcontext() as done:
                 if done is not None:
-                    done.add(i, target, place)
+                    source = Read(source)
+                    there = self.finished(done, parts, source, target)
+                for i, ranges in enumerate(progress(parts, self.what, "tile")):
+                    if i in there:
+                        continue
+                    tile = self.tile(*ranges)
+                    place = self.place(tile)
+                    if is_file(out):
+                        target[place] = compute(source, tile, None)
+                    else:
+                        compute(source, tile, target[place])
+                    if done is not None:
+                        flush(target)
+                        done.add(i, source.checksum(), checksum(target[place]))
         return self.give(target, out)
 
-    def facts(self, out: Any, more: int) -> dict[str, Any]:
+    def place(self, tile: Any) -> tuple[Any, ...]:
+        """Where the result of a tile belongs."""
+        channels = tile.channels if isinstance(tile, AdjointTile) else tile.kernels
+        return around(self.plan.geometry, tile.images, channels, tile.place)
+
+    def finished(self, done: Record, parts: list[tuple[Any, ...]], source: Read, target: Any) -> set[int]:
+        """The tiles that are in ``target`` already; an error if one of the record has read something else."""
+        g, name, found = self.plan.geometry, next(iter(self.given)), set()
+        recorded = [i for i in sorted(done.done) if 0 <= i < len(parts)]
+        for i in progress(recorded, f"{self.what}, what is there", "tile"):
+            tile, (read, wrote) = self.tile(*parts[i]), done.done[i]
+            if isinstance(tile, AdjointTile):
+                for _, shares in tile.parts(g):
+                    block(source, windows_back(g, tile, shares))
+            else:
+                block(source, windows_of(g, tile))
+            if source.checksum() != read:
+                raise done.refuse(name, f"has other values where tile {i + 1} of {len(parts)} reads them")
+            if checksum(target[self.place(tile)]) == wrote:
+                found.add(i)
+        return found
+
+    def facts(self, out: Any, more: int, resume: Any) -> dict[str, Any]:
         """What must be the same for a tile of an earlier run to be one of this run."""
         plan = self.plan
         geometry = {field.name: repr(getattr(plan.geometry, field.name)) for field in fields(plan.geometry)}
-        facts: dict[str, Any] = {"numconv": "tiles, version 1", "product": self.what, "geometry": geometry}
-        facts |= {"algorithm": plan.algorithm, "dtype": plan.dtype.str, "tile": list(self.lengths(more))}
+        facts: dict[str, Any] = {"product": self.what, "geometry": geometry, "dtype": plan.dtype.str}
+        facts |= {"algorithm": getattr(plan.choice, self.what), "device": plan.device, "tile": list(self.lengths(more))}
         for name, array in zip(self.given, self.inputs, strict=True):
-            if name in ("x", "dy"):
-                given, facts[name] = self.given[name], {"shape": list(array.shape), "dtype": np.dtype(array.dtype).str}
-                if isinstance(given, np.memmap) and given.filename is not None:
-                    facts[name]["changed"] = os.stat(given.filename).st_mtime_ns
-            elif array is not None:
-                facts[name] = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-        return facts | {"out": np.dtype(out.dtype).str}
+            facts[name] = array
+            if array is not None:
+                facts[name] = {"shape": list(array.shape), "dtype": np.dtype(array.dtype).str}
+                if name in ("x", "dy"):  # each tile's line says what it read
+                    facts[name]["changed"] = _changed(self.given[name])
+                else:
+                    facts[name]["sha256"] = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+        return facts | {"out": identity(out, resume)}
+
+
+def _changed(array: Any) -> int | None:
+    """When the file of a memory map was changed last, in nanoseconds."""
+    root = mapped(array)
+    path = None if root is None else root.filename
+    return os.stat(path).st_mtime_ns if path is not None and os.path.exists(path) else None
 
 
 def _share_memory(a: Any, b: Any) -> bool:
     """Whether one of these is part of the other, in memory or in a file."""
     files = [array.filename for array in (a, b) if isinstance(array, np.memmap) and array.filename is not None]
     return bool(len(files) == 2 and os.path.samefile(*files)) or bool(np.may_share_memory(a, b))
-
-
-def progress(items: Sequence[Any], what: str) -> Iterable[Any]:
-    """The items, with a progress bar on a terminal if ``tqdm`` is installed and it takes more than a second."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return items
-    bar: Iterable[Any] = tqdm(items, desc=what, unit="tile", leave=False, delay=1, disable=None)
-    return bar

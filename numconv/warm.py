@@ -12,6 +12,7 @@ from . import arrays, dispatch
 from .arguments import one_of
 from .geometry import conv_geometry
 from .plan import ConvPlan, make_plan
+from .progress import progress
 from .select import ALGORITHMS, refusal
 
 #: Small convolutions that run every kernel between them: shapes of input and kernel, and the rest of the geometry.
@@ -69,7 +70,7 @@ def warmup(dtypes: Any = ("float32", "float64"), algorithms: str | Iterable[str]
         for geometry in (conv_geometry(x, w, **rest) for x, w, rest in SAMPLES)
         if not refusal(name, geometry, dtype, device)
     ]
-    for plan in _progress(plans):
+    for plan in progress(plans, "compiling"):
         run_all_forms(plan)
         if device == "cpu":
             with dispatch.backend(device, "_jit").every_launch_parallel():
@@ -87,12 +88,3 @@ def run_all_forms(plan: ConvPlan) -> None:
         plan.col2im(plan.im2col(x))
     if plan.algorithm == "kernel2row":
         plan.refill(plan.matrix(w), w)
-
-
-def _progress(plans: list[ConvPlan]) -> Iterable[ConvPlan]:
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return plans
-    bar: Iterable[ConvPlan] = tqdm(plans, desc="compiling", leave=False, disable=None)  # None: only on a terminal
-    return bar

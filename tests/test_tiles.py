@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -308,3 +311,21 @@ def test_a_bar_shows_how_far_it_is_on_a_terminal_and_nowhere_else():
     assert b"forward" in os.read(ours, 10_000)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)
     assert run.stderr == b""
+
+
+def test_a_bar_waits_for_nobody(monkeypatch):
+    """What is interrupted or killed while it holds tqdm's lock holds up nothing here."""
+    tqdm = pytest.importorskip("tqdm").tqdm
+    for terminal in (False, True):
+        screen = io.StringIO()
+        monkeypatch.setattr(screen, "isatty", lambda terminal=terminal: terminal, raising=False)
+        monkeypatch.setattr(sys, "stderr", screen)
+        seen = []
+        with tqdm.get_lock():
+            work = partial(lambda found: found.extend(stream.progress(range(3), "forward")), seen)
+            thread = threading.Thread(target=work, daemon=True)
+            thread.start()
+            thread.join(20)
+            assert seen == [0, 1, 2]
+    monkeypatch.setattr(sys, "stderr", None)  # pythonw
+    assert list(stream.progress(range(3), "forward")) == [0, 1, 2]

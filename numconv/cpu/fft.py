@@ -12,9 +12,9 @@ or of which something is not finite, is summed directly.
 
 from __future__ import annotations
 
+import _thread
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from math import prod
 from typing import Any, NamedTuple
@@ -383,11 +383,31 @@ def share(workers: int, tasks: int, begin: Callable[[], Callable[[int], None]]) 
     if workers < 2:
         work()
         return
-    with ThreadPoolExecutor(workers - 1) as pool:
-        others = [pool.submit(work) for _ in range(workers - 1)]
+    # nothing but a lock of C waits for them: an interrupt as threading.Thread or a pool begins one may leave its
+    # condition taken, and the thread and the end of the process wait for ever
+    failed: list[BaseException] = []
+
+    def beside(working: Any) -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            working.release()
+
+    others: list[Any] = []
+    try:
+        for _ in range(workers - 1):
+            working = _thread.allocate_lock()
+            working.acquire()
+            _thread.start_new_thread(beside, (working,))
+            others.append(working)
         work()
-        for other in others:
-            other.result()
+    finally:
+        for working in others:
+            working.acquire()
+    if failed:
+        raise failed[0]
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
