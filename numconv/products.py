@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _memory, arrays, dispatch, select, stream
+from .arguments import as_path
 from .geometry import ConvGeometry
 from .select import Choice
 
@@ -77,6 +78,8 @@ class Products:
 
     def _tiled(self, resume: Any) -> bool:
         """Whether this plan works tile by tile."""
+        if resume is not None:
+            as_path("resume", resume)
         if self.max_bytes is None and resume is not None:
             raise ValueError("resume is for plans with max_bytes, which work tile by tile; this plan has none")
         return self.max_bytes is not None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from .. import _memory, arrays, dispatch
-from ..arguments import Boundary, Ints, Mode, as_number
-from ..select import Algorithm
+from ..arguments import BOUNDARIES, Boundary, Ints, Mode, as_number, one_of
+from ..geometry import plain_geometry
+from ..plan import make_plan
+from ..select import ASKED, Algorithm
 from .plain import convolve
-from .plans import plan_convolve
 
 if TYPE_CHECKING:
     from ..operators import NormalizedOperator
@@ -79,13 +80,15 @@ def normalized_convolve(
     >>> numconv.normalized_convolve([1, 9, 3], [1, 1], "valid", mask=[False, True, True])
     array([ 1., nan])
     """
+    boundary = cast(Boundary, one_of("boundary", boundary, BOUNDARIES))
+    algorithm = cast(Algorithm, one_of("algorithm", algorithm, ASKED))
     masks = {} if mask is None else {"mask": mask}
     if isinstance(x, np.ma.MaskedArray):
         masks["own mask"], x = np.ma.getmaskarray(x), x.data
     (x, w, *masked, out), give = dispatch.read(x=x, w=w, **masks, out=out)
     if dispatch.device_of(x) != "cpu":
         raise TypeError("x must live on the CPU for normalized_convolve, got an array on a GPU; bring it there first")
-    (x, w), dtype, computed = _summands(dtype, out, x, w)
+    (x, w), dtype, computed = _summands(dtype, out, x=x, w=w)
     there = ~np.logical_or.reduce([_as_mask(m, x.shape) for m in masked]) if masked else ~np.isnan(x)
     weights = w.astype(computed)
     arguments: dict[str, Any] = {
@@ -149,17 +152,18 @@ def normalized_operator(
     """
     from ..operators import NormalizedOperator
 
+    boundary = cast(Boundary, one_of("boundary", boundary, BOUNDARIES))
+    algorithm = cast(Algorithm, one_of("algorithm", algorithm, ASKED))
     (mask, w), _ = dispatch.read(mask=mask, w=w)
     if dispatch.device_of(w) != "cpu":
         raise TypeError("mask and w must live on the CPU for normalized_operator, got arrays on a GPU")
     there = ~_as_mask(mask, mask.shape)
-    (w, _), _, computed = _summands(dtype, None, w, w)
+    (w,), _, computed = _summands(dtype, None, w=w)
     weights = w.astype(computed)
     fill, outside = _outside(boundary, fill_value)
     arguments: dict[str, Any] = {"mode": mode, "boundary": boundary, "stride": stride, "dilation": dilation}
-    plan = plan_convolve(
-        there.shape, w.shape, dtype=computed, fill_value=fill, device="cpu", algorithm=algorithm, **arguments
-    )
+    geometry = plain_geometry(there.shape, w.shape, fill_value=fill, flip=True, names=("mask", "w"), **arguments)
+    plan = make_plan(geometry, computed, "cpu", algorithm)
     exact = {**arguments, "algorithm": "direct" if algorithm == "auto" else algorithm}
     return NormalizedOperator(plan, weights, there, *_sums(there, weights, outside, exact))
 
@@ -171,9 +175,9 @@ def _as_mask(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return mask
 
 
-def _summands(dtype: Any, out: Any, x: np.ndarray, w: np.ndarray) -> tuple[list[Any], np.dtype, np.dtype]:
+def _summands(dtype: Any, out: Any, **inputs: np.ndarray) -> tuple[list[Any], np.dtype, np.dtype]:
     """The arrays, the result's dtype, and the one to compute in: an average of integers is none."""
-    given, (both, sums) = dtype is not None, arrays.summands(dtype, out, x=x, w=w)
+    given, (both, sums) = dtype is not None, arrays.summands(dtype, out, **inputs)
     if sums.kind in "biu":
         if given:
             raise TypeError(f"dtype must be floating or complex for an average, got {sums}")
@@ -185,8 +189,9 @@ def _outside(boundary: str, fill_value: Any) -> tuple[Any, int]:
     """The constant outside ``x``, and whether anything is there."""
     if boundary != "constant":
         return fill_value, 0  # ``convolve`` refuses a constant
-    missing = bool(np.isnan(as_number("fill_value", fill_value)))
-    return (0, 0) if missing else (fill_value, 1)
+    fill = as_number("fill_value", fill_value)
+    missing = not isinstance(fill, int) and bool(np.isnan(fill))  # no int is NaN, and some are too large to ask NumPy
+    return (0, 0) if missing else (fill, 1)
 
 
 def _sums(
@@ -194,8 +199,13 @@ def _sums(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The sum of the weights that are there, for each output, and where it is more than rounding."""
     size, real = np.abs(w), w.real.dtype
+    with np.errstate(over="ignore"):
+        total = size.sum()
+    if not np.isfinite(total):
+        what = "a sum that is too large" if np.isfinite(w).all() else "infinity or NaN"
+        raise ValueError(f"w must have finite weights with a finite sum of sizes in {w.dtype}, got {what}")
     epsilon = max(64, w.size) * float(np.finfo(real).eps)  # a sum of n terms errs by at most n rounding errors
-    if abs(w.sum()) <= epsilon * size.sum():
+    if abs(w.sum()) <= epsilon * total:
         raise ValueError(
             f"w must have a sum other than 0, got weights that cancel (sum {w.sum():.3g}): no average has such weights"
         )
@@ -203,7 +213,7 @@ def _sums(
         arguments = {**arguments, "algorithm": "direct"}  # what is there outside is a constant, which no matrix adds
     sums = convolve(there.astype(w.dtype), w, fill_value=outside, **arguments)
     if arguments["algorithm"] in ("fft", "winograd"):
-        least = size.sum()  # a transform errs everywhere by what its largest sums err
+        least = total  # a transform errs everywhere by what its largest sums err
     elif w.dtype == real and (w >= 0).all():
         return sums, sums != 0  # nothing cancels
     else:

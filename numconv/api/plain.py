@@ -10,8 +10,9 @@ import numpy as np
 
 from .. import arrays, dispatch
 from .._indexing import extent
-from ..arguments import MODES, Boundary, Ints, Mode, one_of, per_axis
-from ..geometry import conv_geometry, frozen, plain_geometry
+from .._objects import shown
+from ..arguments import MODES, Boundary, Ints, Mode, frozen, one_of, per_axis
+from ..geometry import conv_geometry, plain_geometry
 from ..plan import make_plan, plan_for
 from ..select import Algorithm
 
@@ -135,11 +136,12 @@ def _slide(
     x: Any, w: Any, mode: str, flip: bool, boundary: str, fill_value: complex, stride: Any, dilation: Any, axes: Any,
     algorithm: str, dtype: Any, out: Any,
 ) -> Any:
-    one_of("mode", mode, MODES)
+    mode = one_of("mode", mode, MODES)
     (x, w, out), give = dispatch.read(x=x, w=w, out=out)
     (x, w), dtype = arrays.summands(dtype, out, x=x, w=w)
     kernel = w if flip else w.conj()
-    if axes is None and (x.ndim or w.ndim) and not (mode == "valid" and _inside(x.shape, w.shape, frozen(dilation))):
+    dilation = frozen(dilation, "dilation")
+    if axes is None and (x.ndim or w.ndim) and not (mode == "valid" and _inside(x.shape, w.shape, dilation)):
         plan = plan_for(
             plain_geometry, x.shape, w.shape, dtype, algorithm, mode=mode, stride=stride, dilation=dilation,
             boundary=boundary, fill_value=fill_value, flip=flip,
@@ -158,7 +160,7 @@ def _slide(
     if w.ndim != len(chosen):
         raise ValueError(f"w must have one axis for each of axes={chosen}, got shape {w.shape}")
     size = tuple(x.shape[a] for a in chosen)
-    if mode == "valid" and _inside(size, w.shape, frozen(dilation)):
+    if mode == "valid" and _inside(size, w.shape, dilation):
         y = _exchanged(x, _spread(kernel, dilation), chosen, dtype, stride, algorithm, arguments)
     else:
         plain = plain_geometry(size, w.shape, mode, stride=stride, dilation=dilation, **arguments)
@@ -222,13 +224,14 @@ def _inside(size: tuple[int, ...], kernel: tuple[int, ...], dilation: Any) -> bo
 
 
 def _normal_axes(axes: Any, ndim: int) -> tuple[int, ...]:
-    chosen = spatial_axes = tuple(axes) if hasattr(axes, "__iter__") else (axes,)
+    given = frozen(axes, "axes")
+    chosen = given if isinstance(given, tuple) else (given,)
     for axis in chosen:
-        if isinstance(axis, bool) or not hasattr(axis, "__index__"):
-            raise TypeError(f"axes must be an int or ints, got {axes!r}")
+        if type(axis) is not int:
+            raise TypeError(f"axes must be an int or ints, got {shown(given)}")
         if not -ndim <= axis < ndim:
-            raise ValueError(f"axes must lie between {-ndim} and {ndim - 1} for x with {ndim} axes, got {axes!r}")
-    spatial_axes = tuple(int(axis) % ndim for axis in chosen)
+            raise ValueError(f"axes must lie between {-ndim} and {ndim - 1} for x with {ndim} axes, got {shown(given)}")
+    spatial_axes = tuple(axis % ndim for axis in chosen)
     if len(set(spatial_axes)) != len(spatial_axes):
-        raise ValueError(f"axes must be different from each other, got {axes!r}")
+        raise ValueError(f"axes must be different from each other, got {shown(given)}")
     return spatial_axes

@@ -31,8 +31,8 @@ from dask.highlevelgraph import HighLevelGraph
 from .. import arrays, containers, matrices, stream, tiles
 from .._indexing import extent
 from ..api import plain
-from ..arguments import MODES, one_of
-from ..geometry import ConvGeometry, conv_geometry, frozen, plain_geometry, transpose_geometry, window_geometry
+from ..arguments import MODES, frozen, one_of
+from ..geometry import ConvGeometry, conv_geometry, plain_geometry, transpose_geometry, window_geometry
 from ..plan import ConvPlan, make_plan
 from ..tiles import AdjointTile, Range, Tile
 
@@ -80,14 +80,14 @@ def _slide(
     x: Any, w: Any, mode: str, flip: bool, *, axes: Any = None, algorithm: str = "auto", dilation: Any = 1,
     dtype: Any = None, **geometry: Any,
 ) -> Any:
-    one_of("mode", mode, MODES)
+    mode = one_of("mode", mode, MODES)
     chosen = tuple(range(x.ndim)) if axes is None else plain._normal_axes(axes, x.ndim)
     size = tuple(x.shape[a] for a in chosen)
     if w.ndim != len(chosen):
         raise ValueError(f"w must have one axis for each of axes={chosen}, got shape {w.shape}")
     if mode == "valid" and plain._inside(size, w.shape, dilation):
         raise ValueError(f"x must be the larger one if it is a Dask array, got shapes {x.shape} and {w.shape}")
-    g = plain_geometry(size, w.shape, mode, dilation=frozen(dilation), flip=flip, **_frozen(geometry))
+    g = plain_geometry(size, w.shape, mode, dilation=frozen(dilation, "dilation"), flip=flip, **_frozen(geometry))
     (x, w), dtype = arrays.summands(dtype, None, x=x, w=w)
     last = tuple(range(x.ndim - len(chosen), x.ndim))
     if chosen == last:
@@ -101,7 +101,7 @@ def conv_grad_input(
 ) -> Any:
     """``numconv.conv_grad_input`` of Dask arrays."""
     w, dy = _lazy(out, w=w, dy=dy)
-    g = conv_geometry(frozen(input_shape), w.shape, names=("input_shape", "w"), **_frozen(geometry))
+    g = conv_geometry(frozen(input_shape, "input_shape"), w.shape, names=("input_shape", "w"), **_frozen(geometry))
     arrays.check_shape("dy", dy, g.output_shape)
     (w, dy), dtype = arrays.summands(dtype, None, w=w, dy=dy)
     return _backward(dy, w, None, g, dtype, algorithm)
@@ -126,7 +126,7 @@ def conv_grad_weight(
 ) -> Any:
     """``numconv.conv_grad_weight`` of Dask arrays; the chunks' sums are added in a fixed order."""
     x, dy = _lazy(out, x=x, dy=dy)
-    g = conv_geometry(x.shape, frozen(kernel_shape), names=("x", "kernel_shape"), **_frozen(geometry))
+    g = conv_geometry(x.shape, frozen(kernel_shape, "kernel_shape"), names=("x", "kernel_shape"), **_frozen(geometry))
     arrays.check_shape("dy", dy, g.output_shape)
     (x, dy), dtype = arrays.summands(dtype, None, x=x, dy=dy)
     plan, outer = _plan(g, dtype, algorithm, g.N), x.ndim - g.d - 1
@@ -316,7 +316,7 @@ def _one_lazy(name: str, value: Any) -> Any:
 
 
 def _frozen(geometry: dict[str, Any]) -> dict[str, Any]:
-    return {name: frozen(value) for name, value in geometry.items()}
+    return {name: frozen(value, name) for name, value in geometry.items()}
 
 
 def _plan(g: ConvGeometry, dtype: np.dtype, algorithm: str, images: int) -> ConvPlan:
