@@ -312,7 +312,7 @@ def _read_host(name: str, value: Any) -> np.ndarray:
         return viewed
     how = np.asarray if look(value, "__dlpack_device__") is None else np.from_dlpack
     array: np.ndarray = ask(name, "an array", value, how)
-    if array.dtype.kind in "OSU" and not isinstance(value, np.generic):
+    if array.dtype.kind in "OSU" and not issubclass(type(value), np.generic):
         raise TypeError(f"{name} must be an array of numbers, got {described(value)}")
     return array
 

@@ -249,7 +249,7 @@ class Explanation:
         i, j = as_int("i", i, -FAR), as_int("j", j, -FAR)
         rows, columns = cells.shape
         if not (-rows <= i < rows and -columns <= j < columns):
-            raise IndexError(f"entry i={i}, j={j} lies outside the matrix, which has the shape {cells.shape}")
+            raise IndexError(f"entry i={i}, j={j} lies outside {matrix}, which has the shape {cells.shape}")
         return str(cells[i, j])
 
     # the content ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from math import copysign, gcd, prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._indexing import FAR, extent, first_tap, largest_index, output_size
-from ._objects import AXES, shown
+from ._objects import shown
 from .arguments import (
     BOUNDARIES,
     as_flag,
@@ -182,8 +182,8 @@ def axes_table(rows: Sequence[Sequence[int]]) -> np.ndarray:
     return table
 
 
-#: Spatial axes at the most: beside them arrays have a batch, groups and channels.
-MOST = AXES - 3
+#: Spatial axes at the most: NumPy's iterators have 32, and beside the spatial ones are a batch, groups and channels.
+MOST = 29
 
 
 # making geometries --------------------------------------------------------------------------------------------------
@@ -321,8 +321,8 @@ def window_geometry(input_shape: Any, kernel_size: Any, *, name: str = "x", **ar
             f"with shape {shape}, got kernel_size {kernel}"
         )
     if extra == 0:
-        return conv_geometry(shape, kernel, plain=True, names=(name, "kernel"), **arguments)
-    return conv_geometry(shape, (1, shape[-len(kernel) - 1], *kernel), names=(name, "kernel"), **arguments)
+        return conv_geometry(shape, kernel, plain=True, names=(name, "kernel_size"), **arguments)
+    return conv_geometry(shape, (1, shape[-len(kernel) - 1], *kernel), names=(name, "kernel_size"), **arguments)
 
 
 def transpose_geometry(

@@ -192,7 +192,9 @@ class Products:
         with np.errstate(all="ignore"):
             sums = y if y.dtype == self._computed else np.empty(y.shape, self._computed, like=y)
             self._transposed(x, w, sums)
-            sums += bias.reshape(self.geometry.C, *(1,) * self.geometry.d)
+            g = self.geometry
+            by_channel = self._canonical(sums, g.C, g.size)  # a view
+            by_channel += bias.reshape(g.C, *(1,) * g.d)
             if sums is not y:
                 y[...] = sums
 

@@ -388,7 +388,8 @@ def conv_grad_input(
     (w, dy), dtype = arrays.summands(dtype, out, w=w, dy=dy)
     plan = plan_for(
         _geometry_of_grad_input, frozen(input_shape, "input_shape"), w.shape, dtype, algorithm,
-        stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
+        stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value,
+        flip=flip,
     )
     return give(plan.grad_input(dy, w, out))
 
@@ -432,6 +433,7 @@ def conv_grad_weight(
     (x, dy), dtype = arrays.summands(dtype, out, x=x, dy=dy)
     plan = plan_for(
         _geometry_of_grad_weight, x.shape, frozen(kernel_shape, "kernel_shape"), dtype, algorithm,
-        stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
+        stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value,
+        flip=flip,
     )
     return give(plan.grad_weight(x, dy, out))

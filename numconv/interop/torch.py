@@ -332,7 +332,8 @@ def conv_grad_input(
     (w, dy), sums = _summands(dtype, w=w, dy=dy)
     plan = plan_for(
         layers._geometry_of_grad_input, frozen(input_shape, "input_shape"), tuple(w.shape), sums, algorithm,
-        stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
+        stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value,
+        flip=flip,
     )
     return _grad_input(dy, w, plan)
 
@@ -360,7 +361,8 @@ def conv_grad_weight(
     (x, dy), sums = _summands(dtype, x=x, dy=dy)
     plan = plan_for(
         layers._geometry_of_grad_weight, tuple(x.shape), frozen(kernel_shape, "kernel_shape"), sums, algorithm,
-        stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
+        stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value,
+        flip=flip,
     )
     return _grad_weight(x, dy, plan)
 
