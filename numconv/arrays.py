@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import _memory
-from ._objects import shown
+from ._objects import look, shown
 
 Array = np.ndarray
 
@@ -91,8 +91,9 @@ def plan_dtype(dtype: Any, name: str = "dtype") -> np.dtype:
     """``dtype=`` of a plan or of a call, NumPy's or torch's, as a dtype that has products."""
     if type(dtype).__module__ == "torch":
         dtype = str(dtype).removeprefix("torch.")
-    try:
-        found = product_dtype(dtype=np.dtype(dtype)) if dtype is not None else None
+    try:  # sequences and dicts are of fields, which have no products, and may be endless
+        no_dtype = dtype is None or issubclass(type(dtype), (list, tuple, dict))
+        found = None if no_dtype else product_dtype(dtype=np.dtype(dtype))
     except MemoryError:
         raise
     except Exception:  # NumPy has many, and a class may have a ``dtype`` of its own
@@ -183,7 +184,7 @@ def check_shape(name: str, array: Array, need: tuple[int, ...]) -> None:
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
     """Raise unless ``out`` can take a result of this shape and dtype."""
-    if not isinstance(out, np.ndarray) and not hasattr(out, "place"):
+    if not issubclass(type(out), np.ndarray) and look(out, "place") is None:
         raise TypeError(f"out must be an array of shape {shape} and dtype {dtype}, got {type(out).__name__}")
     check_shape("out", out, shape)
     if out.dtype != dtype and (out.dtype.kind in "SU" or not np.can_cast(dtype, out.dtype, "same_kind")):

@@ -57,9 +57,9 @@ def warmup(dtypes: Any = ("float32", "float64"), algorithms: str | Iterable[str]
     True
     """
     begin = time.perf_counter()
-    wanted = frozen(tuple(algorithms) if isinstance(algorithms, (set, frozenset)) else algorithms, "algorithms")
+    wanted = frozen(tuple(algorithms) if issubclass(type(algorithms), (set, frozenset)) else algorithms, "algorithms")
     names = [one_of("algorithms", name, ALGORITHMS) for name in (wanted if isinstance(wanted, tuple) else (wanted,))]
-    listed = dtypes if isinstance(dtypes, (list, tuple, set, frozenset)) else [dtypes]
+    listed = dtypes if issubclass(type(dtypes), (list, tuple, set, frozenset)) else [dtypes]
     device = dispatch.asked_for()
     plans = [
         make_plan(geometry, dtype, device, name)

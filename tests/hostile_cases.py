@@ -95,7 +95,8 @@ def calls() -> dict[str, Call]:
             tiled = name in ("forward", "grad_input", "grad_weight", "transpose")
             if not name.startswith("_") and name != "forward_of" and (tiled or prefix != "tiled"):
                 functions[f"{prefix}.{name}"] = getattr(owner, name)
-    operators = {"operator": PLAN.linear_operator(W), "normalized": nc.normalized_operator(np.zeros(36, bool), np.ones(13), "valid")}
+    normalized = nc.normalized_operator(np.zeros(36, bool), np.ones(13), "valid")
+    operators = {"operator": PLAN.linear_operator(W), "normalized": normalized}
     for prefix, owner in operators.items():
         for name in ("matvec", "matmat", "rmatvec", "rmatmat"):
             functions[f"{prefix}.{name}"] = getattr(owner, name)
@@ -163,7 +164,9 @@ def deep(levels: int) -> list[Any]:
 def memmap() -> np.memmap:
     """A small array in a file."""
     with tempfile.NamedTemporaryFile(suffix=".raw") as file:
-        return np.memmap(file.name, float, "w+", shape=(2, 2))
+        values = np.memmap(file.name, float, "w+", shape=(2, 2))
+    values[...] = 1
+    return values
 
 
 class Word(str):
@@ -231,8 +234,8 @@ METHODS = (
     "__dlpack_device__", "__fspath__", "__lt__", "__contains__",
 )  # fmt: skip
 ATTRIBUTES = (
-    "shape", "dtype", "__class__", "__array_interface__", "__array_struct__", "__cuda_array_interface__", "device", "nnz",
-    "unit", "mask", "place", "__array__", "format", "__iter__", "__index__",
+    "shape", "dtype", "__class__", "__array_interface__", "__array_struct__", "__cuda_array_interface__", "device",
+    "nnz", "unit", "mask", "place", "__array__", "format", "__iter__", "__index__",
 )  # fmt: skip
 
 #: Each made anew for each call.

@@ -124,3 +124,101 @@ def test_a_hostile_value_ends_soon_in_a_right_result_or_an_error_that_names_it(n
 def test_every_public_function_and_argument_is_called():
     for name in nc.__all__:
         assert name in CALLS or name in ("ConvPlan", "__version__", "devices"), name
+
+
+# arrays of many axes --------------------------------------------------------------------------------------------------
+
+PRODUCTS = ("im2col", "kernel2row", "implicit", "direct", "fft")
+
+
+@pytest.mark.parametrize("axes", [20, 29])
+@pytest.mark.parametrize("algorithm", PRODUCTS)
+def test_axes_of_one_pixel_cost_nothing(axes, algorithm):
+    rng = np.random.default_rng(axes)
+    many, few = (1,) * (axes - 2), {"algorithm": algorithm, "dtype": float, "device": "cpu", "boundary": "wrap"}
+    x, w = rng.integers(-3, 4, (4, 5)).astype(float), rng.integers(-3, 4, (2, 3)).astype(float)
+    plan, wide = nc.plan_convolve(x.shape, w.shape, "same", **few), nc.plan_convolve(
+        many + x.shape, many + w.shape, "same", **few
+    )  # fmt: skip
+    X, Y = (a.reshape(many + a.shape) for a in (x, w))
+    for name, arguments in {
+        "forward": (x, w), "grad_input": (x, w), "grad_weight": (x, x), "transpose": (x, w), "im2col": (x,),
+        "matrix": (w,), "gram_diagonal": (w,), "norm": (w,),
+    }.items():  # fmt: skip
+        spread = [X if a is x else Y for a in arguments]
+        with ended_after(END):
+            expected, got = getattr(plan, name)(*arguments), getattr(wide, name)(*spread)
+        expected, got = (a.toarray() if hasattr(a, "toarray") else np.asarray(a) for a in (expected, got))
+        np.testing.assert_allclose(got.reshape(expected.shape), expected, atol=1e-12, err_msg=name)
+    assert wide.explain_choice()
+    np.testing.assert_allclose(nc.convolve(X, Y, algorithm=algorithm).reshape(5, 7), nc.convolve(x, w), atol=1e-12)
+
+
+@pytest.mark.parametrize("axes", [30, 33, 61, 62, 63, 64])
+def test_more_axes_than_there_may_be_are_refused_by_name(axes):
+    one, shape = np.ones((1,) * axes), (1,) * axes
+    calls = {
+        "convolve": lambda: nc.convolve(one, one), "fft": lambda: nc.convolve(one, one, algorithm="fft"),
+        "im2col": lambda: nc.im2col(one, shape), "kernel2row": lambda: nc.kernel2row(one, shape),
+        "plan": lambda: nc.plan_convolve(shape, shape), "normalized": lambda: nc.normalized_convolve(one, one),
+    }  # fmt: skip
+    for call in calls.values():
+        with pytest.raises(ValueError, match=r"(w|kernel_shape|kernel_size) must have at most 29 spatial axes, got"):
+            call()
+    np.testing.assert_array_equal(nc.convolve(one, np.ones(1), axes=axes - 1), one)  # the others are rows
+
+
+# what ended in other errors -------------------------------------------------------------------------------------------
+
+
+def test_the_transpose_of_a_plan_of_plain_arrays():
+    rng = np.random.default_rng(1)
+    for size, kernel in (((7,), (3,)), ((5, 6), (3, 2)), ((4, 3, 5), (2, 2, 3))):
+        plan = nc.plan_convolve(size, kernel, dtype=float)
+        y, w = rng.standard_normal(plan.output_shape), rng.standard_normal(kernel)
+        expected = (plan.matrix(w).T @ y.ravel()).reshape(size)
+        np.testing.assert_allclose(plan.transpose(y, w), expected)
+        np.testing.assert_allclose(plan.transpose(y, w, [2.0]), expected + 2)
+
+
+@pytest.mark.parametrize("weight", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("algorithm", ["auto", "fft"])
+def test_weights_of_an_average_must_be_finite(weight, algorithm):
+    w = [1.0, weight, 1.0]
+    with pytest.raises(ValueError, match=r"\bw must have finite weights.*infinity or NaN"):
+        nc.normalized_convolve(np.ones(9), w, algorithm=algorithm)
+    with pytest.raises(ValueError, match=r"\bw must have finite weights.*infinity or NaN"):
+        nc.normalized_operator(np.zeros(9, bool), w)
+    with pytest.raises(ValueError, match=r"\bw must have finite weights.*too large"):
+        nc.normalized_convolve(np.ones(9), [1e308, 1e308, 1e308])
+
+
+def test_a_tolerance_below_what_doubles_resolve_counts_as_that():
+    plan = nc.plan_convolve((40,), (3,), dtype=float)
+    w = [1.0, -2, 1]
+    for tol in (0, 1e-300, np.float32(1e-20)):
+        assert plan.norm(w, tol=tol) == pytest.approx(np.linalg.norm(plan.matrix(w).toarray(), 2), rel=1e-9)
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, KeyError, RecursionError, MemoryError])
+def test_what_an_object_raises_is_an_error_of_its_argument_with_that_as_its_cause(error):
+    def fails(*_: Any, **__: Any) -> Any:
+        raise error("of mine")
+
+    expected = error if error in (ValueError, MemoryError) else TypeError
+    for name, method in (("x", "__array__"), ("w", "__array__"), ("stride", "__index__"), ("fill_value", "__float__")):
+        mine = cases.raising(**{method: fails})
+        arguments = {"x": np.ones((3, 3)), "w": np.ones((2, 2))} | {name: mine}
+        with pytest.raises(expected, match=rf"\b{name} must be") as caught:
+            nc.convolve(**arguments)
+        assert type(caught.value) is expected
+        assert isinstance(caught.value.__cause__, error)
+
+
+def test_numbers_of_other_libraries_are_exact():
+    whole, pixels = 2**60 - 1, np.ones((3,), np.int64)
+    for number in (cases.Decimal(whole), cases.Fraction(whole)):
+        np.testing.assert_array_equal(nc.im2col(pixels, 3, padding=1, fill_value=number)[0, -1], whole)
+        assert nc.convolve(pixels, [1, 1], fill_value=number)[0] == whole + 1
+    with pytest.raises(ValueError, match=r"fill_value.*int64"):
+        nc.convolve(pixels, [1, 1], fill_value=cases.Fraction(1, 2))

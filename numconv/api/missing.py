@@ -83,7 +83,7 @@ def normalized_convolve(
     boundary = cast(Boundary, one_of("boundary", boundary, BOUNDARIES))
     algorithm = cast(Algorithm, one_of("algorithm", algorithm, ASKED))
     masks = {} if mask is None else {"mask": mask}
-    if isinstance(x, np.ma.MaskedArray):
+    if issubclass(type(x), np.ma.MaskedArray):
         masks["own mask"], x = np.ma.getmaskarray(x), x.data
     (x, w, *masked, out), give = dispatch.read(x=x, w=w, **masks, out=out)
     if dispatch.device_of(x) != "cpu":
