@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence, Set
 from itertools import islice
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -135,6 +135,9 @@ def as_path(name: str, value: Any) -> str:
 
 def as_shape(name: str, value: Any, least: int = 0) -> tuple[int, ...]:
     """``value`` as a tuple of ints, each at least ``least``."""
+    plain = type(value) is tuple and value and {int}.issuperset(map(type, value))  # most are
+    if plain and least <= min(value) and max(value) < FAR and len(value) <= AXES:
+        return cast(tuple[int, ...], value)
     values = frozen(value, name)
     if not isinstance(values, tuple):
         raise TypeError(f"{name} must be a sequence of ints, got {described(value)}")

@@ -14,8 +14,12 @@ from typing import Any
 import hostile_cases as cases
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import numconv as nc
+from numconv._indexing import position, source
+from numconv.cpu.kernel2row import entries_along
 
 CALLS = cases.calls()
 
@@ -222,3 +226,39 @@ def test_numbers_of_other_libraries_are_exact():
         assert nc.convolve(pixels, [1, 1], fill_value=number)[0] == whole + 1
     with pytest.raises(ValueError, match=r"fill_value.*int64"):
         nc.convolve(pixels, [1, 1], fill_value=cases.Fraction(1, 2))
+
+
+# sizes that no machine holds ------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200)
+@given(data=st.data())
+def test_the_entries_of_an_axis_are_counted_without_walking_along_it(data):
+    k, stride = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 5))
+    dilation, flip = data.draw(st.integers(1, 7)), data.draw(st.booleans())
+    n, pads = data.draw(st.integers(1, 12)), data.draw(st.tuples(st.integers(0, 40), st.integers(0, 40)))
+    boundary = data.draw(st.sampled_from(["constant", "edge", "reflect", "symmetric", "wrap"]))
+    if n + sum(pads) <= dilation * (k - 1):
+        return
+    g = nc.plan_conv(
+        (1, n), (1, 1, k), stride=stride, dilation=dilation, padding=(pads,), boundary=boundary, flip=flip, dtype=float
+    ).geometry
+    (axis,), (out,) = g.axis_rows, g.out
+    met = [{source(position(o, t, *axis[3:]), n, g.boundary_code) for t in range(k)} - {-1} for o in range(out)]
+    assert entries_along(axis, g.boundary_code) == sum(map(len, met))
+
+
+@pytest.mark.parametrize("boundary", ["constant", "edge", "wrap"])
+def test_what_a_plan_says_of_sizes_that_no_machine_holds_comes_at_once(boundary):
+    shapes = [((10**9,), (3,)), ((10**9, 10**8), (1, 3)), ((10**6,) * 2, (99, 99)), ((10**5,) * 3, (1, 3, 3))]
+    for size, kernel in shapes:
+        plan = nc.plan_conv(
+            (1, *size), (1, 1, *kernel), padding=[(k // 2, 10**7 if a == 0 else 0) for a, k in enumerate(kernel)],
+            boundary=boundary, device="cpu", algorithm="implicit",
+        )  # fmt: skip
+        for ask in (plan.explain_choice, lambda: plan.nbytes("matrix"), lambda: plan.nbytes("workspace")):  # noqa: B023
+            begin = time.process_time()
+            ask()
+            assert time.process_time() - begin < 3 * SOON
+    with pytest.raises(ValueError, match=r"input_shape.*below 2\*\*60|below 2\*\*60.*input_shape"):
+        nc.plan_conv((10**9,) * 3, (10**9, 10**9, 1), boundary=boundary)
