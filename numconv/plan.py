@@ -275,7 +275,7 @@ class ConvPlan(Products):
         ----------
         w : array of ``kernel_shape``
         tol : float, default 1e-5
-            Where Lanczos' method stops.
+            Where Lanczos' method stops, finite and not negative; less than double precision resolves counts as that.
 
         Returns
         -------

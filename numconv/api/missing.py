@@ -33,7 +33,7 @@ def normalized_convolve(
         NaN is missing, unless there is a mask. Of a ``numpy.ma.MaskedArray`` what is masked is missing, beside what
         ``mask`` says.
     w : array (*k)
-        Weights; their sum must not vanish. Derivatives have no average: convolve them with data that were filled in.
+        Weights, finite; their sum must not vanish. Derivatives have no average: convolve them with data that were filled in.
     mode, boundary, stride, dilation, axes
         As for ``convolve``, which says what ``"same"`` means for even kernels.
     mask : array of bool (*in), optional
@@ -56,7 +56,7 @@ def normalized_convolve(
     Raises
     ------
     ValueError
-        If shapes, modes or sizes do not fit, or the sum of the weights vanishes.
+        If shapes, modes or sizes do not fit, a weight is not finite, or the sum of the weights vanishes.
     TypeError
         If a dtype has no product, the mask is not of bool, or an array lives on a GPU.
     MemoryError
@@ -136,7 +136,8 @@ def normalized_operator(
     Raises
     ------
     ValueError
-        If shapes, modes or sizes do not fit, the sum of the weights vanishes, or a fill value makes the map affine.
+        If shapes, modes or sizes do not fit, a weight is not finite, the sum of the weights vanishes, or a fill value
+        makes the map affine.
     TypeError
         If the mask is not of bool, or an array lives on a GPU.
 

@@ -66,7 +66,7 @@ def convolve(
     Raises
     ------
     ValueError
-        If shapes, modes or sizes do not fit.
+        If shapes, modes or sizes do not fit; arrays have at most 29 axes that are convolved.
     TypeError
         If a dtype has no product, the arrays live in different places, or an array means more than its numbers (units,
         labels, a mask, gradients), which would be lost.
