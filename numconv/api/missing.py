@@ -33,7 +33,8 @@ def normalized_convolve(
         NaN is missing, unless there is a mask. Of a ``numpy.ma.MaskedArray`` what is masked is missing, beside what
         ``mask`` says.
     w : array (*k)
-        Weights, finite; their sum must not vanish. Derivatives have no average: convolve them with data that were filled in.
+        Weights, finite; their sum must not vanish. Derivatives have no average: convolve them with data that were
+        filled in.
     mode, boundary, stride, dilation, axes
         As for ``convolve``, which says what ``"same"`` means for even kernels.
     mask : array of bool (*in), optional
