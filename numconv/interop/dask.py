@@ -28,12 +28,13 @@ import numpy as np
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
-from .. import arrays, containers, matrices, stream, tiles
+from .. import arrays, containers, dispatch, matrices, stream, tiles
 from .._indexing import extent
 from ..api import plain
 from ..arguments import MODES, frozen, one_of
 from ..geometry import ConvGeometry, conv_geometry, plain_geometry, transpose_geometry, window_geometry
 from ..plan import ConvPlan, make_plan
+from ..select import ASKED
 from ..tiles import AdjointTile, Range, Tile
 
 #: How many partial weight gradients a task adds.
@@ -299,13 +300,14 @@ def _lazy(out: Any = None, **arguments: Any) -> list[Any]:
     """Dask arrays as they are, any others as one chunk."""
     if out is not None:
         raise TypeError("out must be None for Dask arrays, whose results are lazy and have methods to store them")
-    return [value if value is None else _one_lazy(name, value) for name, value in arguments.items()]
+    return [value if value is None and name == "bias" else _one_lazy(name, value) for name, value in arguments.items()]
 
 
 def _one_lazy(name: str, value: Any) -> Any:
-    if not isinstance(value, da.Array):
-        containers.refuse(name, value)
-        array = np.asarray(value)
+    if not issubclass(type(value), da.Array):
+        (array,), _ = dispatch.read(**{name: value})
+        if dispatch.device_of(array) != "cpu":
+            raise TypeError(f"{name} must be on the CPU beside Dask arrays, got an array on a GPU")
         return da.from_array(array, chunks=array.shape)
     containers.refuse(name, value._meta)
     if any(np.isnan(n) for n in value.shape):
@@ -321,7 +323,8 @@ def _frozen(geometry: dict[str, Any]) -> dict[str, Any]:
 
 def _plan(g: ConvGeometry, dtype: np.dtype, algorithm: str, images: int) -> ConvPlan:
     """The plan of the whole, for arrays ``(N, C, *in)``; its algorithm is that of every chunk."""
-    return make_plan(g._replace(plain=False, batched=True, N=images), dtype, "cpu", algorithm)
+    asked = one_of("algorithm", algorithm, ASKED)
+    return make_plan(g._replace(plain=False, batched=True, N=images), dtype, "cpu", asked)
 
 
 def _by_group(chunks: Sequence[int], channels: int, groups: int) -> bool:
