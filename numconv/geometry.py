@@ -376,6 +376,11 @@ def transpose_geometry(
             f"the output would be empty: x of spatial shape {size} with stride {strides} and kernel {kernel} leaves "
             f"{out} after padding {pairs}"
         )
+    if max(out) >= FAR:
+        raise ValueError(
+            f"stride, dilation and padding must keep all sizes below 2**60, got stride={strides}, "
+            f"dilation={dilations}, padding={pairs} for x of shape {x_shape} and w of shape {w_shape}"
+        )
     geometry = conv_geometry(
         (*x_shape[: -d - 1], w_shape[1] * groups, *out), w_shape, stride=strides, padding=pairs, dilation=dilations,
         groups=groups, **arguments,
