@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _memory
+from ._objects import look, shown
 
 Array = np.ndarray
 
@@ -93,16 +94,20 @@ def _widened(natural: np.dtype, out: np.dtype) -> np.dtype:
     return natural if out.kind in "iu" and wide.kind == "f" else wide  # no integer holds both int64 and uint64
 
 
-def plan_dtype(dtype: Any) -> np.dtype:
+def plan_dtype(dtype: Any, name: str = "dtype") -> np.dtype:
     """``dtype=`` of a plan or of a call, NumPy's or torch's, as a dtype that has products."""
-    try:
-        if type(dtype).__module__ == "torch":
-            dtype = str(dtype).removeprefix("torch.")
-        return product_dtype(dtype=np.dtype(dtype))
-    except TypeError:
-        raise TypeError(
-            f"dtype must be bool, integer, float16/32/64 or complex64/128, got {dtype!r}"
-        ) from None
+    if type(dtype).__module__ == "torch":
+        dtype = str(dtype).removeprefix("torch.")
+    try:  # sequences and dicts are of fields, which have no products, and may be endless
+        no_dtype = dtype is None or issubclass(type(dtype), (list, tuple, dict))
+        found = None if no_dtype else product_dtype(dtype=np.dtype(dtype))
+    except MemoryError:
+        raise
+    except Exception:  # NumPy has many, and a class may have a ``dtype`` of its own
+        found = None
+    if found is None:
+        raise TypeError(f"{name} must be bool, integer, float16/32/64 or complex64/128, got {shown(dtype)}")
+    return found
 
 
 def computed_in(dtype: np.dtype) -> np.dtype:
@@ -123,7 +128,7 @@ def plain_steps(array: Array) -> Array:
     """
     shape = array.shape
     if (1 in shape or 0 in shape) and array.strides != strides_of(shape, array.itemsize) and array.flags.c_contiguous:
-        return array.reshape(1, *shape).reshape(shape)
+        return array.reshape(1, -1).reshape(shape)
     return array
 
 
@@ -200,10 +205,11 @@ def as_fill(value: Any, dtype: np.dtype) -> Any:
             fill = (given.real if given.dtype.kind == "c" and dtype.kind != "c" else given).astype(dtype)[()]
         except (TypeError, ValueError, OverflowError):
             fill = None
-    exact = dtype.kind in "fc" and (dtype.kind == "c" or complex(value).imag == 0)
-    if fill is None or not (exact or fill == value):
-        raise ValueError(f"fill_value must be a value that dtype {dtype} can hold, got {value!r}")
-    return fill
+    if fill is not None:
+        exact = dtype.kind in "fc" and (dtype.kind == "c" or complex(value).imag == 0)
+        if exact or fill == value:
+            return fill
+    raise ValueError(f"fill_value must be a value that dtype {dtype} can hold, got {shown(value)}")
 
 
 def check_shape(name: str, array: Array, need: tuple[int, ...]) -> None:
@@ -214,7 +220,7 @@ def check_shape(name: str, array: Array, need: tuple[int, ...]) -> None:
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
     """Raise unless ``out`` can take a result of this shape and dtype."""
-    if not isinstance(out, np.ndarray) and not hasattr(out, "place"):
+    if not issubclass(type(out), np.ndarray) and look(out, "place") is None:
         raise TypeError(f"out must be an array of shape {shape} and dtype {dtype}, got {type(out).__name__}")
     check_shape("out", out, shape)
     if out.dtype != dtype and (out.dtype.kind in "SU" or not np.can_cast(dtype, out.dtype, "same_kind")):

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from . import _memory
+from ._objects import AXES, ask, look
+
 #: What a container of a library would lose, and what gives its numbers, by the package that its type or a parent is of.
 LOST: dict[str, tuple[str, str]] = {
     "xarray": ("labels", "give the data of one array, as {x}.data, which may be Dask's, and label the result"),
@@ -41,8 +44,8 @@ def refuse(name: str, value: Any) -> None:
         return
     if kind in (list, tuple):
         if not PLAIN.issuperset(map(type, value)):
-            for item in value:
-                refuse(name, item)
+            count = _refuse_nested(name, value, {}, 1)
+            _memory.require(8 * count, f"{name}, nested lists of {count:,} items,", "give an array")
         return
     if issubclass(kind, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask would be lost; fill it first: {name}.filled(value)")
@@ -52,25 +55,26 @@ def refuse(name: str, value: Any) -> None:
         return
     what = f"{name} is a {kind.__name__} of {packages[0]}"
     if "dask" in packages:
-        if hasattr(value, "to_dask_array"):
+        if look(value, "to_dask_array"):
             raise TypeError(f"{what}, whose index would be lost; give its numbers, {name}.to_dask_array(lengths=True)")
         raise TypeError(f"{name} is a Dask array, not taken here; {name}.compute() is one in memory")
     for package in packages:
         if package in LOST:
             lost, instead = LOST[package]
             raise TypeError(f"{what}, whose {lost} would be lost; {instead.format(x=name)}")
-        if package in SPARSE and hasattr(value, "nnz"):
-            dense = "toarray" if hasattr(value, "toarray") else "todense"
+        if package in SPARSE and look(value, "nnz") is not None:
+            dense = "toarray" if look(value, "toarray") else "todense"
             raise TypeError(f"{what}, a sparse array where a dense one is needed: {name}.{dense}()")
     for attribute in ("unit", "units"):
-        unit = getattr(value, attribute, None)
+        unit = look(value, attribute)
         if unit is not None and not callable(unit):
-            numbers = next((way for way in ("value", "magnitude") if hasattr(value, way)), "data")
+            numbers = next((way for way in ("value", "magnitude") if look(value, way) is not None), "data")
+            unit = ask(f"the unit of {name}", "a word", unit, str)
             raise TypeError(
                 f"{what}, whose unit ({unit}) would be lost; give its numbers, {name}.{numbers}, and put the unit on "
                 "the result"
             )
-    mask = getattr(value, "mask", None)
+    mask = look(value, "mask")
     if mask is not None and not callable(mask):
         raise TypeError(f"{what}, whose mask would be lost; fill it first: {name}.filled(value)")
     if _computes_itself(kind):
@@ -80,10 +84,32 @@ def refuse(name: str, value: Any) -> None:
         )
 
 
+def _refuse_nested(name: str, items: Any, counted: dict[int, int], depth: int) -> int:
+    """The same for what lists hold; how many items that is. Each list is looked at once, however often it is there."""
+    if depth > AXES:
+        raise ValueError(f"{name} must be an array, got lists more than {AXES} deep")
+    if id(items) not in counted:
+        counted[id(items)] = -1  # until it is known
+        if PLAIN.issuperset(map(type, items)):
+            count = len(items)
+        else:
+            count = 0
+            for item in items:
+                if type(item) in (list, tuple):
+                    count += _refuse_nested(name, item, counted, depth + 1)
+                else:
+                    refuse(name, item)
+                    count += 1
+        counted[id(items)] = count
+    if counted[id(items)] < 0:
+        raise ValueError(f"{name} must be an array, got a list that holds itself")
+    return counted[id(items)]
+
+
 @lru_cache(maxsize=1024)
 def _packages(kind: Any) -> list[str]:
     """The packages that a type and its parents come from, without those of every type."""
-    found = dict.fromkeys(base.__module__.partition(".")[0] for base in kind.__mro__)
+    found = dict.fromkeys(str(base.__module__).partition(".")[0] for base in kind.__mro__)
     return [package for package in found if package not in ("builtins", "numpy")] or ["numpy"]
 
 

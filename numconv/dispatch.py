@@ -21,6 +21,8 @@ from typing import Any, Literal, TypeVar, cast, get_args
 import numpy as np
 
 from . import containers
+from ._objects import ask, described, look
+from .arguments import one_of
 from .arrays import plain_steps
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -105,14 +107,14 @@ def use_device(device: Device) -> Iterator[None]:
 def choose_device(device: str = "auto") -> str:
     """The device for host arrays: what the call says, else ``use_device``, else ``NUMCONV_DEVICE``, else ``"auto"``."""
     name = "device"
-    if not isinstance(device, str):
-        raise TypeError(f"device must be one of {', '.join(map(repr, DEVICES))}, got {device!r}")
+    if type(device) is not str:
+        device = one_of(name, device, DEVICES)
     if device == "auto":
         device = _wanted.get() or "auto"
     if device == "auto" and (wish := os.environ.get("NUMCONV_DEVICE")) is not None:
         name, device = "the environment variable NUMCONV_DEVICE", wish
     if device not in DEVICES:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, DEVICES))}, got {device!r}")
+        one_of(name, device, DEVICES)
     if device == "cuda" and no_cuda():
         raise RuntimeError(f"{name} is 'cuda', but no GPU is usable: {no_cuda()}")
     return device
@@ -219,20 +221,26 @@ def read(**arguments: Any) -> tuple[list[Any], Callable[[Any], Any]]:
     return arrays, give if out is None else _way_to(out)
 
 
+def shape_of(name: str, value: Any) -> tuple[int, ...]:
+    """The shape of the caller's array, or of what is read as one."""
+    shape = look(value, "shape")
+    return tuple(shape) if isinstance(shape, tuple) else read(**{name: value})[0][0].shape
+
+
 def kind_of(name: str, value: Any) -> str:
     """Whose array this is and where it lives, as errors say it: ``"torch on cuda:0"``; empty for what is no array."""
     containers.refuse(name, value)
-    if isinstance(value, np.ndarray):
+    if issubclass(type(value), np.ndarray):
         return "numpy"
-    library = type(value).__module__.partition(".")[0]
+    library = str(type(value).__module__).partition(".")[0]
     if library == "numconv" and hasattr(value, "place"):
         return str(value.place.kind)
     if containers.is_tensor(value):
         if value.device.type not in ("cpu", "cuda"):
             raise TypeError(f"{name} lives on the device {value.device}; numconv computes on CPUs and CUDA GPUs")
         return f"torch on {value.device}"
-    if hasattr(value, "__dlpack_device__"):
-        kind, device = value.__dlpack_device__()
+    if look(value, "__dlpack_device__") is not None:
+        kind, device = ask(name, "an array", value, lambda value: tuple(map(int, value.__dlpack_device__())))
         if kind in _DLPACK_CUDA:
             return f"{library} on cuda:{device}"
         if kind not in _DLPACK_CPU:
@@ -241,9 +249,9 @@ def kind_of(name: str, value: Any) -> str:
                 f"type {int(kind)})"
             )
         return "numpy"
-    if hasattr(value, "__cuda_array_interface__"):
-        return f"{library} on cuda:{_device_by_address(value)}"
-    return "numpy" if hasattr(value, "__array__") or hasattr(value, "__array_interface__") else ""
+    if look(value, "__cuda_array_interface__") is not None:
+        return f"{library} on cuda:{ask(name, 'an array', value, _device_by_address)}"
+    return "numpy" if any(look(value, way) is not None for way in ("__array__", "__array_interface__")) else ""
 
 
 def _device_by_address(value: Any) -> int:
@@ -299,16 +307,13 @@ def _read_gpu(arguments: dict[str, Any], kinds: dict[str, str], kind: str) -> tu
 
 
 def _read_host(name: str, value: Any) -> np.ndarray:
-    if isinstance(value, np.ndarray):
-        return value.view(np.ndarray)
-    if hasattr(value, "__dlpack_device__"):
-        return np.from_dlpack(value)
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise ValueError(f"{name} must be an array, got a {type(value).__name__} that NumPy refuses: {error}") from None
-    if array.dtype.kind in "OSU" and not isinstance(value, np.generic):
-        raise TypeError(f"{name} must be an array of numbers, got {type(value).__name__}")
+    if issubclass(type(value), np.ndarray):
+        viewed: np.ndarray = value.view(np.ndarray)
+        return viewed
+    how = np.asarray if look(value, "__dlpack_device__") is None else np.from_dlpack
+    array: np.ndarray = ask(name, "an array", value, how)
+    if array.dtype.kind in "OSU" and not issubclass(type(value), np.generic):
+        raise TypeError(f"{name} must be an array of numbers, got {described(value)}")
     return array
 
 

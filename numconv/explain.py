@@ -7,7 +7,6 @@ is collected when it is read once. How a page of them looks stands in ``picture`
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from math import prod
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ._indexing import position, source
+from ._indexing import FAR, position, source
+from .arguments import as_int, one_of
 from .geometry import ConvGeometry
 
 if TYPE_CHECKING:
@@ -216,8 +216,10 @@ class Explanation:
         ValueError
             For a name that is not in ``matrices``.
         """
-        if name not in self.matrices:
-            raise ValueError(f"matrix must be one of {', '.join(map(repr, self.matrices))}, got {name!r}")
+        return self._matrix("name", name)
+
+    def _matrix(self, argument: str, name: str) -> Symbols:
+        name = one_of(argument, name, list(self.matrices))
         base = name.removesuffix("_flat").removesuffix(".T")
         cells = (self._collected if base in self._collected else self._named)[base]
         cells = (cells.T if name.endswith(".T") else cells.reshape(self.matrices[name])).view()
@@ -243,11 +245,11 @@ class Explanation:
         >>> page.entry("W_conv", 0, 0), page.entry("dW", 0, 0)
         ('w22', 'dy11 x22 + dy12 x23 + dy21 x32 + dy22 x33')
         """
-        cells = self.matrix(matrix)
-        i, j = operator.index(i), operator.index(j)
+        cells = self._matrix("matrix", matrix)
+        i, j = as_int("i", i, -FAR), as_int("j", j, -FAR)
         rows, columns = cells.shape
         if not (-rows <= i < rows and -columns <= j < columns):
-            raise IndexError(f"entry ({i}, {j}) lies outside {matrix}, which has the shape {cells.shape}")
+            raise IndexError(f"entry i={i}, j={j} lies outside {matrix}, which has the shape {cells.shape}")
         return str(cells[i, j])
 
     # the content ----------------------------------------------------------------------------------------------------

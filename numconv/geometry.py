@@ -9,9 +9,21 @@ from itertools import product
 from math import copysign, gcd, prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import containers
 from ._indexing import FAR, extent, first_tap, largest_index, output_size
-from .arguments import BOUNDARIES, as_int, as_number, as_padding, as_shape, mode_padding, one_of, per_axis, spatial_size
+from ._objects import shown
+from .arguments import (
+    BOUNDARIES,
+    as_flag,
+    as_int,
+    as_number,
+    as_padding,
+    as_shape,
+    frozen,
+    mode_padding,
+    one_of,
+    per_axis,
+    spatial_size,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -170,6 +182,10 @@ def axes_table(rows: Sequence[Sequence[int]]) -> np.ndarray:
     return table
 
 
+#: Spatial axes at the most: NumPy's iterators have 32, and beside the spatial ones are a batch, groups and channels.
+MOST = 29
+
+
 # making geometries --------------------------------------------------------------------------------------------------
 
 
@@ -194,8 +210,9 @@ def conv_geometry(
     """
     fill_value = as_number("fill_value", fill_value)
     return _conv_geometry(
-        frozen(input_shape), frozen(kernel_shape), plain, frozen(stride), frozen(padding), frozen(dilation),
-        frozen(groups), frozen(boundary), fill_value, signs_of(fill_value), bool(flip), names,
+        frozen(input_shape, names[0]), frozen(kernel_shape, names[1]), plain, frozen(stride, "stride"),
+        frozen(padding, "padding"), frozen(dilation, "dilation"), frozen(groups, "groups"),
+        frozen(boundary, "boundary"), fill_value, signs_of(fill_value), as_flag("flip", flip), names,
     )
 
 
@@ -205,22 +222,6 @@ def signs_of(number: Any) -> tuple[bool, bool]:
         return number < 0, False
     whole = complex(number)
     return copysign(1, whole.real) < 0, copysign(1, whole.imag) < 0
-
-
-#: Types that a cache can look up as they are.
-SCALARS = frozenset({int, float, complex, bool, str, bytes})
-
-
-def frozen(value: Any, name: str = "a number") -> Any:
-    """Sequences as tuples and arrays without axes as their item, so that a cache can look them up."""
-    if type(value) in SCALARS:
-        return value
-    if getattr(value, "shape", None) == ():
-        containers.refuse(name, value)
-        return value.item()
-    if hasattr(value, "__iter__"):
-        return tuple(frozen(v) for v in value)
-    return value
 
 
 @lru_cache(maxsize=1024, typed=True)
@@ -235,6 +236,8 @@ def _conv_geometry(
     if d < 1:
         need = "(*k) with at least one axis" if plain else "(K, C/groups, *k) with at least one spatial axis"
         raise ValueError(f"{w_name} must have the shape {need}, got {w_shape}")
+    if d > MOST:
+        raise ValueError(f"{w_name} must have at most {MOST} spatial axes, got {d}")
     if plain:
         if len(x_shape) != d:
             raise ValueError(f"{x_name} and {w_name} must have as many axes, got shapes {x_shape} and {w_shape}")
@@ -264,9 +267,11 @@ def _conv_geometry(
         raise ValueError(f"every axis of the kernel must have at least one value, got {w_name}.shape {w_shape}")
     stride, dilation = per_axis("stride", stride, d, 1), per_axis("dilation", dilation, d, 1)
     pairs = as_padding(padding, size, kernel, stride, dilation)
-    one_of("boundary", boundary, BOUNDARIES)
+    boundary = one_of("boundary", boundary, BOUNDARIES)
     if boundary != "constant" and fill_value != 0:
-        raise ValueError(f"fill_value is only for boundary='constant', got {fill_value!r} with boundary={boundary!r}")
+        raise ValueError(
+            f"fill_value is only for boundary='constant', got {shown(fill_value)} with boundary={boundary!r}"
+        )
     if largest_index(N, C, K, groups, size, kernel, stride, dilation, *zip(*pairs, strict=True)) >= FAR:
         raise ValueError(
             f"stride, dilation and padding must keep all positions and sizes, and products of these, below 2**60, got "
@@ -293,11 +298,13 @@ def plain_geometry(
     input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], mode: str, *, dilation: Any, **rest: Any
 ) -> ConvGeometry:
     """The geometry of SciPy's modes. Nothing has no convolution, as NumPy says too."""
-    d = len(kernel_shape)
-    if 0 in input_shape:
-        raise ValueError(f"x must have at least one pixel along every axis that is convolved, got {input_shape}")
-    padding = mode_padding(mode, kernel_shape, per_axis("dilation", dilation, d, 1))
-    return conv_geometry(input_shape, kernel_shape, plain=True, padding=padding, dilation=dilation, **rest)
+    x_name, w_name = rest.get("names", ("x", "w"))
+    size, kernel = as_shape(x_name, input_shape), as_shape(w_name, kernel_shape, 1)
+    if 0 in size:
+        raise ValueError(f"{x_name} must have at least one pixel along every axis that is convolved, got {size}")
+    dilation = per_axis("dilation", dilation, len(kernel), 1)
+    padding = mode_padding(mode, kernel, dilation)
+    return conv_geometry(size, kernel, plain=True, padding=padding, dilation=dilation, **rest)
 
 
 def window_geometry(input_shape: Any, kernel_size: Any, *, name: str = "x", **arguments: Any) -> ConvGeometry:
@@ -314,8 +321,8 @@ def window_geometry(input_shape: Any, kernel_size: Any, *, name: str = "x", **ar
             f"with shape {shape}, got kernel_size {kernel}"
         )
     if extra == 0:
-        return conv_geometry(shape, kernel, plain=True, names=(name, "kernel"), **arguments)
-    return conv_geometry(shape, (1, shape[-len(kernel) - 1], *kernel), names=(name, "kernel"), **arguments)
+        return conv_geometry(shape, kernel, plain=True, names=(name, "kernel_size"), **arguments)
+    return conv_geometry(shape, (1, shape[-len(kernel) - 1], *kernel), names=(name, "kernel_size"), **arguments)
 
 
 def transpose_geometry(
@@ -356,7 +363,7 @@ def transpose_geometry(
     if same and any(extra):
         raise ValueError(
             f"output_padding must be 0 with padding={padding!r}, which gives in * stride outputs, "
-            f"got {output_padding!r}"
+            f"got {shown(output_padding)}"
         )
     target = [n * s for n, s in zip(size, strides, strict=True)]
     pairs = as_padding(padding, target, kernel, strides, dilations)
@@ -368,6 +375,11 @@ def transpose_geometry(
         raise ValueError(
             f"the output would be empty: x of spatial shape {size} with stride {strides} and kernel {kernel} leaves "
             f"{out} after padding {pairs}"
+        )
+    if max(out) >= FAR:
+        raise ValueError(
+            f"stride, dilation and padding must keep all sizes below 2**60, got stride={strides}, "
+            f"dilation={dilations}, padding={pairs} for x of shape {x_shape} and w of shape {w_shape}"
         )
     geometry = conv_geometry(
         (*x_shape[: -d - 1], w_shape[1] * groups, *out), w_shape, stride=strides, padding=pairs, dilation=dilations,

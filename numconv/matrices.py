@@ -10,6 +10,8 @@ import numpy as np
 
 from . import _memory, arrays, dispatch
 from ._indexing import position, source
+from ._objects import look, shown
+from .arguments import frozen
 from .geometry import ConvGeometry
 
 if TYPE_CHECKING:
@@ -127,7 +129,7 @@ def kernel2row(w: np.ndarray, geometry: ConvGeometry, device: str = "cpu") -> sc
     """``W_conv`` of ``w`` in its own dtype (float16 as float32: SciPy has no sparse float16)."""
     g = geometry
     if g.fill_value != 0:
-        raise ValueError(f"fill_value must be 0 for a matrix, got {g.fill_value!r}: the map would be affine")
+        raise ValueError(f"fill_value must be 0 for a matrix, got {shown(g.fill_value)}: the map would be affine")
     dtype, where = sparse_dtype(w), dispatch.device_for(device, w)
     if where == "cpu":
         taken, instead = dispatch.backend("cpu", "peak").matrix, "linear_operator(w) of a plan, or algorithm='implicit'"
@@ -168,7 +170,8 @@ def refill(
     if dispatch.device_of(w) == "cuda":
         w = arrays.ready(w, dtype).reshape(weights)
         return dispatch.backend("cuda", "kernel2row").refill(csr, w, g.axes, g.boundary_code, g.groups)
-    if getattr(csr, "format", None) != "csr":
+    index_dtype = look(look(csr, "indices"), "dtype")
+    if frozen(look(csr, "format"), "csr") != "csr" or not isinstance(index_dtype, np.dtype) or index_dtype.kind != "i":
         raise TypeError(f"csr must be a SciPy CSR array as matrix(w) makes it, got {type(csr).__name__}")
     room, peak, data = dispatch.backend("cpu", "kernel2row"), dispatch.backend("cpu", "peak"), csr.data
     if not np.can_cast(dtype, data.dtype, "same_kind"):

@@ -16,6 +16,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 from . import _memory, arrays, containers, dispatch
 from ._indexing import CONSTANT, first_output, position, source
+from ._objects import shown
 from .geometry import ConvGeometry
 
 if TYPE_CHECKING:
@@ -40,7 +41,51 @@ def linear_operator(plan: ConvPlan, w: Any) -> Any:
     return cupy_operator(plan if plan.device == "cuda" else plan._on_gpu, arrays.ready(w, plan.dtype))
 
 
-class ConvOperator(LinearOperator):
+class Operator(LinearOperator):
+    """A linear operator whose products refuse what is no vector or matrix of theirs by name."""
+
+    def matvec(self, x: Any) -> Any:
+        """``A @ x`` of a vector ``(columns,)`` or ``(columns, 1)``."""
+        return super().matvec(self._operand("x", x, 1))
+
+    def rmatvec(self, x: Any) -> Any:
+        """``A.H @ x`` of a vector ``(rows,)`` or ``(rows, 1)``."""
+        return super().rmatvec(self._operand("x", x, 0))
+
+    def matmat(self, X: Any) -> Any:
+        """``A @ X`` of a matrix ``(columns, M)``."""
+        return super().matmat(self._operand("X", X, 1, True))
+
+    def rmatmat(self, X: Any) -> Any:
+        """``A.H @ X`` of a matrix ``(rows, M)``."""
+        return super().rmatmat(self._operand("X", X, 0, True))
+
+    def dot(self, x: Any) -> Any:
+        """``A @ x`` of a vector or a matrix, or the product with another operator or a number."""
+        if issubclass(type(x), LinearOperator) or np.isscalar(x):
+            return super().dot(x)
+        return super().dot(_array("x", x))
+
+    def _operand(self, name: str, value: Any, side: int, matrix: bool = False) -> Any:
+        array, n = _array(name, value), self.shape[side]
+        if array.shape[:1] != (n,) or not (array.ndim == 2 if matrix else array.shape[1:] in ((), (1,))):
+            need = f"({n}, M)" if matrix else f"({n},) or ({n}, 1)"
+            raise ValueError(f"{name} must have shape {need}, got {array.shape}")
+        return array
+
+
+def _array(name: str, value: Any) -> Any:
+    """The caller's array; of a subclass of NumPy's as it is."""
+    if issubclass(type(value), np.ndarray):
+        containers.refuse(name, value)
+        return value
+    (array,), _ = dispatch.read(**{name: value})
+    if dispatch.device_of(array) != "cpu":
+        raise TypeError(f"{name} must be on the CPU as the operator's kernel is, got an array on a GPU")
+    return array
+
+
+class ConvOperator(Operator):
     """``W_conv`` of one kernel, of shape ``(K * prod out, C * prod in)``, applied by the plan's algorithm.
 
     ``matvec`` and ``matmat`` are the forward product (columns become a batch), ``rmatvec`` and ``rmatmat`` its exact
@@ -144,7 +189,7 @@ def _as_images(plan: ConvPlan, rows: Any, inputs: bool) -> Any:
     return rows.reshape(rows.shape[0], *((g.C, *g.size) if inputs else (g.K, *g.out)))
 
 
-class NormalizedOperator(LinearOperator):
+class NormalizedOperator(Operator):
     """``diag(1 / s) @ W_conv @ diag(there)``: a convolution whose weights are renormalised over what is there.
 
     Made by ``numconv.normalized_operator``. What vectors hold where nothing is there, NaN included, plays no part.
@@ -227,7 +272,7 @@ def _weights(plan: ConvPlan, w: Any, what: str) -> Any:
     """The caller's ``w``, which casts to the plan's dtype, of a plan whose map is linear."""
     fill = plan.geometry.fill_value
     if fill != 0:
-        raise ValueError(f"fill_value must be 0 for {what}, got {fill!r}: the map would be affine")
+        raise ValueError(f"fill_value must be 0 for {what}, got {shown(fill)}: the map would be affine")
     (w,), _ = dispatch.read(w=w)
     plan._check("w", w, plan.geometry.kernel_shape)
     return w
@@ -268,7 +313,7 @@ def _norm(plan: ConvPlan, w: np.ndarray, tol: float) -> float:
     n = gram.shape[0]
     if n <= DENSE:
         return largest * float(np.sqrt(np.linalg.eigvalsh(gram @ np.eye(n, dtype=w.dtype))[-1]))
-    start = np.random.default_rng(0).standard_normal(n).astype(w.dtype)
+    start, tol = np.random.default_rng(0).standard_normal(n).astype(w.dtype), max(tol, float(np.finfo(float).eps))
     if not (gram @ start).any():
         return 0.0
     return largest * float(np.sqrt(eigsh(gram, k=1, v0=start, tol=tol, return_eigenvectors=False)[0]))

@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from html import escape
+from itertools import islice
 from math import ceil, isqrt, prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ._objects import ask, described
 from .explain import Explanation, Section, Symbols, Table, by, column_labels, explain, pixel_table, row_labels, symbols
 from .geometry import ConvGeometry
 
@@ -201,6 +203,7 @@ def plot(subject: ConvGeometry | Explanation, axes: Sequence[Axes] | None = None
     """
     try:
         import matplotlib.pyplot as plt
+        from matplotlib.axes import Axes
     except ImportError:
         raise ImportError("plot needs matplotlib: pip install 'numconv-jit[tour]'") from None
 
@@ -223,9 +226,12 @@ def plot(subject: ConvGeometry | Explanation, axes: Sequence[Axes] | None = None
     ]
     if axes is None:
         figure, axes = _new_figure(plt, drawings)
-    elif len(axes) != 2:
-        raise ValueError(f"axes must be two, for X_conv and for W_conv, got {len(axes)}")
     else:
+        axes = ask("axes", "two matplotlib Axes", axes, lambda axes: list(islice(axes, 3)))
+        if not all(issubclass(type(ax), Axes) for ax in axes):
+            raise TypeError(f"axes must be two matplotlib Axes, got {described(axes)}")
+        if len(axes) != 2:
+            raise ValueError(f"axes must be two, for X_conv and for W_conv, got {len(axes)}")
         figure = axes[0].figure.figure  # of a subfigure, the whole figure
     images = _images(geometry)
     for ax, drawing, image in zip(axes, drawings, images, strict=True):

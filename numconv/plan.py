@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from . import arrays, dispatch, matrices, select, stream
-from .arguments import one_of
-from .geometry import SCALARS, ConvGeometry, frozen
+from ._objects import SCALARS
+from .arguments import as_int, as_real, frozen, one_of
+from .geometry import ConvGeometry
 from .products import Products
 from .select import Choice as Choice  # for who reads the annotations of ConvPlan
 
@@ -295,7 +296,7 @@ class ConvPlan(Products):
         ----------
         w : array of ``kernel_shape``
         tol : float, default 1e-5
-            Where Lanczos' method stops.
+            Where Lanczos' method stops, finite and not negative; less than double precision resolves counts as that.
 
         Returns
         -------
@@ -316,7 +317,7 @@ class ConvPlan(Products):
         """
         from . import operators
 
-        return operators.norm(self, w, tol)
+        return operators.norm(self, w, as_real("tol", tol))
 
     def gram_diagonal(self, w: Any) -> np.ndarray:
         """The diagonal of ``W_conv^H @ W_conv``: the scaling of Jacobi's method.
@@ -376,7 +377,7 @@ class ConvPlan(Products):
         -------
         int
         """
-        one_of("what", what, ("im2col", "matrix", "workspace"))
+        what = cast(Any, one_of("what", what, ("im2col", "matrix", "workspace")))
         if what == "matrix":
             return matrices.matrix_nbytes(self.geometry, self.dtype)
         if what == "im2col":
@@ -421,7 +422,7 @@ class ConvPlan(Products):
         """
         from .check import check
 
-        return check(self, seed)
+        return check(self, as_int("seed", seed, 0, 2**128))
 
     def explain(self) -> Explanation:
         """The matrices of this geometry as symbols: ``w22 x11 + w21 x12 + …``.
@@ -467,6 +468,8 @@ def plan_for(
     """
     if not SCALARS.issuperset(map(type, arguments.values())):
         arguments = {name: frozen(value, name) for name, value in arguments.items()}
+    if type(algorithm) is not str:
+        algorithm = one_of("algorithm", algorithm, select.ASKED)
     device = dispatch.choose_device()
     return _plan_for(geometry_of, input_shape, kernel_shape, dtype, device, algorithm, **arguments)
 

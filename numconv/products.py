@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _memory, arrays, dispatch, select, stream
+from .arguments import as_path
 from .geometry import ConvGeometry
 from .select import Choice
 
@@ -103,6 +104,8 @@ class Products:
 
     def _tiled(self, resume: Any) -> bool:
         """Whether this plan works tile by tile."""
+        if resume is not None:
+            as_path("resume", resume)
         if self.max_bytes is None and resume is not None:
             raise ValueError("resume is for plans with max_bytes, which work tile by tile; this plan has none")
         return self.max_bytes is not None
@@ -260,7 +263,9 @@ class Products:
         with np.errstate(all="ignore"):
             sums = y if y.dtype == self._computed else np.empty(y.shape, self._computed, like=y)
             self._transposed(x, w, sums)
-            sums += bias.reshape(self.geometry.C, *(1,) * self.geometry.d)
+            g = self.geometry
+            by_channel = self._canonical(sums, g.C, g.size)  # a view
+            by_channel += bias.reshape(g.C, *(1,) * g.d)
             if sums is not y:
                 y[...] = sums
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from . import arrays, dispatch
 from ._memory import WORKSPACE
+from ._objects import shown
 from .arguments import one_of
 from .costs import COSTS
 from .geometry import ConvGeometry
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 Algorithm = Literal["auto", "im2col", "kernel2row", "implicit", "direct", "winograd", "fft"]
-ALGORITHMS: tuple[str, ...] = get_args(Algorithm)[1:]
+ASKED: tuple[str, ...] = get_args(Algorithm)
+ALGORITHMS: tuple[str, ...] = ASKED[1:]
 Product = Literal["forward", "grad_input", "grad_weight"]
 PRODUCTS: tuple[str, ...] = get_args(Product)
 
@@ -65,7 +67,7 @@ def refusal(algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: str
     if algorithm not in ON[device]:
         return f"there is no {device} kernel of it, but of {', '.join(ON[device])}"
     if algorithm == "kernel2row" and geometry.fill_value != 0:
-        return f"fill_value={geometry.fill_value!r} makes the map affine, and a matrix is linear"
+        return f"fill_value={shown(geometry.fill_value)} makes the map affine, and a matrix is linear"
     if algorithm == "winograd":
         ones = (1,) * geometry.d
         strided = geometry.stride == (2, 2) and geometry.dilation == ones
@@ -87,7 +89,7 @@ def choose(algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: str)
     ValueError
         If there is no such algorithm, or it cannot serve this convolution; the message says why.
     """
-    one_of("algorithm", algorithm, get_args(Algorithm))
+    algorithm = one_of("algorithm", algorithm, ASKED)
     if algorithm == "auto":
         return Choice(*(_fastest(product, geometry, dtype, device) for product in PRODUCTS))
     why_not = refusal(algorithm, geometry, dtype, device)

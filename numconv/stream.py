@@ -21,6 +21,7 @@ import numpy as np
 
 from . import _memory, arrays, containers, dispatch, select, tiles
 from ._indexing import extent
+from ._objects import look
 from .geometry import ConvGeometry
 from .progress import progress
 from .record import Read, checksum, flush, identity, mapped, record
@@ -39,10 +40,12 @@ PAGE = 4096
 
 def is_file(value: Any) -> bool:
     """Whether this is an array that is read block by block (h5py, zarr, …): all of it may not fit into memory."""
-    if isinstance(value, np.ndarray) or not all(hasattr(value, name) for name in ("shape", "dtype", "__getitem__")):
+    def there(name: str) -> bool:
+        return look(value, name) is not None
+
+    if issubclass(type(value), np.ndarray) or not all(map(there, ("shape", "dtype", "__getitem__"))):
         return False
-    at_once = ("__array__", "__dlpack__", "__cuda_array_interface__")
-    return hasattr(value, "chunks") or not any(hasattr(value, name) for name in at_once)
+    return there("chunks") or not any(map(there, ("__array__", "__dlpack__", "__cuda_array_interface__")))
 
 
 def block(array: Any, windows: Sequence[Sequence[Run]]) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import arrays, dispatch
-from .arguments import one_of
+from .arguments import frozen, one_of
 from .geometry import conv_geometry
 from .plan import ConvPlan, make_plan
 from .progress import progress
@@ -58,14 +58,13 @@ def warmup(dtypes: Any = ("float32", "float64"), algorithms: str | Iterable[str]
     True
     """
     begin = time.perf_counter()
-    names = [algorithms] if isinstance(algorithms, str) else list(algorithms)
-    for name in names:
-        one_of("algorithms", name, ALGORITHMS)
-    listed = dtypes if isinstance(dtypes, (list, tuple, set, frozenset)) else [dtypes]
+    wanted = frozen(tuple(algorithms) if issubclass(type(algorithms), (set, frozenset)) else algorithms, "algorithms")
+    names = [one_of("algorithms", name, ALGORITHMS) for name in (wanted if isinstance(wanted, tuple) else (wanted,))]
+    listed = dtypes if issubclass(type(dtypes), (list, tuple, set, frozenset)) else [dtypes]
     device = dispatch.asked_for()
     plans = [
         make_plan(geometry, dtype, device, name)
-        for dtype in map(arrays.plan_dtype, listed)
+        for dtype in [arrays.plan_dtype(dtype, "dtypes") for dtype in listed]
         for name in names
         for geometry in (conv_geometry(x, w, **rest) for x, w, rest in SAMPLES)
         if not refusal(name, geometry, dtype, device)

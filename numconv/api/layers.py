@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from .. import arrays, dispatch
-from ..arguments import Boundary, Ints, Padding
-from ..geometry import conv_geometry, frozen, transpose_geometry
+from ..arguments import Boundary, Ints, Padding, frozen
+from ..geometry import conv_geometry, transpose_geometry
 from ..plan import plan_for
 from ..select import Algorithm
 
@@ -83,7 +81,7 @@ def conv(
 
 
 def _need_axes(name: str, w: Any, d: int) -> None:
-    shape = np.shape(w)
+    shape = dispatch.shape_of("w", w)
     if len(shape) != d + 2:
         raise ValueError(f"w must have {d + 2} axes for {name}, got shape {tuple(shape)}")
 
@@ -392,8 +390,9 @@ def conv_grad_input(
     cast = dtype is not None
     (w, dy), dtype = arrays.summands(dtype, out, w=w, dy=dy)
     plan = plan_for(
-        _geometry_of_grad_input, frozen(input_shape), w.shape, dtype, algorithm, stride=stride, padding=padding,
-        dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
+        _geometry_of_grad_input, frozen(input_shape, "input_shape"), w.shape, dtype, algorithm,
+        stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value,
+        flip=flip,
     )
     return give(plan._grad_input_of(dy, w, out, cast))
 
@@ -437,7 +436,8 @@ def conv_grad_weight(
     cast = dtype is not None
     (x, dy), dtype = arrays.summands(dtype, out, x=x, dy=dy)
     plan = plan_for(
-        _geometry_of_grad_weight, x.shape, frozen(kernel_shape), dtype, algorithm, stride=stride, padding=padding,
-        dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
+        _geometry_of_grad_weight, x.shape, frozen(kernel_shape, "kernel_shape"), dtype, algorithm,
+        stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value,
+        flip=flip,
     )
     return give(plan._grad_weight_of(x, dy, out, cast))

@@ -266,8 +266,8 @@ def _geometry(
             f"{w_name} must be (*out, *k) for {x_name} (*in), or (*out, K, C/groups, *k) for {x_name} (N, C, *in); "
             f"got shapes {kernel_shape} and {input_shape}"
         )
-    if plain and arguments["groups"] != 1:
-        raise ValueError(f"groups must be 1 for plain arrays, got {arguments['groups']}")
+    if plain and (groups := as_int("groups", arguments["groups"], 1)) != 1:
+        raise ValueError(f"groups must be 1 for plain arrays, got {groups}")
     g = conv_geometry(input_shape, kernel_shape[d:], plain=plain, names=names, **arguments)
     if kernel_shape[:d] != g.out:
         raise ValueError(

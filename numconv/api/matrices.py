@@ -7,7 +7,8 @@ from math import prod
 from typing import Any
 
 from .. import dispatch, matrices
-from ..arguments import Boundary, Ints, Padding, as_int, one_of, spatial_size
+from .._objects import shown
+from ..arguments import Boundary, Ints, Padding, as_flag, as_int, frozen, one_of, spatial_size
 from ..geometry import conv_geometry, window_geometry
 
 
@@ -103,7 +104,7 @@ def col2im(
     >>> numconv.col2im(cols, (4,), 2, reduce="mean")
     array([1., 2., 3., 4.])
     """
-    one_of("reduce", reduce, ("sum", "mean"))
+    reduce = one_of("reduce", reduce, ("sum", "mean"))
     (cols, out), give = dispatch.read(cols=cols, out=out)
     geometry = window_geometry(
         input_shape, kernel_size, name="input_shape", stride=stride, padding=padding, dilation=dilation,
@@ -158,6 +159,7 @@ def kernel2row(
            [0, 0, 0, 4, 3, 0, 2, 1, 0],
            [0, 0, 0, 0, 4, 3, 0, 2, 1]])
     """
+    triple, groups = as_flag("triple", triple), as_int("groups", groups, 1)
     (w,), _ = dispatch.read(w=w)
     size = spatial_size("input_size", input_size)
     if w.ndim not in (len(size), len(size) + 2):
@@ -166,7 +168,7 @@ def kernel2row(
             f"got shape {w.shape}"
         )
     plain = w.ndim == len(size)
-    channels = () if plain else (w.shape[1] * as_int("groups", groups, 1),)
+    channels = () if plain else (w.shape[1] * groups,)
     geometry = conv_geometry(
         (*channels, *size), w.shape, plain=plain, stride=stride, padding=padding, dilation=dilation, groups=groups,
         boundary=boundary, fill_value=fill_value, flip=flip, names=("input_size", "w"),
@@ -282,6 +284,8 @@ def unfold(x: Any, kernel_size: Ints, dilation: Ints = 1, padding: Padding = 0, 
            [4, 5]])
     """
     (x,), give = dispatch.read(x=x)
+    kernel_size, dilation = frozen(kernel_size, "kernel_size"), frozen(dilation, "dilation")
+    padding, stride = frozen(padding, "padding"), frozen(stride, "stride")
     kernel = unfold_kernel(x.shape, kernel_size, dilation, padding, stride)
     return give(im2col(x, kernel, dilation=dilation, padding=padding, stride=stride, flip=False))
 
@@ -295,7 +299,7 @@ def unfold_kernel(
         raise ValueError(
             f"x must be (N, C, *in) or (C, *in) with two spatial axes or more where kernel_size and the others are "
             f"single ints, got shape {shape}: an image without channels is x[None], and one spatial axis is "
-            f"meant by kernel_size=({kernel_size},)"
+            f"meant by kernel_size=({shown(kernel_size)},)"
         )
     kernel = spatial_size("kernel_size", kernel_size, d or max(2, len(shape) - 2))
     if len(shape) not in (len(kernel) + 1, len(kernel) + 2):
@@ -338,6 +342,8 @@ def fold(
             [3, 8, 5]]])
     """
     (cols,), give = dispatch.read(cols=cols)
+    output_size, kernel_size = frozen(output_size, "output_size"), frozen(kernel_size, "kernel_size")
+    dilation, padding, stride = frozen(dilation, "dilation"), frozen(padding, "padding"), frozen(stride, "stride")
     shape, kernel = fold_shapes(cols.shape, output_size, kernel_size, dilation, padding, stride)
     return give(col2im(cols, shape, kernel, dilation=dilation, padding=padding, stride=stride, flip=False))
 
@@ -369,4 +375,4 @@ _TWO_AXES = "; single ints stand for two spatial axes, as in torch: write output
 
 def _spatial_axes(*arguments: Any) -> int:
     """How many axes the first argument that has one entry per axis speaks of; 0 if all are single values."""
-    return next((len(a) for a in arguments if hasattr(a, "__len__") and not isinstance(a, str)), 0)
+    return next((len(a) for a in arguments if isinstance(a, tuple)), 0)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from .. import _memory, arrays, dispatch
-from ..arguments import Boundary, Ints, Mode, as_number
-from ..select import Algorithm
+from ..arguments import BOUNDARIES, Boundary, Ints, Mode, as_number, one_of
+from ..geometry import plain_geometry
+from ..plan import make_plan
+from ..select import ASKED, Algorithm
 from .plain import convolve, product_of
-from .plans import plan_convolve
 
 if TYPE_CHECKING:
     from ..operators import NormalizedOperator
@@ -33,7 +34,8 @@ def normalized_convolve(
         NaN is missing, unless there is a mask. Of a ``numpy.ma.MaskedArray`` what is masked is missing, beside what
         ``mask`` says.
     w : array (*k)
-        Weights; their sum must not vanish. Derivatives have no average: convolve them with data that were filled in.
+        Weights, finite; their sum must not vanish. Derivatives have no average: convolve them with data that were
+        filled in.
     mode, boundary, stride, dilation, axes
         As for ``convolve``, which says what ``"same"`` means for even kernels.
     mask : array of bool (*in), optional
@@ -56,7 +58,7 @@ def normalized_convolve(
     Raises
     ------
     ValueError
-        If shapes, modes or sizes do not fit, or the sum of the weights vanishes.
+        If shapes, modes or sizes do not fit, a weight is not finite, or the sum of the weights vanishes.
     TypeError
         If a dtype has no product, the mask is not of bool, or an array lives on a GPU.
     MemoryError
@@ -80,8 +82,10 @@ def normalized_convolve(
     >>> numconv.normalized_convolve([1, 9, 3], [1, 1], "valid", mask=[False, True, True])
     array([ 1., nan])
     """
+    boundary = cast(Boundary, one_of("boundary", boundary, BOUNDARIES))
+    algorithm = cast(Algorithm, one_of("algorithm", algorithm, ASKED))
     masks = {} if mask is None else {"mask": mask}
-    if isinstance(x, np.ma.MaskedArray):
+    if issubclass(type(x), np.ma.MaskedArray):
         if x.mask is not np.ma.nomask:
             masks["own mask"] = x.mask
         elif not masks:
@@ -90,7 +94,7 @@ def normalized_convolve(
     (x, w, *masked, out), give = dispatch.read(x=x, w=w, **masks, out=out)
     if dispatch.device_of(x) != "cpu":
         raise TypeError("x must live on the CPU for normalized_convolve, got an array on a GPU; bring it there first")
-    (x, w), dtype, computed = _summands(dtype, out, x, w)
+    (x, w), dtype, computed = _summands(dtype, out, x=x, w=w)
     arguments: dict[str, Any] = {
         "mode": mode, "boundary": boundary, "stride": stride, "dilation": dilation, "axes": axes,
         "algorithm": "direct" if algorithm == "auto" else algorithm,
@@ -181,7 +185,8 @@ def normalized_operator(
     Raises
     ------
     ValueError
-        If shapes, modes or sizes do not fit, the sum of the weights vanishes, or a fill value makes the map affine.
+        If shapes, modes or sizes do not fit, a weight is not finite, the sum of the weights vanishes, or a fill value
+        makes the map affine.
     TypeError
         If the mask is not of bool, or an array lives on a GPU.
 
@@ -197,16 +202,17 @@ def normalized_operator(
     """
     from ..operators import NormalizedOperator
 
+    boundary = cast(Boundary, one_of("boundary", boundary, BOUNDARIES))
+    algorithm = cast(Algorithm, one_of("algorithm", algorithm, ASKED))
     (mask, w), _ = dispatch.read(mask=mask, w=w)
     if dispatch.device_of(w) != "cpu":
         raise TypeError("mask and w must live on the CPU for normalized_operator, got arrays on a GPU")
     mask = _as_mask(mask, mask.shape)
-    (w, _), _, computed = _summands(dtype, None, w, w)
+    (w,), _, computed = _summands(dtype, None, w=w)
     fill, outside = _outside(boundary, fill_value)
     arguments: dict[str, Any] = {"mode": mode, "boundary": boundary, "stride": stride, "dilation": dilation}
-    plan = plan_convolve(
-        mask.shape, w.shape, dtype=computed, fill_value=fill, device="cpu", algorithm=algorithm, **arguments
-    )
+    geometry = plain_geometry(mask.shape, w.shape, fill_value=fill, flip=True, names=("mask", "w"), **arguments)
+    plan = make_plan(geometry, computed, "cpu", algorithm)
     exact = {**arguments, "algorithm": "direct" if algorithm == "auto" else algorithm}
     sums, outputs = _taken_by_sums(mask.shape, w, computed, outside, exact), prod(plan.output_shape)
     taken = max(sums, outputs * (2 * computed.itemsize + 1)) + mask.size + w.size * computed.itemsize
@@ -222,9 +228,9 @@ def _as_mask(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return mask
 
 
-def _summands(dtype: Any, out: Any, x: np.ndarray, w: np.ndarray) -> tuple[list[Any], np.dtype, np.dtype]:
+def _summands(dtype: Any, out: Any, **inputs: np.ndarray) -> tuple[list[Any], np.dtype, np.dtype]:
     """The arrays, the result's dtype, and the one to compute in: an average of integers is none."""
-    given, (both, sums) = dtype is not None, arrays.summands(dtype, out, x=x, w=w)
+    given, (both, sums) = dtype is not None, arrays.summands(dtype, out, **inputs)
     if sums.kind in "biu":
         if given:
             raise TypeError(f"dtype must be floating or complex for an average, got {sums}")
@@ -236,8 +242,9 @@ def _outside(boundary: str, fill_value: Any) -> tuple[Any, int]:
     """The constant outside ``x``, and whether anything is there."""
     if boundary != "constant":
         return fill_value, 0  # ``convolve`` refuses a constant
-    missing = bool(np.isnan(as_number("fill_value", fill_value)))
-    return (0, 0) if missing else (fill_value, 1)
+    fill = as_number("fill_value", fill_value)
+    missing = not isinstance(fill, int) and bool(np.isnan(fill))  # no int is NaN, and some are too large to ask NumPy
+    return (0, 0) if missing else (fill, 1)
 
 
 def _all_positive(w: np.ndarray, dtype: np.dtype) -> bool:
@@ -255,15 +262,20 @@ def _sums(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The sum of the weights that are there, for each output, and where it is more than rounding."""
     size, real = np.abs(w), w.real.dtype
+    with np.errstate(over="ignore"):
+        total = size.sum()
+    if not np.isfinite(total):
+        what = "a sum that is too large" if np.isfinite(w).all() else "infinity or NaN"
+        raise ValueError(f"w must have finite weights with a finite sum of sizes in {w.dtype}, got {what}")
     epsilon = max(64, w.size) * float(np.finfo(real).eps)  # a sum of n terms errs by at most n rounding errors
-    if abs(w.sum()) <= epsilon * size.sum():
+    if abs(w.sum()) <= epsilon * total:
         raise ValueError(
             f"w must have a sum other than 0, got weights that cancel (sum {w.sum():.3g}): no average has such weights"
         )
     arguments = _for_sums(arguments)
     sums = convolve(there.astype(w.dtype), w, fill_value=outside, **arguments)
     if arguments["algorithm"] in ("fft", "winograd"):
-        least: Any = epsilon * size.sum()  # a transform errs everywhere by what its largest sums err
+        least: Any = epsilon * total  # a transform errs everywhere by what its largest sums err
     elif _all_positive(w, w.dtype):
         return sums, sums != 0  # nothing cancels
     else:

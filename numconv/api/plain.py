@@ -11,8 +11,9 @@ import numpy as np
 
 from .. import _memory, arrays, dispatch
 from .._indexing import extent
-from ..arguments import MODES, Boundary, Ints, Mode, one_of, per_axis
-from ..geometry import conv_geometry, frozen, plain_geometry
+from .._objects import shown
+from ..arguments import MODES, Boundary, Ints, Mode, frozen, one_of, per_axis
+from ..geometry import conv_geometry, plain_geometry
 from ..plan import make_plan, plan_for
 from ..select import Algorithm
 
@@ -66,7 +67,7 @@ def convolve(
     Raises
     ------
     ValueError
-        If shapes, modes or sizes do not fit.
+        If shapes, modes or sizes do not fit; arrays have at most 29 axes that are convolved.
     TypeError
         If a dtype has no product, the arrays live in different places, or an array means more than its numbers (units,
         labels, a mask, gradients), which would be lost.
@@ -137,10 +138,11 @@ def _slide(
     x: Any, w: Any, mode: str, flip: bool, boundary: str, fill_value: complex, stride: Any, dilation: Any, axes: Any,
     algorithm: str, dtype: Any, out: Any,
 ) -> Any:
-    one_of("mode", mode, MODES)
+    mode = one_of("mode", mode, MODES)
     (x, w, out), give = dispatch.read(x=x, w=w, out=out)
     cast = dtype is not None
     (x, w), dtype = arrays.summands(dtype, out, x=x, w=w)
+    dilation = frozen(dilation, "dilation")
     way, plan, chosen = _way(
         x.shape, w.shape, dtype, mode, flip, boundary, fill_value, stride, dilation, axes, algorithm,
         dispatch.device_of(x),
@@ -185,7 +187,7 @@ def _way(
     input and the rows of ``x`` are kernels over it, all at once (``"exchanged"``) or one at a time (``"each"``).
     """
     d = len(x_shape)
-    if axes is None and (d or w_shape) and not (mode == "valid" and _inside(x_shape, w_shape, frozen(dilation))):
+    if axes is None and (d or w_shape) and not (mode == "valid" and _inside(x_shape, w_shape, dilation)):
         plan = plan_for(
             plain_geometry, x_shape, w_shape, dtype, algorithm, mode=mode, stride=stride, dilation=dilation,
             boundary=boundary, fill_value=fill_value, flip=flip,
@@ -199,7 +201,7 @@ def _way(
         raise ValueError(f"w must have one axis for each of axes={chosen}, got shape {w_shape}")
     size = tuple(x_shape[a] for a in chosen)
     device, rows = dispatch.choose_device(), prod(n for a, n in enumerate(x_shape) if a not in chosen)
-    if mode != "valid" or not _inside(size, w_shape, frozen(dilation)):
+    if mode != "valid" or not _inside(size, w_shape, dilation):
         plain = plain_geometry(size, w_shape, mode, stride=stride, dilation=dilation, **arguments)
         geometry = conv_geometry(
             (rows, 1, *size), (1, 1, *w_shape), stride=stride, dilation=dilation, padding=plain.padding, **arguments
@@ -332,13 +334,14 @@ def _inside(size: tuple[int, ...], kernel: tuple[int, ...], dilation: Any) -> bo
 
 
 def _normal_axes(axes: Any, ndim: int) -> tuple[int, ...]:
-    chosen = spatial_axes = tuple(axes) if hasattr(axes, "__iter__") else (axes,)
+    given = frozen(axes, "axes")
+    chosen = given if isinstance(given, tuple) else (given,)
     for axis in chosen:
-        if isinstance(axis, bool) or not hasattr(axis, "__index__"):
-            raise TypeError(f"axes must be an int or ints, got {axes!r}")
+        if type(axis) is not int:
+            raise TypeError(f"axes must be an int or ints, got {shown(given)}")
         if not -ndim <= axis < ndim:
-            raise ValueError(f"axes must lie between {-ndim} and {ndim - 1} for x with {ndim} axes, got {axes!r}")
-    spatial_axes = tuple(int(axis) % ndim for axis in chosen)
+            raise ValueError(f"axes must lie between {-ndim} and {ndim - 1} for x with {ndim} axes, got {shown(given)}")
+    spatial_axes = tuple(axis % ndim for axis in chosen)
     if len(set(spatial_axes)) != len(spatial_axes):
-        raise ValueError(f"axes must be different from each other, got {axes!r}")
+        raise ValueError(f"axes must be different from each other, got {shown(given)}")
     return spatial_axes

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from .. import arrays, dispatch
-from ..arguments import as_int
+from ..arguments import as_int, one_of
 from ..geometry import ConvGeometry, conv_geometry, plain_geometry
 from ..plan import ConvPlan, make_plan
+from ..select import ASKED
 
 
 def plan_conv(
@@ -131,5 +132,6 @@ def plan_convolve(
 
 
 def _plan(geometry: ConvGeometry, dtype: Any, device: Any, algorithm: str, max_bytes: Any) -> ConvPlan:
-    plan = make_plan(geometry, arrays.plan_dtype(dtype), dispatch.choose_device(device), algorithm)
-    return plan if max_bytes is None else replace(plan, max_bytes=as_int("max_bytes", max_bytes, 1))
+    asked = one_of("algorithm", algorithm, ASKED)
+    plan = make_plan(geometry, arrays.plan_dtype(dtype), dispatch.choose_device(device), asked)
+    return plan if max_bytes is None else replace(plan, max_bytes=as_int("max_bytes", max_bytes, 1, 2**63))

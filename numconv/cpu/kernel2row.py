@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from math import prod
+from math import gcd, prod
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 
-from .. import _memory
-from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
+from .. import _indexing, _memory
+from .._indexing import CONSTANT, EDGE, KERNEL, OUT, REFLECT, SIZE, START, STEP, STRIDE, WRAP
 from ..geometry import ConvGeometry
 from . import csr
 from ._jit import Kernel, first_output, flat, helper, position, row_source, source, tasks_of
@@ -111,6 +111,64 @@ def edges(axes: np.ndarray) -> int:
 def count_entries(counts: Counts) -> int:
     """Entries of W_conv for one channel pair: a product over the axes, cheap at any size."""
     return prod(int(before.sum()) + between * kernel + int(after.sum()) for before, between, kernel, after in counts)
+
+
+def entries_along(axis: tuple[int, ...], boundary: int) -> int:
+    """Entries along one axis, from its sizes alone; a boundary that folds is followed for a period at most."""
+    n, k, out, start, stride, step = axis
+    if boundary == CONSTANT:
+        return pairs_within(axis, 0, n)
+    if n == 1:
+        return out
+    if boundary == WRAP:  # the same for every output: taps meet again where they are n apart
+        return out * min(k, n // gcd(n, step))
+    if boundary == EDGE:  # what lies strictly inside, and either end where something reaches it
+        lowest, highest = sorted((start, start + (k - 1) * step))
+        reach_begin = min(_indexing.first_output(lowest, stride, 1), out)
+        reach_end = out - min(_indexing.first_output(highest, stride, n - 1), out)
+        return pairs_within(axis, 1, n - 1) + reach_begin + reach_end
+    table = np.array(axis, np.int64)
+    a, b = inside(table)
+    period = 2 * n - 2 if boundary == REFLECT else 2 * n
+    repeat = period // gcd(period, stride)
+    entries = (b - a) * k
+    for first, count in ((0, a), (b, out - b)):
+        distinct = min(count, repeat)
+        _memory.require(8 * distinct, "what outputs at the edges read", "use algorithm='implicit', or less padding")
+        counts = np.empty(distinct, np.int64)
+        _tap_counts(table, boundary, first, counts, work=0)
+        entries += count // repeat * int(counts.sum()) if count >= repeat else 0
+        entries += int(counts[: count % repeat].sum())
+    return entries
+
+
+def pairs_within(axis: tuple[int, ...], low: int, high: int) -> int:
+    """How many pairs of an output and a tap meet a position from ``low`` to ``high - 1``."""
+    _, k, out, start, stride, step = axis
+    if step < 0:
+        start, step = start + (k - 1) * step, -step
+
+    def below(bound: int) -> int:
+        distance = bound - start  # of the first output and tap; each further tap has step less of it
+        all_outputs = min(max(-(-(distance - (out - 1) * stride) // step), 0), k)
+        any_output = min(max(-(-distance // step), 0), k)
+        least = distance - (any_output - 1) * step
+        return all_outputs * out + floor_sum(any_output - all_outputs, stride, step, least + stride - 1)
+
+    return max(below(high) - below(low), 0)
+
+
+def floor_sum(n: int, m: int, a: int, b: int) -> int:
+    """The sum of ``(a * i + b) // m`` over ``i < n``, by the steps of Euclid's algorithm; no number is negative."""
+    total = 0
+    while n > 0:
+        total += n * (n - 1) // 2 * (a // m) + n * (b // m)
+        a, b = a % m, b % m
+        if a == 0:
+            break
+        last = a * n + b
+        n, b, m, a = last // m, last % m, a, m
+    return total
 
 
 def entries_before(counts: Counts) -> Before:
@@ -431,7 +489,7 @@ def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
 def nbytes(geometry: ConvGeometry, dtype: np.dtype) -> int:
     """Bytes of the three arrays of ``W_conv``, counted without making them."""
     g = geometry
-    entries = g.K * (g.C // g.groups) * count_entries(counts_of(g.axes, g.boundary_code))
+    entries = g.K * (g.C // g.groups) * prod(entries_along(axis, g.boundary_code) for axis in g.axis_rows)
     index_dtype = index_dtype_for(max(entries, *g.matrix_shape))
     return stored_bytes(entries, g.matrix_shape[0], dtype, index_dtype)
 

@@ -55,7 +55,7 @@ def tiling(rows: tuple[tuple[int, ...], ...], itemsize: int, channels: int = 1, 
     d = len(rows)
     taps = [row[KERNEL] for row in rows]
     reach = [(k - 1) * abs(row[STEP]) + 1 for k, row in zip(taps, rows, strict=True)]
-    while prod(2 * r for r in reach) > BLOCK:
+    while prod(2 * r for r in reach if r > 1) > BLOCK:
         a = reach.index(max(reach))
         taps[a] = -(-taps[a] // 2)
         reach[a] = (taps[a] - 1) * abs(rows[a][STEP]) + 1

@@ -17,6 +17,7 @@ import numpy as np
 from autograd.extend import defvjp, primitive
 from autograd.numpy.numpy_vjps import match_complex
 
+from .. import dispatch
 from ..api import layers
 from ..arguments import Boundary, Ints, Padding
 from ..select import Algorithm
@@ -65,8 +66,9 @@ def conv(
     )
     if bias is None:
         return y
-    if np.shape(bias) != np.shape(w)[:1]:
-        raise ValueError(f"bias must have shape {np.shape(w)[:1]}, got {np.shape(bias)}")
+    shape, need = dispatch.shape_of("bias", bias), dispatch.shape_of("w", w)[:1]
+    if shape != need:
+        raise ValueError(f"bias must have shape {need}, got {shape}")
     return y + anp.reshape(bias, (-1, *(1,) * (np.ndim(w) - 2)))
 
 
@@ -103,8 +105,9 @@ def conv2d(
     array([[[1., 1., 0.],
             [1., 1., 0.]]])
     """
-    if np.ndim(w) != 4:
-        raise ValueError(f"w must have 4 axes for conv2d, got shape {np.shape(w)}")
+    shape = dispatch.shape_of("w", w)
+    if len(shape) != 4:
+        raise ValueError(f"w must have 4 axes for conv2d, got shape {shape}")
     return conv(x, w, bias, stride=stride, padding=padding, dilation=dilation, groups=groups, **options)
 
 

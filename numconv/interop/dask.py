@@ -28,12 +28,13 @@ import numpy as np
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
-from .. import arrays, containers, matrices, stream, tiles
+from .. import arrays, containers, dispatch, matrices, stream, tiles
 from .._indexing import extent
 from ..api import plain
-from ..arguments import MODES, one_of
-from ..geometry import ConvGeometry, conv_geometry, frozen, plain_geometry, transpose_geometry, window_geometry
+from ..arguments import MODES, frozen, one_of
+from ..geometry import ConvGeometry, conv_geometry, plain_geometry, transpose_geometry, window_geometry
 from ..plan import ConvPlan, make_plan
+from ..select import ASKED
 from ..tiles import AdjointTile, Range, Tile
 
 #: How many partial weight gradients a task adds.
@@ -80,14 +81,14 @@ def _slide(
     x: Any, w: Any, mode: str, flip: bool, *, axes: Any = None, algorithm: str = "auto", dilation: Any = 1,
     dtype: Any = None, **geometry: Any,
 ) -> Any:
-    one_of("mode", mode, MODES)
+    mode = one_of("mode", mode, MODES)
     chosen = tuple(range(x.ndim)) if axes is None else plain._normal_axes(axes, x.ndim)
     size = tuple(x.shape[a] for a in chosen)
     if w.ndim != len(chosen):
         raise ValueError(f"w must have one axis for each of axes={chosen}, got shape {w.shape}")
     if mode == "valid" and plain._inside(size, w.shape, dilation):
         raise ValueError(f"x must be the larger one if it is a Dask array, got shapes {x.shape} and {w.shape}")
-    g = plain_geometry(size, w.shape, mode, dilation=frozen(dilation), flip=flip, **_frozen(geometry))
+    g = plain_geometry(size, w.shape, mode, dilation=frozen(dilation, "dilation"), flip=flip, **_frozen(geometry))
     (x, w), dtype = arrays.summands(dtype, None, x=x, w=w)
     last = tuple(range(x.ndim - len(chosen), x.ndim))
     if chosen == last:
@@ -101,7 +102,7 @@ def conv_grad_input(
 ) -> Any:
     """``numconv.conv_grad_input`` of Dask arrays."""
     w, dy = _lazy(out, w=w, dy=dy)
-    g = conv_geometry(frozen(input_shape), w.shape, names=("input_shape", "w"), **_frozen(geometry))
+    g = conv_geometry(frozen(input_shape, "input_shape"), w.shape, names=("input_shape", "w"), **_frozen(geometry))
     arrays.check_shape("dy", dy, g.output_shape)
     (w, dy), dtype = arrays.summands(dtype, None, w=w, dy=dy)
     return _backward(dy, w, None, g, dtype, algorithm)
@@ -126,7 +127,7 @@ def conv_grad_weight(
 ) -> Any:
     """``numconv.conv_grad_weight`` of Dask arrays; the chunks' sums are added in a fixed order."""
     x, dy = _lazy(out, x=x, dy=dy)
-    g = conv_geometry(x.shape, frozen(kernel_shape), names=("x", "kernel_shape"), **_frozen(geometry))
+    g = conv_geometry(x.shape, frozen(kernel_shape, "kernel_shape"), names=("x", "kernel_shape"), **_frozen(geometry))
     arrays.check_shape("dy", dy, g.output_shape)
     (x, dy), dtype = arrays.summands(dtype, None, x=x, dy=dy)
     plan, outer = _plan(g, dtype, algorithm, g.N), x.ndim - g.d - 1
@@ -299,13 +300,14 @@ def _lazy(out: Any = None, **arguments: Any) -> list[Any]:
     """Dask arrays as they are, any others as one chunk."""
     if out is not None:
         raise TypeError("out must be None for Dask arrays, whose results are lazy and have methods to store them")
-    return [value if value is None else _one_lazy(name, value) for name, value in arguments.items()]
+    return [value if value is None and name == "bias" else _one_lazy(name, value) for name, value in arguments.items()]
 
 
 def _one_lazy(name: str, value: Any) -> Any:
-    if not isinstance(value, da.Array):
-        containers.refuse(name, value)
-        array = np.asarray(value)
+    if not issubclass(type(value), da.Array):
+        (array,), _ = dispatch.read(**{name: value})
+        if dispatch.device_of(array) != "cpu":
+            raise TypeError(f"{name} must be on the CPU beside Dask arrays, got an array on a GPU")
         return da.from_array(array, chunks=array.shape)
     containers.refuse(name, value._meta)
     if any(np.isnan(n) for n in value.shape):
@@ -316,12 +318,13 @@ def _one_lazy(name: str, value: Any) -> Any:
 
 
 def _frozen(geometry: dict[str, Any]) -> dict[str, Any]:
-    return {name: frozen(value) for name, value in geometry.items()}
+    return {name: frozen(value, name) for name, value in geometry.items()}
 
 
 def _plan(g: ConvGeometry, dtype: np.dtype, algorithm: str, images: int) -> ConvPlan:
     """The plan of the whole, for arrays ``(N, C, *in)``; its algorithm is that of every chunk."""
-    return make_plan(g._replace(plain=False, batched=True, N=images), dtype, "cpu", algorithm)
+    asked = one_of("algorithm", algorithm, ASKED)
+    return make_plan(g._replace(plain=False, batched=True, N=images), dtype, "cpu", asked)
 
 
 def _by_group(chunks: Sequence[int], channels: int, groups: int) -> bool:

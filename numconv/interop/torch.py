@@ -28,8 +28,8 @@ import torch
 from .. import arrays, dispatch, matrices
 from ..api import layers, local, missing, plain
 from ..api import matrices as windows
-from ..arguments import MODES, Boundary, Ints, Mode, Padding, as_int, mode_padding, one_of, per_axis
-from ..geometry import ConvGeometry, conv_geometry, frozen, transpose_geometry, window_geometry
+from ..arguments import MODES, Boundary, Ints, Mode, Padding, as_int, frozen, mode_padding, one_of, per_axis
+from ..geometry import ConvGeometry, conv_geometry, transpose_geometry, window_geometry
 from ..plan import ConvPlan, make_plan, plan_for
 from ..select import Algorithm
 
@@ -331,8 +331,9 @@ def conv_grad_input(
     """
     (w, dy), sums = _summands(dtype, w=w, dy=dy)
     plan = plan_for(
-        layers._geometry_of_grad_input, frozen(input_shape), tuple(w.shape), sums, algorithm, stride=stride,
-        padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
+        layers._geometry_of_grad_input, frozen(input_shape, "input_shape"), tuple(w.shape), sums, algorithm,
+        stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value,
+        flip=flip,
     )
     return _grad_input(dy, w, plan)
 
@@ -359,8 +360,9 @@ def conv_grad_weight(
     """
     (x, dy), sums = _summands(dtype, x=x, dy=dy)
     plan = plan_for(
-        layers._geometry_of_grad_weight, tuple(x.shape), frozen(kernel_shape), sums, algorithm, stride=stride,
-        padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
+        layers._geometry_of_grad_weight, tuple(x.shape), frozen(kernel_shape, "kernel_shape"), sums, algorithm,
+        stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value,
+        flip=flip,
     )
     return _grad_weight(x, dy, plan)
 
@@ -431,7 +433,7 @@ def _slide(
     dilation: Ints, axes: Ints | None, algorithm: Algorithm,
 ) -> torch.Tensor:
     """Plain tensors, by ``conv`` of rows ``(rest, 1, *in)`` with one kernel."""
-    one_of("mode", mode, MODES)
+    mode = one_of("mode", mode, MODES)
     if axes is None and x.ndim == w.ndim == 0:
         return x * w
     chosen = tuple(range(x.ndim)) if axes is None else plain._normal_axes(axes, x.ndim)
@@ -570,8 +572,8 @@ def conv_local_grad_input(
     """
     (w, dy), _ = _summands(dtype, w=w, dy=dy)
     return _grad_input(dy, w, _local(
-        frozen(input_shape), tuple(w.shape), ("input_shape", "w"), stride=stride, padding=padding, dilation=dilation,
-        groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
+        frozen(input_shape, "input_shape"), tuple(w.shape), ("input_shape", "w"), stride=stride,
+        padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
     ))
 
 
@@ -597,8 +599,8 @@ def conv_local_grad_weight(
     """
     (x, dy), _ = _summands(dtype, x=x, dy=dy)
     return _grad_weight(x, dy, _local(
-        tuple(x.shape), frozen(kernel_shape), ("x", "kernel_shape"), stride=stride, padding=padding, dilation=dilation,
-        groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
+        tuple(x.shape), frozen(kernel_shape, "kernel_shape"), ("x", "kernel_shape"), stride=stride,
+        padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
     ))
 
 
@@ -646,7 +648,7 @@ def col2im(
     -------
     tensor of ``input_shape``
     """
-    one_of("reduce", reduce, ("sum", "mean"))
+    reduce = one_of("reduce", reduce, ("sum", "mean"))
     _need_tensors(cols=cols)
     g = window_geometry(
         input_shape, kernel_size, name="input_shape", stride=stride, padding=padding, dilation=dilation,
