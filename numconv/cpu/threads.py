@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba.np.ufunc import parallel as numba_threads
 
 #: TBB's library as numba asks for it, and since which release of the package ``tbb`` numba takes it.
 TBB = {"win32": "tbb12.dll", "darwin": "libtbb.12.dylib"}.get(sys.platform, "libtbb.so.12")
@@ -138,12 +139,22 @@ def lost() -> str:
 
 def thread_count() -> int:
     """How many threads share the work of a launch."""
-    return 1 if lost() else numba.get_num_threads()
+    return 1 if lost() else _wanted()
+
+
+def _wanted() -> int:
+    """``numba.get_num_threads()``, asked without its locks once there are threads.
+
+    Each call of it takes two, one of them shared with forked processes. What an interrupt ends between their being
+    taken and given back would hold up every later call of every thread.
+    """
+    ask = getattr(numba_threads, "_get_num_threads", None)  # set as the threads are started
+    return int(ask() if ask else numba.get_num_threads())
 
 
 def warn_if_lost() -> None:
     """Say that threads are missing, where more than one was wanted."""
-    if lost() and numba.get_num_threads() > 1:
+    if lost() and _wanted() > 1:
         warnings.warn(ONE_THREAD + lost(), RuntimeWarning, stacklevel=2)
 
 
