@@ -405,7 +405,7 @@ class Hostile:
         raise ZeroDivisionError
 
 
-@pytest.mark.parametrize("path", [0, 1, True, 2.5, [], b"", "", "a\0b", b"\0", "\ud800", Hostile(), object()], ids=repr)
+@pytest.mark.parametrize("path", [0, 1, True, 2.5, [], b"", "", "a\0b", b"\0", "\ud800", Hostile(), object()])
 def test_what_is_no_path_is_refused(work, path):
     with pytest.raises((TypeError, ValueError), match=r"^resume must be the path of a file, got"):
         work(path)
