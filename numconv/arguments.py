@@ -124,12 +124,13 @@ def as_flag(name: str, value: Any) -> bool:
 
 
 def as_path(name: str, value: Any) -> str:
-    """``value`` as the path of a file."""
+    """``value`` as the path of a file; a number would be one that is open already."""
+    need = "the path of a file"
     if not issubclass(type(value), (str, bytes, os.PathLike)):
-        raise TypeError(f"{name} must be a path, got {described(value)}")
-    path: str = ask(name, "a path", value, lambda value: os.fsdecode(os.fsencode(value)))
+        raise TypeError(f"{name} must be {need}, got {described(value)}")
+    path: str = ask(name, need, value, lambda value: os.fsdecode(os.fsencode(value)))
     if "\0" in path or not path:
-        raise ValueError(f"{name} must be a path, got {shown(path)}")
+        raise ValueError(f"{name} must be {need}, got {shown(path)}")
     return path
 
 

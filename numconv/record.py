@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import __version__
+from .arguments import as_path
 
 #: What the first line of a record says it is, and how that line begins in every version.
 FORMAT = "tiles, version 2"
@@ -151,16 +152,7 @@ def _seen_from(path: Any, file: Any) -> str:
 
 def place_of(path: Any) -> str:
     """The absolute path that ``resume`` means; a symbolic link means what it leads to."""
-    try:
-        name = os.fsdecode(os.fspath(path))
-        usable = bool(name) and b"\0" not in os.fsencode(name)
-    except UnicodeError:
-        usable = False
-    except Exception:  # a number would be a file that is open already
-        raise TypeError(f"resume must be the path of a file, got an object of type {type(path).__name__}") from None
-    if not usable:
-        raise ValueError(f"resume must be the path of a file, got {path!r}")
-    return os.path.realpath(name)
+    return os.path.realpath(as_path("resume", path))
 
 
 def _opened(path: str, line: bytes) -> Any:

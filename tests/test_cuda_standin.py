@@ -24,6 +24,7 @@ import numconv
 
 HERE = Path(__file__).parent
 LIBRARY = os.environ.get("NUMCONV_STANDIN", "")
+COMPILER = shutil.which("cc") or shutil.which("gcc")
 
 over_the_standin = pytest.mark.skipif(not LIBRARY, reason="runs in a process of its own, over the stand-in")
 
@@ -31,11 +32,10 @@ over_the_standin = pytest.mark.skipif(not LIBRARY, reason="runs in a process of 
 @pytest.mark.skipif(bool(LIBRARY) or simulated, reason="this is that process")
 @pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed: pip install '.[cuda-test]'")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the stand-in is for Linux")
+@pytest.mark.skipif(not COMPILER, reason="the stand-in for the driver is C: a compiler is needed, cc or gcc")
 def test_over_the_standin(tmp_path):
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    assert compiler, "the stand-in for the driver is C: a compiler is needed, cc or gcc"
     library = tmp_path / "libcuda.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, HERE / "gpu" / "standin.c", "-ldl"], check=True)
+    subprocess.run([COMPILER, "-shared", "-fPIC", "-o", library, HERE / "gpu" / "standin.c", "-ldl"], check=True)
     environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "NUMCONV_STANDIN": str(library)}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", __file__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -9,7 +9,7 @@ from numba import types
 from numba.core.errors import NumbaValueError, TypingError
 from numba.extending import register_jitable
 
-from ..arguments import PADDING_NAMES
+from ..arguments import PADDING_NAMES, as_flag
 from ..cpu.callers import as_bool
 
 #: What ``algorithm=`` may be here.
@@ -93,11 +93,22 @@ def is_tuple(value: Any) -> bool:
 def flag(name: str, value: Any) -> Any:
     """What gives a bool."""
     known = plain(value)
-    if isinstance(known, (types.Number, types.Boolean)):
-        return register_jitable(lambda given: as_bool(given))
+    if isinstance(known, (types.Integer, types.Boolean)):
+        error = f"{name} must be True or False"
+
+        @register_jitable
+        def read(given):
+            if given != 0 and given != 1:
+                raise ValueError(error)
+            return as_bool(given)
+
+        return read
     if isinstance(known, types.Type):
         raise TypingError(f"{name} must be a bool, got {known}")
-    constant = bool(known)
+    try:
+        constant = as_flag(name, known)
+    except (TypeError, ValueError) as wrong:
+        raise TypingError(str(wrong)) from None
     return register_jitable(lambda given: constant)
 
 
