@@ -214,13 +214,15 @@ def driver(monkeypatch):
     monkeypatch.setattr(nvvm, "NVVM", lambda: None)
     monkeypatch.setattr(driver, "driver", SimpleNamespace(get_version=lambda: (13, 1)))
 
-    def machine(gpus=None, version=None, nvvm_error=None):
+    def machine(gpus=None, version=None, nvvm_error=None, nvrtc_error=None):
         _jit._missing.cache_clear()
         monkeypatch.setattr(_jit.cuda, "gpus", Gpus() if gpus is None else gpus)
         if version:
             monkeypatch.setattr(driver, "driver", SimpleNamespace(get_version=lambda: version))
         if nvvm_error:
             monkeypatch.setattr(nvvm, "NVVM", lambda: exec("raise error", {"error": nvvm_error}))
+        if nvrtc_error:
+            monkeypatch.setattr(runtime, "get_version", lambda: exec("raise error", {"error": nvrtc_error}))
 
     yield machine
     _jit._missing.cache_clear()
@@ -240,7 +242,10 @@ def test_a_whole_machine_lacks_nothing(driver):
     [
         ("driver", "no CUDA driver can be used: no driver here; install or update NVIDIA's driver"),
         ("gpus", "the CUDA driver finds no GPU"),
-        ("nvvm", r"NVIDIA's compiler is missing \(libNVVM is not available\): pip install 'numconv-jit\[cuda12\]'"),
+        ("nvvm", r"libnvvm.so.4, a part of NVIDIA's compiler, cannot be loaded: pip install 'numconv-jit\[cuda13\]' or "
+                 r"'nvidia-nvvm==13.\*', or let CUDA_HOME .*\(libNVVM is not available\)"),
+        ("nvvm of 12", r"libnvvm.so.4, .*'numconv-jit\[cuda12\]' or 'nvidia-cuda-nvcc-cu12==12.\*'"),
+        ("nvrtc", r"libnvrtc.so, .*'nvidia-cuda-nvrtc==13.\*'"),
         ("old", r"the driver supports CUDA 12.4 and the compiler is that of CUDA 13.0: .*numconv-jit\[cuda12\]"),
     ],
 )
@@ -251,6 +256,8 @@ def test_devices_say_what_is_missing(driver, capsys, lost, message):
         "driver": {"gpus": Gpus(error=CudaSupportError("no driver here"))},
         "gpus": {"gpus": Gpus(0)},
         "nvvm": {"nvvm_error": NvvmSupportError("libNVVM is not available")},
+        "nvvm of 12": {"version": (12, 8), "nvvm_error": NvvmSupportError("libNVVM is not available")},
+        "nvrtc": {"nvrtc_error": RuntimeError("no libnvrtc")},
         "old": {"version": (12, 4)},
     }[lost])  # fmt: skip
     cuda = numconv.devices()[1]
@@ -264,6 +271,30 @@ def test_devices_say_what_is_missing(driver, capsys, lost, message):
 
     main(["info"])
     assert re.search(rf"device cuda +NVIDIA GPUs, not usable: {message}", capsys.readouterr().out)
+
+
+@needs_numba_cuda
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="libraries are looked for as Linux has them")
+@pytest.mark.parametrize("variable", ["CUDA_HOME", "CUDA_PATH", "CONDA_PREFIX"])
+@pytest.mark.parametrize("place", ["lib64", "lib", "nvvm/lib64"])
+def test_a_compiler_is_found_where_toolkits_have_it(driver, monkeypatch, tmp_path, variable, place):
+    """numba-cuda looks in ``nvvm/lib64`` alone, and takes what is loaded."""
+    from numba.cuda.cudadrv import nvvm
+
+    library = tmp_path / place / "libnvvm.so.4"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    loaded = []
+
+    def ask():
+        if loaded != [str(library)]:
+            raise RuntimeError("not found")
+
+    driver()
+    monkeypatch.setattr(nvvm, "NVVM", ask)
+    monkeypatch.setattr(_jit.ctypes, "CDLL", loaded.append)
+    monkeypatch.setenv(variable, str(tmp_path))
+    assert _jit.missing() == ""
 
 
 @needs_numba_cuda

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import naive
 import numpy as np
@@ -18,10 +19,13 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(autouse=True)
-def needs_a_gpu():
-    """Not asked as tests are collected: other tests fork."""
+def needs_a_gpu(request):
+    """Not asked as tests are collected: other tests fork. Who asks for these tests where there is a GPU gets them."""
     if not dispatch.has_gpu():
-        pytest.skip(f"no GPU: {dispatch.no_cuda() or 'this is the simulator'}")
+        why_not = f"no GPU: {dispatch.no_cuda() or 'this is the simulator'}"
+        if request.config.getoption("-m") == "gpu" and any(Path("/proc/driver/nvidia/gpus").glob("*")):
+            pytest.fail(f"there is a GPU, but {why_not}")
+        pytest.skip(why_not)
 
 
 ALGORITHMS = ("direct", "implicit", "im2col")

@@ -5,13 +5,15 @@ Every other room takes ``cuda`` from here. Importing this calls no driver, so th
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,22 +84,70 @@ def _missing(process: int) -> str:
 _asked: dict[str, int] = {}
 
 
+class Part(NamedTuple):
+    """One of NVIDIA's libraries: the file, what pip calls it for CUDA 12 and 13, and what asks it for its version."""
+
+    file: str
+    packages: dict[int, str]
+    ask: Callable[[], Any]
+
+
+def compilers() -> tuple[Part, ...]:
+    """The libraries that compile kernels."""
+    from numba.cuda.cudadrv import nvvm, runtime
+
+    return (
+        Part("libnvvm.so.4", {12: "nvidia-cuda-nvcc-cu12", 13: "nvidia-nvvm"}, lambda: nvvm.NVVM()),
+        Part("libnvrtc.so", {12: "nvidia-cuda-nvrtc-cu12", 13: "nvidia-cuda-nvrtc"}, runtime.get_version),
+    )
+
+
 def lacks_compiler() -> str:
     """Why kernels cannot be compiled for the driver; empty if they can."""
-    from numba.cuda.cudadrv import driver, nvvm, runtime
+    from numba.cuda.cudadrv import driver
 
-    try:
-        compiler = runtime.get_version()
-        nvvm.NVVM()
-    except (ImportError, RuntimeError) as error:  # the loader's error for a missing library is a RuntimeError
-        return f"NVIDIA's compiler is missing ({' '.join(str(error).split())}): {EXTRA}"
-    supported = driver.driver.get_version()
+    supported, found = driver.driver.get_version(), {}
+    for part in compilers():
+        try:
+            found[part.file] = _loaded(part)
+        except (ImportError, RuntimeError) as error:  # the loader's error for a missing library is a RuntimeError
+            major = min(supported[0], max(part.packages))
+            return (
+                f"{part.file}, a part of NVIDIA's compiler, cannot be loaded: pip install 'numconv-jit[cuda{major}]' or "
+                f"'{part.packages.get(major, part.file)}=={major}.*', or let CUDA_HOME name a toolkit that has it "
+                f"({' '.join(str(error).split())[:200]})"
+            )
+    compiler = found["libnvrtc.so"]
     if supported[0] < compiler[0]:
         return (
             f"the driver supports CUDA {version(supported)} and the compiler is that of CUDA {version(compiler)}: "
             f"update the driver, or pip install 'numconv-jit[cuda{supported[0]}]'"
         )
     return ""
+
+
+def _loaded(part: Part) -> Any:
+    """What a library says of itself; it may lie where numba-cuda does not look, which takes one that is loaded."""
+    try:
+        return part.ask()
+    except (ImportError, RuntimeError):
+        for path in _candidates(part.file):
+            with suppress(OSError):
+                ctypes.CDLL(str(path))
+                return part.ask()
+        raise
+
+
+def _candidates(file: str) -> Iterator[Path]:
+    """Where toolkits have a library: those that the environment names, the usual one, conda's, and wheels of others."""
+    named = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH", "CONDA_PREFIX")]
+    wheels = find_spec("nvidia")
+    parents = [Path(folder) for folder in (wheels.submodule_search_locations or () if wheels else ())]
+    homes = [*map(Path, filter(None, named)), Path("/usr/local/cuda"), Path(sys.prefix)]
+    homes += [home for parent in parents for home in sorted(parent.glob("*"))]
+    for home in homes:
+        for place in ("nvvm/lib64", "lib64", "lib", "nvvm/lib", "targets/x86_64-linux/lib"):
+            yield from sorted((home / place).glob(f"{file}*"))
 
 
 def version(number: tuple[int, ...]) -> str:
