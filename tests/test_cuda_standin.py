@@ -167,6 +167,18 @@ def test_arrays_by_their_interface_are_waited_for_once(happened):
     assert events[-1][0] == "wait" or events[-1][0] == "free"
 
 
+@over_the_standin
+@pytest.mark.parametrize("call", [
+    lambda x, w, dy: numconv.conv(x, w), lambda x, w, dy: numconv.conv2d(x, w), lambda x, w, dy: numconv.unfold(x, 3),
+    lambda x, w, dy: numconv.im2col(x, (3, 3)), lambda x, w, dy: numconv.conv_transpose2d(dy, w),
+    lambda x, w, dy: numconv.conv_grad_input((2, 4, 6, 6), w, dy),
+    lambda x, w, dy: numconv.conv_grad_weight(x, (4, 4, 3, 3), dy),
+])  # fmt: skip
+def test_every_function_reads_what_has_its_interface_alone(call):
+    given = (Given(values(shape, np.float32)) for shape in ((2, 4, 6, 6), (4, 4, 3, 3), (2, 4, 4, 4)))
+    assert hasattr(call(*given), "copy_to_host")
+
+
 def bytes_of(value):
     """A value as the driver would read it from the arguments of a kernel."""
     if isinstance(value, (bool, np.bool_)):
