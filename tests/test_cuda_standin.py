@@ -73,7 +73,7 @@ def kernel_of(name):
     return next((k for k in KERNELS if f"{len(k)}{k}B" in name or f"{len(k) + 1}_{k}B" in name), name)
 
 
-KERNELS = ("forward", "grad_weight", "add_parts", "pack", "sum_again")
+KERNELS = ("forward", "depthwise", "grad_weight", "add_parts", "pack", "sum_again")
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ LAYERS = {
 PRODUCTS = [
     ("layer", "implicit", ["pack", "forward"], ["pack", "forward", "sum_again"], ["grad_weight", "add_parts"]),
     ("layer", "direct", ["pack", "forward"], None, ["grad_weight"]),
-    ("depthwise", "direct", ["forward"], None, ["grad_weight"]),
+    ("depthwise", "direct", ["depthwise"], None, ["grad_weight"]),
     ("line", "implicit", ["pack", "forward"], ["pack", "forward", "sum_again"], ["grad_weight", "add_parts"]),
 ]
 

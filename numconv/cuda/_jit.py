@@ -113,8 +113,8 @@ def lacks_compiler() -> str:
         except (ImportError, RuntimeError) as error:  # the loader's error for a missing library is a RuntimeError
             major = min(supported[0], max(part.packages))
             return (
-                f"{part.file}, a part of NVIDIA's compiler, cannot be loaded: pip install 'numconv-jit[cuda{major}]' or "
-                f"'{part.packages.get(major, part.file)}=={major}.*', or let CUDA_HOME name a toolkit that has it "
+                f"{part.file}, a part of NVIDIA's compiler, cannot be loaded: pip install 'numconv-jit[cuda{major}]' "
+                f"or '{part.packages.get(major, part.file)}=={major}.*', or let CUDA_HOME name a toolkit that has it "
                 f"({' '.join(str(error).split())[:200]})"
             )
     compiler = found["libnvrtc.so"]
