@@ -127,6 +127,7 @@ def main(capability):
                 "threads": kernel.threads, "types": ", ".join(map(str, types)), "stack": int(stack),
                 "spills": int(stores) + int(loads), "registers": int(re.search(r"Used (\d+) registers", report)[1]),
                 "wide_loads": ptx.count("ld.shared.v4.f32") + ptx.count("ld.shared.v4.b32"),
+                "narrow_loads": ptx.count("ld.shared.f32") + ptx.count("ld.shared.b32"),
             }  # fmt: skip
             print(json.dumps(line), flush=True)
 

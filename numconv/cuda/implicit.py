@@ -87,12 +87,10 @@ def tile_of(side: int, resident: int) -> Tile:
     @helper
     def multiply_all(A, B, now, down, across, lines, sums):
         # DEPTH of them; so many ``lines`` stand in the code one behind the other, where registers allow it
-        a_at, b_at = at(now * half) + at(down), at(now * half) + at(across)
-        for _ in range(DEPTH // lines):
+        for first in range(0, DEPTH, lines):
             for line in range(lines):
-                multiply(A, B, a_at + at(line * wide), b_at + at(line * wide), sums)
-            a_at += at(lines * wide)
-            b_at += at(lines * wide)
+                begin = at((now * DEPTH + first + line) * wide)  # a multiple of four, which makes the loads wide
+                multiply(A, B, begin + at(down), begin + at(across), sums)
 
     @kernel(THREADS, resident)
     def forward(x, w, bias, axes, rows_met, met, boundary, fill, steps, C, Cg, Kg, columns_all, P, depth_all, size, y):
