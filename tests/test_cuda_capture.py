@@ -157,3 +157,28 @@ def test_an_error_leaves_nothing_behind(torch, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             plan.forward(Tensor(x), Tensor(w))
     np.testing.assert_array_equal(plan.forward(Tensor(x), Tensor(w)).numbers, want)
+
+
+def test_a_call_within_a_call_is_no_part_of_it(torch, monkeypatch):
+    """A signal's handler, or what collects garbage, may call while another call is captured."""
+    from numconv.cuda import places
+
+    plan, x, w, _, _ = plan_and_arrays()
+    inner, allocate, given = anew(plan), places.Torch.allocate, (Tensor(2 * x), Tensor(w))
+    want = anew(plan).forward(Tensor(x), Tensor(w)).numbers.copy()
+    nested = []
+
+    def interrupted(self, shape, dtype):
+        if not nested:
+            nested.append(None)
+            nested[0] = inner.forward(*given).numbers.copy()
+        return allocate(self, shape, dtype)
+
+    with monkeypatch.context() as now:
+        now.setattr(places.Torch, "allocate", interrupted)
+        np.testing.assert_array_equal(plan.forward(Tensor(x), Tensor(w)).numbers, want)
+    np.testing.assert_array_equal(nested[0], 2 * want)
+    assert not plan._captures
+    for _ in range(2):
+        np.testing.assert_array_equal(plan.forward(Tensor(x), Tensor(w)).numbers, want)
+    assert len(plan._captures) == 1

@@ -147,6 +147,9 @@ def replayed(
     """What ``compute(*arrays, out)`` gives, captured or replayed. ``captures`` are those of a plan, of which this is a
     ``product``.
     """
+    if captured.capture is not None:  # a call within another's, by a signal's handler say: that one is not kept
+        captured.capture.possible = False
+        return compute(*arrays, out)
     arguments = [array for array in (*arrays, out) if array is not None]
     key = (
         product, arguments[0].place, tuple(None if array is None else array.layout for array in (*arrays, out)),
@@ -156,7 +159,7 @@ def replayed(
     known = captures.get(key)
     if known is not None:
         return known.replay(arguments)
-    if captured.capture is not None or len(captures) >= MOST:
+    if len(captures) >= MOST:
         return compute(*arrays, out)
     capture = captured.capture = Capture(arguments)
     owners = [id(array.owner) for array in arguments]
