@@ -606,21 +606,27 @@ def test_a_new_array_in_memory_or_a_map_that_is_not_written_back_has_nothing_of_
     assert not done
 
 
-def test_an_interrupted_call_goes_on_in_the_same_process(tmp_path, monkeypatch):
-    plan, tile, left = small_plan(), stream.forward_tile, [9]
-    x, w, out = numbers(*plan.input_shape), numbers(*plan.kernel_shape), np.zeros(plan.output_shape, "f4")
+def interrupt(monkeypatch, tile, call):
+    """An interrupt as this tile, counted from 1, begins."""
+    compute, left = stream.forward_tile, [tile]
 
     def interrupted(*a):
         left[0] -= 1
         if left[0] == 0:
             raise KeyboardInterrupt
-        return tile(*a)
+        return compute(*a)
 
-    monkeypatch.setattr(stream, "forward_tile", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        plan.forward(x, w, out=out, resume=tmp_path / "r")
+    with monkeypatch.context() as now:
+        now.setattr(stream, "forward_tile", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            call()
+
+
+def test_an_interrupted_call_goes_on_in_the_same_process(tmp_path, monkeypatch):
+    plan = small_plan()
+    x, w, out = numbers(*plan.input_shape), numbers(*plan.kernel_shape), np.zeros(plan.output_shape, "f4")
+    interrupt(monkeypatch, 9, lambda: plan.forward(x, w, out=out, resume=tmp_path / "r"))
     assert (tmp_path / "r").read_bytes().count(b"\n") == 9
-    monkeypatch.setattr(stream, "forward_tile", tile)
     done = count_tiles(monkeypatch)
     plan.forward(x, w, out=out, resume=tmp_path / "r")
     assert len(done) == (tmp_path / "r").read_bytes().count(b"\n") - 9
@@ -628,19 +634,9 @@ def test_an_interrupted_call_goes_on_in_the_same_process(tmp_path, monkeypatch):
 
 
 def test_what_no_tile_has_read_yet_may_change(tmp_path, monkeypatch):
-    plan, tile, left = small_plan(), stream.forward_tile, [4]
+    plan = small_plan()
     x, w, out = numbers(*plan.input_shape), numbers(*plan.kernel_shape), np.zeros(plan.output_shape, "f4")
-
-    def interrupted(*a):
-        left[0] -= 1
-        if left[0] == 0:
-            raise KeyboardInterrupt
-        return tile(*a)
-
-    monkeypatch.setattr(stream, "forward_tile", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        plan.forward(x, w, out=out, resume=tmp_path / "r")
-    monkeypatch.setattr(stream, "forward_tile", tile)
+    interrupt(monkeypatch, 4, lambda: plan.forward(x, w, out=out, resume=tmp_path / "r"))
     x[..., -1, -1] += 1
     plan.forward(x, w, out=out, resume=tmp_path / "r")
     assert same(out, replace(plan, max_bytes=None).forward(x, w))
