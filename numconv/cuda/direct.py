@@ -14,7 +14,7 @@ import numpy as np
 from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..arrays import computed_in
 from ..geometry import ConvGeometry
-from ._jit import THREADS, at, count, cuda, int32, kernel, source
+from ._jit import THREADS, at, count, cuda, helper, int32, kernel, source
 from .arrays import DeviceArray
 from .packing import pack
 from .places import table
@@ -22,6 +22,12 @@ from .tables import FAR, rows_and_taps
 
 #: Channels of a depthwise layer that a thread sums: it finds their pixels once.
 CHANNELS = 4
+
+
+@helper
+def pixel_and_plane(thread, block, wide, together, pieces):
+    """What a thread owns, where a block has a piece of one plane, or ``together`` small ones side by side."""
+    return count(block % pieces * wide + thread % wide), count(block // pieces * together + thread // wide)
 
 
 def channels_at_a_time(channels: int) -> Any:
@@ -32,9 +38,8 @@ def channels_at_a_time(channels: int) -> Any:
         # x (N, C, prod in), w (G, sets, taps, Cg, channels), y (N, K, P); the sums are of the bias's dtype. A plane is
         # the pixels of some channels of a group of an image. A block owns a piece of one, or a few that are small,
         # with so ``wide`` a row of threads for each.
-        thread, block = count(cuda.threadIdx.x), count(cuda.blockIdx.x)
-        p = count(block % pieces * wide + thread % wide)
-        plane = count(block // pieces * together + thread // wide)
+        thread = count(cuda.threadIdx.x)
+        p, plane = pixel_and_plane(thread, count(cuda.blockIdx.x), wide, together, pieces)
         if p < P and plane < planes and thread < together * wide:
             last, sets, G = axes.shape[0] - 1, count((Kg + channels - 1) // channels), count(C // Cg)
             L_in, L_k, L_out = int32(axes[last, SIZE]), int32(axes[last, KERNEL]), count(axes[last, OUT])
@@ -79,9 +84,8 @@ ONE, FEW, MANY = map(channels_at_a_time, (1, 4, 16))
 @kernel(THREADS)
 def depthwise(x, w, bias, axes, rows_met, boundary, fill, C, Cg, Kg, P, size, planes, together, wide, pieces, y):
     # The same where each channel has a sum of its own: w (C, taps), and a plane is some channels of an image.
-    thread, block = count(cuda.threadIdx.x), count(cuda.blockIdx.x)
-    p = count(block % pieces * wide + thread % wide)
-    plane = count(block // pieces * together + thread // wide)
+    thread = count(cuda.threadIdx.x)
+    p, plane = pixel_and_plane(thread, count(cuda.blockIdx.x), wide, together, pieces)
     if p < P and plane < planes and thread < together * wide:
         last, sets = axes.shape[0] - 1, count((C + CHANNELS - 1) // CHANNELS)
         L_in, L_k, L_out = int32(axes[last, SIZE]), int32(axes[last, KERNEL]), count(axes[last, OUT])
