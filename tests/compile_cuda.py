@@ -1,18 +1,23 @@
-"""Compile every CUDA kernel without a GPU, in the types in which its launcher calls it; ``ptxas`` counts its registers.
+"""Compile every CUDA kernel without a GPU, in the types in which its launcher calls it, and look at what comes out.
 
-    python tests/compile_cuda.py 9.0      prints a line of JSON for each kernel
+    python tests/compile_cuda.py 9.0             prints a line of JSON for each kernel
+    python tests/compile_cuda.py 9.0 implicit    only for those whose name begins so
+    python tests/compile_cuda.py table           writes tests/gpu/ffma.csv, which CI compares with what it compiles
 
-The launchers run with a driver that computes nothing and writes down what they launch.
+``ptxas`` counts registers and spills, and ``nvdisasm`` shows the instructions. The launchers run with a driver that
+computes nothing and writes down what they launch.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +26,8 @@ from numconv.cuda import adjoint, arrays, csr, direct, im2col, implicit, kernel2
 from numconv.cuda._jit import Kernel, cuda
 from numconv.cuda.driver import Simulator
 from numconv.geometry import conv_geometry
+
+ROOMS = (adjoint, arrays, csr, direct, im2col, implicit, kernel2row, packing)
 
 
 class Notebook(Simulator):
@@ -90,27 +97,70 @@ def launches():
             im2col.add_bias(place.empty((1, 4, 6), dtype), place.empty((4,), dtype))
     csr.before_each(place.empty((3 * csr.CHUNK,), np.dtype(np.int64)))
     launched = {kernel for kernel, _ in notebook.launches}
-    assert launched == every_kernel(), [kernel.__name__ for kernel in every_kernel() - launched]
+    assert launched == set(names()), [name for kernel, name in names().items() if kernel not in launched]
     return list(notebook.launches)
 
 
-def every_kernel():
-    """All that the rooms have, those of the tiles among them."""
-    rooms = (adjoint, arrays, csr, direct, im2col, implicit, kernel2row, packing)
-    found = [value for room in rooms for value in vars(room).values()]
-    tiles = [part for value in found if isinstance(value, implicit.Tile) for part in value]
-    return {value for value in [*found, *tiles] if isinstance(value, Kernel)}
+def names():
+    """Every kernel, with the name under which its room has it: ``implicit.LARGE.forward``."""
+    found = {}
+    for room in ROOMS:
+        for name, value in vars(room).items():
+            named = value._asdict() if isinstance(value, tuple) and hasattr(value, "_asdict") else value
+            parts = named if isinstance(named, dict) else {"": value}
+            for part, kernel in parts.items():
+                if isinstance(kernel, Kernel):
+                    found.setdefault(kernel, f"{room.__name__.rpartition('.')[2]}.{name}{part and f'.{part}'}")
+    return found
 
 
-def main(capability):
+class Loop(NamedTuple):
+    """The innermost loop with the most multiply-adds: its instructions, and what the loop around it has beside it."""
+
+    instructions: int
+    multiply_adds: int
+    around: int
+
+
+#: Multiply-adds of floating-point numbers, those of tensor cores among them.
+MULTIPLY_ADD = re.compile(r"\b(FFMA|DFMA|HFMA2|HMMA|DMMA)\b")
+
+
+def loop_of(sass):
+    """The loop in which a kernel spends its time."""
+    code, labels = [], {}
+    for line in sass.splitlines():
+        if label := re.match(r"(\.L_x_\d+):", line):
+            labels[label[1]] = len(code)
+        elif instruction := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+([^;]+);", line):
+            code.append(instruction[1])
+    ends = {}  # by where a loop begins
+    for i, instruction in enumerate(code):
+        if target := re.search(r"\bBRA.*`\((\.L_x_\d+)\)", instruction):
+            begin = labels.get(target[1], i)
+            if begin < i:
+                ends[begin] = max(ends.get(begin, 0), i + 1)
+    adds = [bool(MULTIPLY_ADD.search(instruction)) for instruction in code]
+    loops = list(ends.items())
+    innermost = [(a, b) for a, b in loops if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in loops)]
+    if not innermost:
+        return Loop(len(code), sum(adds), 0)
+    begin, end = max(innermost, key=lambda loop: sum(adds[slice(*loop)]))
+    outside = [b - a for a, b in loops if a <= begin and end <= b and (a, b) != (begin, end)]
+    return Loop(end - begin, sum(adds[begin:end]), min(outside, default=end - begin) - (end - begin))
+
+
+def main(capability, wanted=""):
     import numba.cuda.dispatcher
 
     cc = tuple(int(part) for part in capability.split("."))
     device = type("Device", (), {"compute_capability": cc})
     numba.cuda.dispatcher.get_current_device = lambda: device  # helpers ask for it as they are compiled
-    ptxas = find_ptxas()
+    ptxas, nvdisasm, named = find("ptxas"), find("nvdisasm"), names()
     with tempfile.TemporaryDirectory() as folder:
         for kernel, types in launches():
+            if not named[kernel].startswith(wanted):
+                continue
             ptx, _ = cuda.compile(kernel.loop, types, cc=cc, device=False, abi="numba", output="ptx", **kernel.options)
             source = Path(folder, "kernel.ptx")
             source.write_text(ptx)
@@ -122,22 +172,48 @@ def main(capability):
             stack, stores, loads = re.search(
                 r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report
             ).groups()
+            sass = subprocess.run([nvdisasm, "-c", command[-1]], capture_output=True, text=True, check=True).stdout
             line = {
-                "kernel": f"{kernel.__module__.removeprefix('numconv.cuda.')}.{kernel.__name__}",
-                "threads": kernel.threads, "types": ", ".join(map(str, types)), "stack": int(stack),
+                "kernel": named[kernel], "of": str(types[0].dtype), "threads": kernel.threads,
+                "types": ", ".join(map(str, types)), "stack": int(stack),
                 "spills": int(stores) + int(loads), "registers": int(re.search(r"Used (\d+) registers", report)[1]),
                 "wide_loads": ptx.count("ld.shared.v4.f32") + ptx.count("ld.shared.v4.b32"),
-                "narrow_loads": ptx.count("ld.shared.f32") + ptx.count("ld.shared.b32"),
+                "narrow_loads": ptx.count("ld.shared.f32") + ptx.count("ld.shared.b32"), "loop": loop_of(sass),
             }  # fmt: skip
             print(json.dumps(line), flush=True)
 
 
-def find_ptxas():
-    """NVIDIA's assembler, from the wheel of its compiler."""
+def find(program):
+    """One of NVIDIA's programs, from its wheel."""
     import nvidia
 
-    return next(path for root in nvidia.__path__ for path in Path(root).rglob("bin/ptxas"))
+    return next(path for root in nvidia.__path__ for path in Path(root).rglob(f"bin/{program}"))
+
+
+#: How many instructions of the loop are multiply-adds, for the kernels in which those are the work.
+TABLE = Path(__file__).parent / "gpu" / "ffma.csv"
+CAPABILITIES = ("7.5", "8.0", "9.0")
+
+
+def row_of(line):
+    """A line of ``main`` as the table has it; ``None`` for kernels that do something else, or not in float32."""
+    kernel, (instructions, multiply_adds, around) = line["kernel"], line["loop"]
+    if not kernel.startswith(("implicit", "direct", "mma")) or multiply_adds < 4 or line["of"] != "float32":
+        return None
+    return {"kernel": kernel, "instructions": instructions, "multiply_adds": multiply_adds, "around": around}
+
+
+def write_table():
+    """Compile for all generations, and write the table."""
+    with TABLE.open("w", newline="") as file:
+        rows = csv.DictWriter(file, ["kernel", "capability", "instructions", "multiply_adds", "around"])
+        rows.writeheader()
+        for capability in CAPABILITIES:
+            done = subprocess.run([sys.executable, __file__, capability], capture_output=True, text=True, check=True)
+            found = filter(None, (row_of(json.loads(line)) for line in done.stdout.splitlines()))
+            for row in sorted({row["kernel"]: row for row in found}.values(), key=lambda row: row["kernel"]):
+                rows.writerow({**row, "capability": capability})
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    write_table() if sys.argv[1] == "table" else main(*sys.argv[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -9,14 +10,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from compile_cuda import CAPABILITIES, TABLE, row_of
 
 
 def has_compiler():
-    """Whether numba-cuda and NVIDIA's compiler and assembler are installed."""
+    """Whether numba-cuda and NVIDIA's compiler, assembler and disassembler are installed."""
     if find_spec("numba_cuda") is None or find_spec("nvidia") is None:
         return False
-    roots = find_spec("nvidia").submodule_search_locations
-    return any(path for root in roots for path in Path(root).rglob("bin/ptxas"))
+    roots = [Path(root) for root in find_spec("nvidia").submodule_search_locations]
+    return all(any(path for root in roots for path in root.rglob(f"bin/{it}")) for it in ("ptxas", "nvdisasm"))
 
 
 pytestmark = pytest.mark.skipif(
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module", params=["7.5", "8.0", "9.0"])
+@pytest.fixture(scope="module", params=CAPABILITIES)
 def kernels(request):
     """What ``ptxas`` says of each kernel, for one compute capability."""
     script = Path(__file__).with_name("compile_cuda.py")
@@ -42,8 +44,25 @@ def test_registers_and_spills(kernels):
 
 
 def test_tiles_load_four_numbers_at_once(kernels):
-    tiles = [line for line in kernels if line["kernel"] in ("implicit.forward", "implicit.grad_weight")]
+    names = [f"implicit.{tile}.{product}" for tile in ("LARGE", "SMALL") for product in ("forward", "grad_weight")]
+    tiles = [line for line in kernels if line["kernel"] in names]
     for line in tiles:
         if "array(float32" in line["types"]:
             assert line["wide_loads"] in (4, 8) and not line["narrow_loads"], line
     assert len(tiles) >= 8
+
+
+def test_multiply_adds_keep_their_share(kernels, request):
+    """Of the instructions of a loop, against the table; what the loop around it does for each step must not grow."""
+    capability = request.node.callspec.params["kernels"]
+    with TABLE.open(newline="") as file:
+        known = {row["kernel"]: row for row in csv.DictReader(file) if row["capability"] == capability}
+    found = {row["kernel"]: row for row in map(row_of, kernels) if row}
+    assert set(found) == set(known), "python tests/compile_cuda.py table"
+    for kernel, row in found.items():
+        instructions, multiply_adds, around = (
+            int(known[kernel][column]) for column in ("instructions", "multiply_adds", "around")
+        )
+        share = row["multiply_adds"] / row["instructions"]
+        assert share >= multiply_adds / instructions - 0.02, (kernel, row, known[kernel])
+        assert row["around"] <= 1.1 * around + 10, (kernel, row, known[kernel])
