@@ -35,8 +35,8 @@ PRODUCTS: tuple[str, ...] = get_args(Product)
 MANY_WEIGHTS, MANY_CHANNELS = 1 << 22, 32
 
 #: For how many images the algorithm is chosen, whatever a batch has, so that the bits of an image do not follow from
-#: those beside it. Of one image a GPU would see little more than its launches.
-IMAGES = {"cpu": 1, "cuda": 32}
+#: those beside it.
+IMAGES = {"cpu": 1, "cuda": gpu.IMAGES}
 
 #: Where each device has kernels for it.
 ON: dict[str, tuple[str, ...]] = {"cpu": ALGORITHMS, "cuda": ("im2col", "kernel2row", "implicit", "direct", "fft")}
@@ -77,7 +77,7 @@ def refusal(
     if algorithm not in ON[device]:
         return f"there is no {device} kernel of it, but of {', '.join(ON[device])}"
     if algorithm == "fft" and device == "cuda" and not library:
-        return "it transforms by the library of the arrays on the GPU, as torch and CuPy do, and that of these has no FFT"
+        return "it transforms by the library of the arrays, torch or CuPy, and what these are of has no FFT"
     if algorithm == "kernel2row" and geometry.fill_value != 0:
         return f"fill_value={shown(geometry.fill_value)} makes the map affine, and a matrix is linear"
     if algorithm == "winograd":

@@ -68,7 +68,8 @@ class Transform(Product):
         self.how = how
 
     def __call__(self, replay: Replay) -> None:
-        replay.place.transform(*self.views(replay), *self.how)
+        source, target = self.views(replay)
+        replay.place.transform(source, target, *self.how)
 
 
 class Release:

@@ -1,10 +1,10 @@
 """What a product costs on a GPU: how often it does what, and how long one of each takes.
 
-Assumptions: a GPU of ``MULTIPROCESSORS`` that nobody else uses and arrays that are there; a kernel takes as long as what
-it does most of; the kernels of a call follow each other. Blocks are done in rounds of one on each multiprocessor, so a
-layer with fewer is not faster. Other types count as float32 of as many bytes, which holds for bytes and little for
-float64 on a consumer's card. The costs are those of one H200 whatever GPU computes, so that the choice, and with it the
-bits of a result, follows from shapes and dtype. ``tests/gpu/fit.py`` finds them in what the lane measured.
+Assumptions: a GPU of ``MULTIPROCESSORS`` that nobody else uses, and arrays that are there; a kernel takes as long as what
+it does most of, and one follows the other. Blocks are done in rounds of one on each multiprocessor, so a layer with
+fewer is not faster. Other types count as float32 of as many bytes, which holds for bytes, and little for float64 on a
+consumer's card. The costs are those of one H200 whatever GPU computes, so that the choice, and with it the bits of a
+result, follows from shapes and dtype. ``tests/gpu/fit.py`` finds them in what the lane measured.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ from ..geometry import ConvGeometry
 
 #: Those of an H200.
 MULTIPROCESSORS = 132
+
+#: For how many images the algorithm is chosen, whatever a batch has: of one a GPU would see little more than launches.
+#: ``im2col`` stores so many at a time.
+IMAGES = 32
 
 #: As the kernels have them: the sides of ``implicit``'s tiles and their step in depth, threads of a block of ``direct``
 #: and about how many of its blocks a multiprocessor holds.
@@ -55,13 +59,14 @@ class Costs(NamedTuple):
     way: float  # way over it, there and back, by guess
 
 
-#: What ``tests/gpu/fit.py`` says of the results in ``tests/gpu/results``. Expected, and not measured yet: ``folded`` (as
-#: ``again``, which finds its indices in the same way), ``transformed`` (16 bytes at 3 TB/s), ``spectral`` (a third of what
-#: cuDNN's kernel does in float32), ``call`` (what torch takes for one) and ``copied`` beyond one layer.
+#: What ``tests/gpu/fit.py`` says of the H200's results of 2026-11-28. Expected, and not measured: ``folded`` (as
+#: ``again``, which finds its indices in the same way), ``transformed`` (16 bytes at 2 TB/s), ``spectral`` (a quarter of
+#: what cuDNN's kernel does in float32), ``call`` (what torch takes of the host), ``copied``.
 COSTS = Costs(
-    large=5.4e-5, small=8.3e-5, large_weights=8.0e-5, small_weights=1.35e-4, packed=0.021, part=0.03, again=0.0095,
-    met=1e-3, loaded=1.5e-3, summed=9e-5, depthwise=2.3e-3, weighed=5.4e-3, copied=0.02, stored=4.4e-3, biased=5.5e-3,
-    folded=0.01, blas=5e-5, product=1e4, transformed=5.3e-3, spectral=1.4e-3, call=1.2e4, launch=2e3, bus=0.083, way=2e5,
+    large=5.41e-5, small=8.56e-5, large_weights=7.26e-5, small_weights=1.31e-4, packed=0.0262, part=0.00865,
+    again=0.0125, met=1.35e-3, loaded=7.64e-4, summed=1.4e-4, depthwise=2.23e-3, weighed=5e-3, copied=0.01,
+    stored=4.43e-3, biased=5.37e-3, folded=0.01, blas=4.91e-5, product=4490, transformed=8e-3, spectral=2e-3,
+    call=1.2e4, launch=3690, bus=0.083, way=2e5,
 )  # fmt: skip
 
 Amounts = dict[str, float]

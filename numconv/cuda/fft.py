@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,6 +32,9 @@ FILL, UNREAD = -1, -2
 #: How many sums of products a thread has: images (or channels) by kernels.
 SOME, MANY = 2, 4
 SUMS = SOME * MANY
+
+#: Tables of rows and columns.
+Pair = tuple[np.ndarray, np.ndarray]
 
 COMPLEX = np.dtype(np.complex128)
 
@@ -171,15 +174,15 @@ def _weigh_again(x, dY, axes, boundary, fill, zero, C, Cg, Kg, R_k, P, size, pix
 def pixels_read(axes: np.ndarray, boundary: int, cut: Tiling) -> list[np.ndarray]:
     """For each axis the pixels that lie in the blocks, ``(tiles, length)``, or ``FILL`` or ``UNREAD``."""
     found = []
-    for (size, kernel, out, start, stride, step), n, tile, tiles in zip(axes.tolist(), *cut, strict=True):
+    for (size, taps, out, start, stride, step), n, tile, tiles in zip(axes.tolist(), *cut, strict=True):
         first = np.arange(tiles)[:, None] * tile
         place = np.arange(n)
-        where = start + min(0, (kernel - 1) * step) + first * stride + place
+        where = start + min(0, (taps - 1) * step) + first * stride + place
         pixels = where.copy()
         outside = (where < 0) | (where >= size)
         beyond, index = np.unique(where[outside], return_inverse=True)
         pixels[outside] = np.array([source_of(i, size, boundary) for i in beyond.tolist()], np.int64)[index]
-        reads = (np.minimum(tile, out - first) - 1) * stride + (kernel - 1) * abs(step) + 1
+        reads = (np.minimum(tile, out - first) - 1) * stride + (taps - 1) * abs(step) + 1
         found.append(np.where(place < reads, pixels, UNREAD))
     return found
 
@@ -209,18 +212,18 @@ def distances(axes: np.ndarray) -> list[np.ndarray]:
     return [np.arange(k) * s - min(0, (k - 1) * s) for k, s in axes[:, [KERNEL, STEP]].tolist()]
 
 
-def rows_and_cols(along: list[np.ndarray], sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def rows_and_cols(along: list[np.ndarray], sizes: list[int]) -> Pair:
     """All axes but the last as one, ``(tiles, rows)``: where rows of an array of these sizes begin; and the last."""
     *lead, cols = along
     rows = np.zeros((1, 1), np.int64)
-    for table, size in zip(lead, sizes, strict=False):
-        least = np.minimum.outer(rows, table)
-        both = np.where(least < 0, least, np.add.outer(rows * size, table)).swapaxes(1, 2)
-        rows = both.reshape(rows.shape[0] * table.shape[0], -1)
+    for axis, size in zip(lead, sizes, strict=False):
+        least = np.minimum.outer(rows, axis)
+        both = np.where(least < 0, least, np.add.outer(rows * size, axis)).swapaxes(1, 2)
+        rows = both.reshape(rows.shape[0] * axis.shape[0], -1)
     return np.where(rows < 0, rows, rows * sizes[-1]).astype(np.int32), cols.astype(np.int32)
 
 
-def where_read(places: list[np.ndarray], tiles: list[np.ndarray], cut: Tiling, block: int) -> tuple[np.ndarray, ...]:
+def where_read(places: list[np.ndarray], tiles: list[np.ndarray], cut: Tiling, block: int) -> Pair:
     """Where rows and columns of a result lie in blocks of so many values: at ``places`` of ``tiles``."""
     rows = np.zeros((2, 1), np.int64)
     lead = zip(places[:-1], tiles[:-1], cut.length, cut.tiles, strict=False)
@@ -270,7 +273,7 @@ class Cut(NamedTuple):
         """How many images of so many channels, in and out, are transformed before their spectra are multiplied."""
         return max(1, min(N, ROOM // max(1, prod(self.tiling.tiles) * channels * self.nbytes)))
 
-    def tables(self, what: str, like: DeviceArray, axes: np.ndarray, boundary: int, planes: int = 0) -> tuple:
+    def tables(self, what: str, like: DeviceArray, axes: np.ndarray, boundary: int, planes: int = 0) -> Any:
         """Those of rows and columns, where an array is."""
         return _tables(like.place, what, axes.tobytes(), boundary, self.tiling, planes)
 
