@@ -1,10 +1,10 @@
 """What a product costs on a GPU: how often it does what, and how long one of each takes.
 
-Assumptions: a GPU of ``MULTIPROCESSORS`` that nobody else uses, and arrays that are there; a kernel takes as long as what
-it does most of, and one follows the other. Blocks are done in rounds of one on each multiprocessor, so a layer with
-fewer is not faster. Other types count as float32 of as many bytes, which holds for bytes, and little for float64 on a
-consumer's card. The costs are those of one H200 whatever GPU computes, so that the choice, and with it the bits of a
-result, follows from shapes and dtype. ``tests/gpu/fit.py`` finds them in what the lane measured.
+Assumptions: a GPU of ``MULTIPROCESSORS`` that nobody else uses, and arrays that are there; a kernel takes as long as
+what it does most of, and one follows the other. Blocks are done in rounds of one on each multiprocessor, so a layer
+with fewer is not faster. Other types count as float32 of as many bytes, which holds for bytes, and little for float64
+on a consumer's card. The costs are those of one H200 whatever GPU computes, so that the choice, and with it the bits of
+a result, follows from shapes and dtype. ``tests/gpu/fit.py`` finds them in what the lane measured.
 """
 
 from __future__ import annotations
