@@ -109,6 +109,40 @@ def test_rounding_goes_with_float64(monkeypatch):
     assert np.max(np.abs(got - naive.conv(x.astype(float), w.astype(float))) / wide) < 2**-23
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64"])
+def test_a_mark_changes_what_reads_it_and_nothing_else(dtype):
+    x, w = normal((3, 2, 7, 8), dtype), normal((2, 2, 3, 3), dtype, 1)
+    x[1, 1, 2, 3] = 1e30
+    x[2, 0] *= np.exp2(-np.arange(56).reshape(7, 8) % 40).astype(x.real.dtype)  # no gap between values
+    plan = numconv.plan_conv(x.shape, w.shape, dtype=dtype, device="cuda", algorithm="fft")
+    plain = numconv.plan_conv(x.shape, w.shape, dtype=dtype, device="cuda", algorithm="direct")
+    y, want = plan.forward(x, w), plain.forward(x, w)
+    eps = np.finfo(dtype).eps
+    sums = naive.conv(np.abs(x).astype(float), np.abs(w).astype(float))
+    assert np.all(np.abs(y - want)[:2] <= 32 * eps * sums[:2])
+    assert np.all(np.abs(y - want)[2] <= 32 * eps * sums[2].max())
+    dy = normal(plan.output_shape, dtype, 2)
+    off = np.abs(plan.grad_weight(x, dy) - plain.grad_weight(x, dy))
+    assert np.all(off <= 64 * eps * naive.conv_grad_weight(np.abs(x).astype(float), w.shape, np.abs(dy).astype(float)))
+    alone = numconv.plan_conv((1, *x.shape[1:]), w.shape, dtype=dtype, device="cuda", algorithm="fft")
+    np.testing.assert_array_equal(alone.forward(x[:1], w), y[:1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64"])
+def test_planes_whose_values_lie_apart(dtype):
+    wide = 2.0 ** 45
+    x = normal((1, 6, 40, 3), dtype)
+    x[0, 0, 0, 0] *= wide**2  # one above all others
+    x[0, 1, 0, 0] /= wide**2  # one below
+    x[0, 2, ::2] /= wide  # half of them
+    x[0, 3] *= 2.0 ** -np.arange(40).reshape(40, 1)  # without a gap
+    x[0, 4] = 0
+    x[0, 5, ::2] = 0
+    x[0, 5, 1] = np.nan
+    seen = places.host().send(x)
+    np.testing.assert_array_equal(fft.planes_apart(seen).numbers, [1, 0, 1, 0, 0, 0])
+
+
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -3,9 +3,9 @@
     block of y = what of ifft(fft(block of x) * W) no end of the block meets,    W = fft(kernel, turned round 0)
 
 A call of the library transforms one image, and a sum over channels goes by their order, so the bits of an image do not
-depend on its batch. Rounding goes with the largest value of a block: what is beyond ``2**29`` times smaller than that
-(float64: what is smaller at all) is not seen, for nothing is taken out of a block here. What comes out not finite is
-summed again as it is written; the device looks for it, and nobody waits for what it finds.
+depend on its batch. Rounding goes with the largest value of an image. Where many values are so much smaller that they
+would drown in it, beside a mark of missing data say, the image is summed as it is written, and so is what comes out not
+finite; the device looks for both, and nobody waits for what it finds.
 """
 
 from __future__ import annotations
@@ -35,6 +35,13 @@ SUMS = SOME * MANY
 
 #: Tables of rows and columns.
 Pair = tuple[np.ndarray, np.ndarray]
+
+#: By how many powers of two the values of an image may lie apart, with none between them, and how many of them have to
+#: lie below, of 16: see ``cpu/overlap.py``. By bytes of a real number; the sums of two are their own measure.
+GAPS = {4: 24, 8: 16}
+
+#: Values whose exponents a block counts, and how many exponents there are at most.
+PIECE, EXPONENTS = 1 << 12, 1 << 11
 
 COMPLEX = np.dtype(np.complex128)
 
@@ -114,17 +121,61 @@ def _multiply(A, B, a_steps, b_steps, out_steps, I, J, Q, F, pieces, conjugate, 
                         out[there + at(f)] = sums[i * MANY + j]
 
 
+@kernel(THREADS)
+def _count_exponents(words, size, pieces, magnitude, shift, exponents, counts):
+    # words (planes, size), counts (planes, exponents): how many values that are finite and not 0 have each exponent.
+    thread, block = cuda.threadIdx.x, cuda.blockIdx.x
+    plane, begin = block // pieces, block % pieces * PIECE
+    here = cuda.shared.array(EXPONENTS, np.int32)
+    for i in range(thread, exponents, THREADS):
+        here[i] = 0
+    cuda.syncthreads()
+    for i in range(begin + thread, min(begin + PIECE, size), THREADS):
+        word = words[plane * size + i] & magnitude
+        if word != 0:
+            cuda.atomic.add(here, word >> shift, 1)
+    cuda.syncthreads()
+    for i in range(thread, exponents - 1, THREADS):
+        if here[i] != 0:
+            cuda.atomic.add(counts, plane * exponents + i, here[i])
+
+
 @kernel()
-def _sum_again(x, w, bias, axes, boundary, fill, C, Cg, Kg, R_k, P, size, n, y):
-    # x (N, C, size), w (K, Cg, R_k, last k), y (N, K, P): the outputs that are not finite, in the type of the bias.
+def _judge(counts, planes, exponents, gap, apart):
+    # apart (planes): whether a plane has a gap between its values with a sixteenth of them below.
+    i = cuda.grid(1)
+    while i < planes:
+        total, found, empty, met = 0, 0, 0, 0
+        for e in range(exponents):
+            total += counts[i * exponents + e]
+        below = total
+        for e in range(exponents - 1, -1, -1):
+            here = counts[i * exponents + e]
+            empty += 1
+            if here > 0:
+                if met > 0 and empty > gap and 16 * below >= total:
+                    found = 1
+                met, empty = 1, 0
+                below -= here
+        apart[i] = found
+        i += cuda.gridsize(1)
+
+
+@kernel()
+def _sum_again(x, w, bias, axes, boundary, fill, apart, C, Cg, Kg, R_k, P, size, n, y):
+    # x (N, C, size), w (K, Cg, R_k, last k), y (N, K, P): the outputs that are not finite or of images that lie apart,
+    # in the type of the bias.
     i = cuda.grid(1)
     last, K = axes.shape[0] - 1, C // Cg * Kg
     L_in, L_k, L_out = axes[last, SIZE], axes[last, KERNEL], axes[last, OUT]
     while i < n:
         total = bias.dtype.type(0)
         total += y[i]
-        if not abs(total) < np.inf:
-            p, k, image = i % P, i // P % K, i // P // K
+        p, k, image = i % P, i // P % K, i // P // K
+        again = not abs(total) < np.inf
+        for c in range(Cg):
+            again = again or apart[image * C + k // Kg * Cg + c] > 0
+        if again:
             total = bias[k]
             for c in range(Cg):
                 plane = (image * C + k // Kg * Cg + c) * size
@@ -141,7 +192,9 @@ def _sum_again(x, w, bias, axes, boundary, fill, C, Cg, Kg, R_k, P, size, n, y):
 
 
 @kernel()
-def _weigh_again(x, dY, axes, boundary, fill, zero, C, Cg, Kg, R_k, P, size, pixels, conjugate, n, dW):
+def _weigh_again(
+    x, dY, axes, boundary, fill, zero, x_apart, dY_apart, C, Cg, Kg, R_k, P, size, pixels, conjugate, n, dW
+):
     # The same for weights, in the type of fill: dY (N, K, P), dW (K, Cg, R_k, last k).
     i = cuda.grid(1)
     last, K = axes.shape[0] - 1, C // Cg * Kg
@@ -149,8 +202,11 @@ def _weigh_again(x, dY, axes, boundary, fill, zero, C, Cg, Kg, R_k, P, size, pix
     while i < n:
         total = zero
         total += dW[i]
-        if not abs(total) < np.inf:
-            t, T, c, k = i % L_k, i // L_k % R_k, i // L_k // R_k % Cg, i // L_k // R_k // Cg
+        t, T, c, k = i % L_k, i // L_k % R_k, i // L_k // R_k % Cg, i // L_k // R_k // Cg
+        again = not abs(total) < np.inf
+        for image in range(pixels // P):
+            again = again or x_apart[image * C + k // Kg * Cg + c] + dY_apart[image * K + k] > 0
+        if again:
             total = zero
             for q in range(pixels):
                 image, p = q // P, q % P
@@ -340,6 +396,21 @@ def read_off(
     )  # fmt: skip
 
 
+def planes_apart(x: DeviceArray) -> DeviceArray:
+    """For each plane of ``x (N, C, …)`` whether its values lie so far apart that the smaller ones would drown."""
+    planes, place, numbers = x.shape[0] * x.shape[1], x.place, np.empty(0, x.dtype).real.dtype
+    if numbers.itemsize not in GAPS:  # those of float16 cannot
+        return place.nothing((planes,), np.dtype(np.int32))
+    word, (bits, shift) = np.dtype(f"i{numbers.itemsize}"), {4: (31, 23), 8: (63, 52)}[numbers.itemsize]
+    words, exponents = x.reshape(x.size).view(word), 1 << (bits - shift)
+    size = words.size // planes
+    counts, apart = place.zeros((planes * exponents,), np.dtype(np.int32)), place.empty((planes,), np.dtype(np.int32))
+    pieces = -(-size // PIECE)
+    _count_exponents(planes * pieces, words, size, pieces, (1 << bits) - 1, shift, exponents, counts, on=place)
+    _judge(blocks_for(planes), counts, planes, exponents, GAPS[numbers.itemsize], apart, on=place)
+    return apart
+
+
 def forward(
     x: DeviceArray, w: DeviceArray, bias: DeviceArray, axes: np.ndarray, boundary: int, fill: np.generic,
     y: DeviceArray,
@@ -368,7 +439,7 @@ def forward(
         del blocks
     _sum_again(
         blocks_for(y.size), x.reshape(x.size), w.reshape(w.size), bias, table(place, axes), boundary, sums.type(fill),
-        C, Cg, Kg, prod(axes[:-1, KERNEL].tolist()), P, size, y.size, y.reshape(y.size), on=place,
+        planes_apart(x), C, Cg, Kg, prod(axes[:-1, KERNEL].tolist()), P, size, y.size, y.reshape(y.size), on=place,
     )  # fmt: skip
 
 
@@ -397,7 +468,7 @@ def grad_weight(
     read_off(blocks, cut.tables("weights", x, axes, boundary), nothing, (1, K * Cg), 0, block, dW)
     _weigh_again(
         blocks_for(dW.size), x.reshape(x.size), dY.reshape(dY.size), table(place, axes), boundary, sums.type(fill),
-        sums.type(0), C, Cg, Kg, prod(axes[:-1, KERNEL].tolist()), P, size, N * P, sums.kind == "c", dW.size,
+        sums.type(0), planes_apart(x), planes_apart(dY), C, Cg, Kg, prod(axes[:-1, KERNEL].tolist()), P, size, N * P, sums.kind == "c", dW.size,
         dW.reshape(dW.size), on=place,
     )  # fmt: skip
 
