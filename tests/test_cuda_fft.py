@@ -71,7 +71,8 @@ def test_products_in_blocks(seed):
         ((2, 1, 2), 1, 1, "symmetric"), ((1, 3), (2, 1), 1, "constant"),
     )[seed]  # fmt: skip
     size = tuple(rng.integers(*((7, 12) if len(kernel) < 3 else (3, 5)), len(kernel)).tolist())
-    geometry = {"stride": stride, "dilation": dilation, "boundary": boundary, "padding": 2 if len(kernel) < 3 else 1, "groups": 1 + seed % 2}
+    geometry = {"stride": stride, "dilation": dilation, "boundary": boundary, "groups": 1 + seed % 2}
+    geometry["padding"] = 2 if len(kernel) < 3 else 1
     x, w = values((2, 2, *size), "float32", seed), values((4, 2 // geometry["groups"], *kernel), "float32", seed)
     plan = numconv.plan_conv(x.shape, w.shape, device="cuda", algorithm="fft", **geometry)
     cut = fft.cut_of(plan.geometry.axes, 2, 4, geometry["groups"], plan.dtype)

@@ -63,10 +63,10 @@ class Costs(NamedTuple):
 #: ``again``, which finds its indices in the same way), ``transformed`` (16 bytes at 2 TB/s), ``spectral`` (a quarter of
 #: what cuDNN's kernel does in float32), ``call`` (what torch takes of the host), ``copied``.
 COSTS = Costs(
-    large=5.41e-5, small=8.56e-5, large_weights=7.26e-5, small_weights=1.31e-4, packed=0.0262, part=0.00865,
-    again=0.0125, met=1.35e-3, loaded=7.64e-4, summed=1.4e-4, depthwise=2.23e-3, weighed=5e-3, copied=0.01,
-    stored=4.43e-3, biased=5.37e-3, folded=0.01, blas=4.91e-5, product=4490, transformed=8e-3, spectral=2e-3,
-    call=1.2e4, launch=3690, bus=0.083, way=2e5,
+    large=5.33e-05, small=8.26e-05, large_weights=7.39e-05, small_weights=0.000132, packed=0.0412,
+    part=0.00674, again=0.0125, met=0.00207, loaded=0.000608, summed=0.000148, depthwise=0.00221,
+    weighed=0.00499, copied=0.01, stored=0.00452, biased=0.00513, folded=0.015, blas=4.84e-05, product=1360,
+    transformed=0.008, spectral=0.002, call=12000, launch=5030, bus=0.083, way=200000,
 )  # fmt: skip
 
 Amounts = dict[str, float]

@@ -468,14 +468,14 @@ def grad_weight(
     read_off(blocks, cut.tables("weights", x, axes, boundary), nothing, (1, K * Cg), 0, block, dW)
     _weigh_again(
         blocks_for(dW.size), x.reshape(x.size), dY.reshape(dY.size), table(place, axes), boundary, sums.type(fill),
-        sums.type(0), planes_apart(x), planes_apart(dY), C, Cg, Kg, prod(axes[:-1, KERNEL].tolist()), P, size, N * P, sums.kind == "c", dW.size,
-        dW.reshape(dW.size), on=place,
+        sums.type(0), planes_apart(x), planes_apart(dY), C, Cg, Kg, prod(axes[:-1, KERNEL].tolist()), P, size, N * P,
+        sums.kind == "c", dW.size, dW.reshape(dW.size), on=place,
     )  # fmt: skip
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
-    """Bytes that ``forward`` takes beside its arguments: spectra of weights and of some images, and what the library
-    takes for a transform, which is once more its result.
+    """Bytes that a product takes beside its arguments: spectra of weights (or their gradient) and of some images, and
+    what the library takes for a transform, which is once more its result; then the exponents of values.
     """
     g = geometry
     if not (g.N and g.C and g.K):
@@ -483,8 +483,7 @@ def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
     cut = cut_of(g.axes, g.C, g.K, g.groups, dtype)
     weights, tiles = g.K * (g.C // g.groups), prod(cut.tiling.tiles)
     W = weights * prod(cut.spectrum) * COMPLEX.itemsize
-    image = tiles * (g.C + g.K) * cut.nbytes
-    return W + max(weights * cut.nbytes, cut.images(g.N, g.C + g.K) * image + tiles * max(g.C, g.K) * cut.nbytes)
+    image, largest = tiles * (g.C + g.K) * cut.nbytes, tiles * max(g.C, g.K) * cut.nbytes
+    counts = 4 * EXPONENTS * g.N * (g.C + g.K)
+    return W + max(weights * cut.nbytes, cut.images(g.N, g.C + g.K) * image + largest, counts)
 
-
-workspace_for_weights = workspace  # sums in the place of weights, and they go back
