@@ -210,6 +210,25 @@ def test_the_callers_library_transforms(monkeypatch, make):
     assert len({key for key in plan._captures if key[1].library == type(y).__module__}) == 3
 
 
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_torch_itself_transforms(monkeypatch, dtype):
+    """Its tensors on the CPU stand for those on a GPU: the functions and their arguments are the same."""
+    torch = pytest.importorskip("torch")
+    place = places.Torch(0)
+    monkeypatch.setattr(
+        places.Torch, "allocate", lambda self, shape, dtype: torch.empty(shape, dtype=getattr(torch, dtype.name))
+    )
+    monkeypatch.setattr(places.Torch, "stream", lambda self: 0)
+    geometry = {"stride": (2, 1), "padding": 1, "groups": 2, "boundary": "reflect"}
+    plan = numconv.plan_conv((3, 4, 6, 5), (4, 2, 3, 3), dtype=dtype, device="cuda", algorithm="fft", **geometry)
+    for seed in range(2):  # the second time it is replayed
+        x, w, dy = (values(s, dtype, seed) for s in (plan.input_shape, plan.kernel_shape, plan.output_shape))
+        X, W, dY = (place.read(torch.from_numpy(a)) for a in (x, w, dy))
+        close(plan.forward(X, W).owner.numpy(), naive.conv(x, w, **geometry), dtype)
+        close(plan.grad_input(dY, W).owner.numpy(), naive.conv_grad_input(x.shape, w, dy, **geometry), dtype)
+        close(plan.grad_weight(X, dY).owner.numpy(), naive.conv_grad_weight(x, w.shape, dy, **geometry), dtype)
+
+
 def test_other_numbers_are_replayed(monkeypatch):
     fake_libraries.install(monkeypatch, [])
     plan = numconv.plan_conv((3, 1, 7, 5), (2, 1, 3, 2), algorithm="fft", device="cuda", dtype="complex64")
