@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import _memory, arrays
+from . import _memory, arrays, dispatch
 from .select import ALGORITHMS, refusal
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def _check(plan: ConvPlan, seed: int) -> dict[str, float]:
 
 def _able(plan: ConvPlan) -> list[str]:
     """The algorithms that serve this geometry."""
-    return [name for name in ALGORITHMS if not refusal(name, plan.geometry, plan.dtype, plan.device)]
+    library = plan.device == "cpu" or dispatch.backend("cuda", "places").host().has_library
+    return [name for name in ALGORITHMS if not refusal(name, plan.geometry, plan.dtype, plan.device, library)]
 
 
 def _linear(plan: ConvPlan) -> ConvPlan:

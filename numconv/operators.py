@@ -38,7 +38,7 @@ def linear_operator(plan: ConvPlan, w: Any) -> Any:
     if dispatch.device_of(w) == "cpu":
         _memory.require(w.size * plan.dtype.itemsize, "the operator's own kernel", "use a smaller kernel")
         return ConvOperator(plan, w)
-    return cupy_operator(plan if plan.device == "cuda" else plan._on_gpu, arrays.ready(w, plan.dtype))
+    return cupy_operator(plan._on_gpu(w.place), arrays.ready(w, plan.dtype))
 
 
 class Operator(LinearOperator):

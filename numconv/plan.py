@@ -392,8 +392,10 @@ class ConvPlan(Products):
         str
             A table with a line for each algorithm; a star marks what each product uses. The times follow from shapes
             and dtype by a model that was fitted on one machine: they say which is faster, not how fast it is here. What
-            has a star is the fastest for one image (on a GPU: 32; for the weight gradient: all), so that the bits of an
-            image are the same in every batch.
+            has a star is the fastest for one image (on a GPU: 32; for the weight gradient: all), so that no image has
+            another algorithm in another batch. On a GPU the page is that of arrays of torch or CuPy, whose BLAS
+            multiplies for ``"im2col"`` and whose FFT transforms for ``"fft"``; for arrays of other libraries, and
+            NumPy's, ``"auto"`` takes neither.
 
         Examples
         --------

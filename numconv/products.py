@@ -52,12 +52,21 @@ class Products:
     def _room(self, name: str) -> ModuleType:
         return dispatch.backend(self.device, name)
 
+    def _on_gpu(self, place: Any) -> Self:
+        """The same for arrays on a GPU, whose library may have no BLAS and no FFT."""
+        library = place.has_library
+        by_library = "fft" in self.choice or (self.asked == "auto" and "im2col" in self.choice)
+        if self.device == "cuda" and (library or not by_library):
+            return self
+        if library not in self._others:
+            choice = select.choose(self.asked, self.geometry, self.dtype, "cuda", library)
+            self._others[library] = type(self)(self.geometry, self.dtype, "cuda", choice, self.asked)
+        return self._others[library]
+
     @cached_property
-    def _on_gpu(self) -> Self:
-        """The same for arrays on a GPU."""
-        return type(self)(
-            self.geometry, self.dtype, "cuda", select.choose(self.asked, self.geometry, self.dtype, "cuda"), self.asked
-        )
+    def _others(self) -> dict[bool, Self]:
+        """Plans for other arrays than those that this one is for, by whether their library has a BLAS and an FFT."""
+        return {}
 
     @cached_property
     def _captures(self) -> dict[Any, Any]:
@@ -161,8 +170,9 @@ class Products:
         """
         first: Any = inputs[0][1]
         if dispatch.device_of(first) == "cpu":
-            return self._run_once(product, inputs, shape, out, cast)
-        there = self._on_gpu if self.device == "cpu" else self
+            here = self if self.device == "cpu" else self._on_gpu(dispatch.backend("cuda", "places").host())
+            return here._run_once(product, inputs, shape, out, cast)
+        there = self._on_gpu(first.place)
 
         def run(*given: Any) -> Any:
             named = [(name, array, need) for (name, _, need), array in zip(inputs, given[:-1], strict=True)]

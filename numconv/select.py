@@ -4,7 +4,7 @@ Each algorithm is described by a few amounts (multiply-adds, values moved, rows 
 and by what one of each costs in nanoseconds. ``asv_bench/sweep.py`` measures random convolutions and fits the costs;
 its measurements lie in ``asv_bench/results``. The costs are those of two threads of one machine whatever machine runs
 them, so that the choice, and with it every bit of a result, follows from shapes and dtype alone; and but for the
-weight gradient, which is a sum over a batch, from those of one image.
+weight gradient, which is a sum over a batch, from those of one image. ``cuda/costs.py`` is the same for a GPU.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ._memory import WORKSPACE
 from ._objects import shown
 from .arguments import one_of
 from .costs import COSTS
+from .cuda import costs as gpu
 from .geometry import ConvGeometry
 
 if TYPE_CHECKING:
@@ -34,11 +35,14 @@ PRODUCTS: tuple[str, ...] = get_args(Product)
 MANY_WEIGHTS, MANY_CHANNELS = 1 << 22, 32
 
 #: For how many images the algorithm is chosen, whatever a batch has, so that the bits of an image do not follow from
-#: those beside it. Of one image a GPU would see little more than its launches.
-IMAGES = {"cpu": 1, "cuda": 32}
+#: those beside it.
+IMAGES = {"cpu": 1, "cuda": gpu.IMAGES}
 
 #: Where each device has kernels for it.
-ON: dict[str, tuple[str, ...]] = {"cpu": ALGORITHMS, "cuda": ("im2col", "kernel2row", "implicit", "direct")}
+ON: dict[str, tuple[str, ...]] = {"cpu": ALGORITHMS, "cuda": ("im2col", "kernel2row", "implicit", "direct", "fft")}
+
+#: What ``auto`` may take beside inputs and outputs, in bytes; on a GPU ``X_conv`` of ``IMAGES`` of most layers.
+ROOM = {"cpu": WORKSPACE, "cuda": 1 << 30}
 
 #: What ``auto`` does not take, and why.
 NOT_BY_ITSELF = {
@@ -62,10 +66,18 @@ class Estimate(NamedTuple):
     why_not: str
 
 
-def refusal(algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: str = "cpu") -> str:
-    """Why an algorithm cannot serve this convolution; empty if it can."""
+def refusal(
+    algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: str = "cpu", library: bool = True
+) -> str:
+    """Why an algorithm cannot serve this convolution; empty if it can.
+
+    ``library`` says of arrays on a GPU whether theirs has a BLAS and an FFT, as torch and CuPy have and numba has not,
+    by which NumPy's arrays come there.
+    """
     if algorithm not in ON[device]:
         return f"there is no {device} kernel of it, but of {', '.join(ON[device])}"
+    if algorithm == "fft" and device == "cuda" and not library:
+        return "it transforms by the library of the arrays, torch or CuPy, and what these are of has no FFT"
     if algorithm == "kernel2row" and geometry.fill_value != 0:
         return f"fill_value={shown(geometry.fill_value)} makes the map affine, and a matrix is linear"
     if algorithm == "winograd":
@@ -81,8 +93,12 @@ def refusal(algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: str
     return ""
 
 
-def choose(algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: str) -> Choice:
+def choose(
+    algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: str, library: bool = True
+) -> Choice:
     """The algorithm asked for, if it can serve; for ``"auto"`` the ones expected to be the fastest.
+
+    On a GPU that is for arrays of a ``library`` with a BLAS and an FFT, or for those of one without.
 
     Raises
     ------
@@ -91,8 +107,8 @@ def choose(algorithm: str, geometry: ConvGeometry, dtype: np.dtype, device: str)
     """
     algorithm = one_of("algorithm", algorithm, ASKED)
     if algorithm == "auto":
-        return Choice(*(_fastest(product, geometry, dtype, device) for product in PRODUCTS))
-    why_not = refusal(algorithm, geometry, dtype, device)
+        return Choice(*(_fastest(product, geometry, dtype, device, library) for product in PRODUCTS))
+    why_not = refusal(algorithm, geometry, dtype, device, library)
     if why_not:
         raise ValueError(f"algorithm {algorithm!r} cannot serve this convolution: {why_not}")
     return Choice(algorithm, algorithm, algorithm if has_grad_weight(algorithm, geometry, device) else "implicit")
@@ -105,12 +121,12 @@ def has_grad_weight(algorithm: str, geometry: ConvGeometry, device: str) -> bool
     return hasattr(dispatch.backend(device, algorithm), "grad_weight")
 
 
-def _fastest(product: str, geometry: ConvGeometry, dtype: np.dtype, device: str) -> str:
+def _fastest(product: str, geometry: ConvGeometry, dtype: np.dtype, device: str, library: bool) -> str:
     """The first in the order of time that keeps to the limit of memory, as ``implicit`` does at any size."""
     geometry = chosen_for(product, geometry, device)
-    able = [e for e in estimates(product, geometry, dtype, device) if not e.why_not]
+    able = [e for e in estimates(product, geometry, dtype, device, library) if not e.why_not]
     for estimate in sorted(able, key=lambda e: e.seconds):  # a stable sort: ties go by the order of ALGORITHMS
-        if workspace(estimate.algorithm, geometry, dtype, device, product) <= WORKSPACE:
+        if workspace(estimate.algorithm, geometry, dtype, device, product) <= ROOM[device]:
             return estimate.algorithm
     return "implicit"
 
@@ -146,10 +162,12 @@ def unfit(product: str, algorithm: str, g: ConvGeometry, computed: np.dtype) -> 
     return ""
 
 
-def estimates(product: str, geometry: ConvGeometry, dtype: np.dtype, device: str = "cpu") -> list[Estimate]:
+def estimates(
+    product: str, geometry: ConvGeometry, dtype: np.dtype, device: str = "cpu", library: bool = True
+) -> list[Estimate]:
     """What to expect of every algorithm for one of ``PRODUCTS``."""
     if device == "cuda":
-        return _gpu_estimates(product, geometry, dtype)
+        return _on_gpu(product, geometry, dtype, library)
     computed = arrays.computed_in(dtype)
     amounts = GRAD_WEIGHT_AMOUNTS if product == "grad_weight" else AMOUNTS
     found = []
@@ -167,46 +185,29 @@ def estimates(product: str, geometry: ConvGeometry, dtype: np.dtype, device: str
     return found
 
 
-#: What a GPU does in a nanosecond, by the data sheet of an H100: multiply-adds in full tiles (of float32; half of it is
-#: hoped for) and where every thread loads what it multiplies, bytes of its memory, bytes over the bus; and in
-#: nanoseconds what a launch takes, and a way there and back. They order algorithms and say whether a transfer can pay.
-GPU_TILES, GPU_SUMS, GPU_BYTES, GPU_BUS, GPU_LAUNCH, GPU_WAY = 15e3, 2e3, 2e3, 12.0, 1e4, 2e5
-
-
-def _gpu_estimates(product: str, g: ConvGeometry, dtype: np.dtype) -> list[Estimate]:
-    """The same on a GPU: what is multiplied and what is moved there, whichever takes longer."""
-    item = arrays.computed_in(dtype).itemsize
-    Cg, Kg, T, P = g.C // g.groups, g.K // g.groups, prod(g.kernel), g.N * prod(g.out)
-    rows, columns, depth = (Kg, P, Cg * T) if product == "forward" else (Cg, P, Kg * T)
-    if product == "grad_weight":
-        rows, columns, depth = Kg, T * _up(Cg, 64), P
-    tiles = g.groups * _up(rows, 64) * _up(columns, 64) * _up(depth, 8) * (item / 4)
-    moved = item * (g.N * (g.C * prod(g.size) + g.K * prod(g.out)) + g.K * Cg * T)
-    stored = item * g.N * g.C * T * prod(g.out)
-    sums = g.groups * Kg * Cg * T * P * (item / 4)
-    few = min(Kg, Cg) == 1 and product != "grad_weight"  # each pixel that is loaded is multiplied once
-    seconds = {
-        "im2col": max(tiles / GPU_TILES, (moved + 2 * stored) / GPU_BYTES) + 3 * GPU_LAUNCH,
-        "implicit": max(tiles / GPU_TILES, moved / GPU_BYTES) + 2 * GPU_LAUNCH,
-        "direct": max(sums / GPU_SUMS * (1 if few else 0.5), moved / GPU_BYTES) + GPU_LAUNCH,
-    }
+def _on_gpu(product: str, g: ConvGeometry, dtype: np.dtype, library: bool) -> list[Estimate]:
+    """The same on a GPU."""
     found = []
     for algorithm in ALGORITHMS:
-        why_not = refusal(algorithm, g, dtype, "cuda") or NOT_BY_ITSELF.get(algorithm, "")
-        found.append(Estimate(algorithm, 0.0 if why_not else 1e-9 * seconds[algorithm], why_not))
+        why_not = refusal(algorithm, g, dtype, "cuda", library) or NOT_BY_ITSELF.get(algorithm, "")
+        if not why_not and algorithm == "im2col" and product == "grad_weight":
+            why_not = "its weight gradient is the implicit one"
+        time = 0.0 if why_not else gpu.nanoseconds(gpu.amounts(product, algorithm, g, dtype, library))
+        found.append(Estimate(algorithm, 1e-9 * time, why_not))
     return found
 
 
 def device_for(geometry: ConvGeometry, dtype: np.dtype, algorithm: str) -> str:
     """Where to compute host arrays: on a GPU, if one is usable and wins with the transfers counted."""
     g, item = geometry, arrays.computed_in(dtype).itemsize
-    if algorithm not in ("auto", *ON["cuda"]):
+    if algorithm != "auto" and refusal(algorithm, geometry, dtype, "cuda", library=False):
         return "cpu"
     transfers = item * (g.N * (g.C * prod(g.size) + g.K * prod(g.out)) + g.K * g.C // g.groups * prod(g.kernel))
     here, there = (
-        min((e.seconds for e in estimates("forward", g, dtype, device) if not e.why_not), default=0.0) for device in ON
+        min((e.seconds for e in estimates("forward", g, dtype, device, False) if not e.why_not), default=0.0)
+        for device in ON
     )
-    there += 1e-9 * (transfers / GPU_BUS + GPU_WAY)
+    there += 1e-9 * gpu.nanoseconds({"bus": transfers, "way": 1})
     return "cuda" if there < here and dispatch.has_gpu() else "cpu"
 
 
@@ -231,10 +232,12 @@ def explain(geometry: ConvGeometry, dtype: np.dtype, device: str, choice: Choice
         if not refusal(algorithm, geometry, dtype, device):
             nbytes = workspace(algorithm, geometry, dtype, device)
             memory = f"{nbytes / 2**20:.4g} MiB"
-            if nbytes > WORKSPACE and not why_not:
-                why_not = f"it takes more than {WORKSPACE >> 20} MiB"
+            if nbytes > ROOM[device] and not why_not:
+                why_not = f"it takes more than {ROOM[device] >> 20} MiB"
         lines.append(f"{algorithm:12}{''.join(cells)}{memory:>14}  {why_not}".rstrip())
-    where = "two threads of the machine that was measured" if device == "cpu" else "a GPU, by its data sheet"
+    where = "two threads of the machine that was measured"
+    if device == "cuda":
+        where = "an H200 and arrays of torch or CuPy, by whose BLAS and FFT are im2col and fft"
     return "\n".join([*lines, f"* is taken; times are estimates for {where}"])
 
 

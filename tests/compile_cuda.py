@@ -22,12 +22,12 @@ from typing import NamedTuple
 import numpy as np
 
 from numconv.arrays import computed_in
-from numconv.cuda import adjoint, arrays, csr, direct, im2col, implicit, kernel2row, packing, places
+from numconv.cuda import adjoint, arrays, csr, direct, fft, im2col, implicit, kernel2row, packing, places
 from numconv.cuda._jit import Kernel, cuda
 from numconv.cuda.driver import Simulator
 from numconv.geometry import conv_geometry
 
-ROOMS = (adjoint, arrays, csr, direct, im2col, implicit, kernel2row, packing)
+ROOMS = (adjoint, arrays, csr, direct, fft, im2col, implicit, kernel2row, packing)
 
 
 class Notebook(Simulator):
@@ -67,6 +67,7 @@ def launches():
     """What the launchers launch: every room and product, every tile, real, complex and whole numbers."""
     places.DRIVER = notebook = Notebook()
     place = places.host()
+    place.transform = lambda *arrays, **how: None  # numba has none
     for dtype in map(np.dtype, ("float32", "float64", "complex64", "int64", "float16")):
         for boundary in ("constant", "reflect"):
             for K, C, size in ((4, 4, 8), (128, 64, 64), (32, 32, 8)):
@@ -76,6 +77,10 @@ def launches():
                 for room in (direct, im2col, implicit):
                     room.forward(x, w, bias, g.axes, g.boundary_code, fill, y)
                     adjoint.grad_input(room, y, w, g, x)
+                if dtype.kind in "fc":
+                    fft.forward(x, w, bias, g.axes, g.boundary_code, fill, y)
+                    adjoint.grad_input(fft, y, w, g, x)
+                    fft.grad_weight(x, y, g.axes, g.boundary_code, fill, w)
                 for room in (direct, implicit):
                     room.grad_weight(x, y, g.axes, g.boundary_code, fill, w)
         for K, deep in ((8, 1), (1, 8)):

@@ -50,6 +50,9 @@ class CupyArray:
         part = self.numbers[key]
         return CupyArray(part.shape, part.dtype, Pointer(self.data.memory, address(part)), part.strides)
 
+    def __setitem__(self, key, value):
+        self.numbers[key] = value.numbers
+
     def __dlpack_device__(self):
         return 2, self.on_device
 
@@ -145,7 +148,24 @@ def install(monkeypatch, calls):
         calls.append(("matmul", type(out).__module__))
         np.matmul(a.numbers, b.numbers, out=out.numbers)
 
-    names = "float16", "float32", "float64", "complex64", "int64", "int32", "bool"
+    def transforms(axes):
+        """NumPy's as modules have them whose word for axes this is."""
+
+        def named(name):
+            def transform(array, s, norm, out=None, **along):
+                calls.append((name, type(array).__module__))
+                found = getattr(np.fft, name)(array.numbers, s, axes=along[axes], norm=norm)
+                if out is None:
+                    return cupy_array(found)
+                out.numbers[...] = found
+                return out
+
+            return transform
+
+        names = "fftn", "ifftn", "rfftn", "irfftn"
+        return SimpleNamespace(**{name: named(name) for name in names})
+
+    names = "float16", "float32", "float64", "complex64", "complex128", "int64", "int32", "bool"
     dtypes = {name: f"torch.{name}" for name in names}
 
     def torch_empty(shape, dtype, device):
@@ -154,14 +174,14 @@ def install(monkeypatch, calls):
     stream = SimpleNamespace(cuda_stream=41, ptr=42)
     modules = {
         "torch": {
-            **dtypes, "empty": torch_empty, "matmul": multiply,
+            **dtypes, "empty": torch_empty, "matmul": multiply, "fft": transforms("dim"),
             "cuda": SimpleNamespace(
                 current_stream=lambda index: stream,
                 memory=SimpleNamespace(memory_stats_as_nested_dict=lambda index: {}),
             ),
         },
         "cupy": {
-            "ndarray": CupyArray, "empty": CupyArray, "matmul": multiply,
+            "ndarray": CupyArray, "empty": CupyArray, "matmul": multiply, "fft": transforms("axes"),
             "get_default_memory_pool": lambda: SimpleNamespace(free_bytes=lambda: 0),
             "cuda": SimpleNamespace(Device=device, get_current_stream=lambda: stream),
         },

@@ -205,9 +205,8 @@ def test_dlpack_alone(waited):
 
 
 def test_what_only_the_cpu_has_is_said(calls):
-    for algorithm in ("winograd", "fft"):
-        with pytest.raises(ValueError, match=rf"'{algorithm}' cannot.*no cuda kernel of it, but of im2col, kernel2row"):
-            numconv.conv(Tensor(X), Tensor(values((3, 2, 3, 3), np.float32)), algorithm=algorithm)
+    with pytest.raises(ValueError, match=r"'winograd' cannot.*no cuda kernel of it, but of im2col, kernel2row"):
+        numconv.conv(Tensor(X), Tensor(values((3, 2, 3, 3), np.float32)), algorithm="winograd")
 
 
 def test_the_place_of_a_library():

@@ -16,10 +16,10 @@ HERE = Path(__file__).parent
 
 @pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed: pip install '.[cuda-test]'")
 @pytest.mark.skipif(simulated, reason="this is the simulator")
-@pytest.mark.parametrize("file", ["test_cuda_capture.py", "test_cuda_kernels.py", "test_cuda_places.py"])
-def test_in_the_simulator(file):
+@pytest.mark.parametrize("room", ["capture", "fft", "kernels", "places"])
+def test_in_the_simulator(room):
     """All tests of a file, where kernels run as Python."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", str(HERE / file)]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", str(HERE / f"test_cuda_{room}.py")]
     done = subprocess.run(command, env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert " passed" in done.stdout

@@ -144,6 +144,31 @@ def test_numpys_arrays_go_there_and_back_once(happened):
     assert of("copy", happened()) == ["to device"] * 3 + ["to host"]
 
 
+@over_the_standin
+def test_numpys_arrays_find_no_fft_there():
+    x, w = values((1, 4, 30, 30), np.float32), values((4, 4, 9, 9), np.float32)
+    plan = numconv.plan_conv(x.shape, w.shape, device="cuda", algorithm="fft")
+    with pytest.raises(ValueError, match=r"'fft' cannot serve.*torch or CuPy.*no FFT"):
+        plan.forward(x, w)
+    with numconv.use_device("cuda"):
+        assert numconv.conv(np.ones((1, 1, 600, 600)), np.ones((1, 1, 61, 61))).shape == (1, 1, 540, 540)
+
+
+@over_the_standin
+def test_fft_launches_the_same_again(torch, happened):
+    """Layouts of weights, of an image and its products; two looks at the values, and one at the result."""
+    x, w = Tensor(values((1, 2, 9, 8), np.float32)), Tensor(values((3, 2, 3, 3), np.float32))
+    plan = numconv.plan_conv(x.shape, w.shape, device="cuda", algorithm="fft")
+    plan.forward(x, w)
+    for _ in range(2):
+        happened()
+        plan.forward(x, w)
+        events = happened()
+        assert {kind for kind, *_ in events} == {"launch"}, events
+        assert of("launch", events)[-1] == "sum_again"
+        assert len(events) == 8
+
+
 class Given:
     """An array that has nothing but its interface."""
 
@@ -243,8 +268,10 @@ def test_launches_take_what_numbas_own_take(monkeypatch, dtype):
     monkeypatch.setattr(driver, "launch", beside_numba)
     monkeypatch.setattr(driver.Driver, "launch", straight)
     monkeypatch.setattr(driver.Driver, "start", start)
+    monkeypatch.setattr(places.Host, "has_library", True)
+    monkeypatch.setattr(places.Host, "fft", lambda *given: None)  # numba has none
     place = places.host()
-    for algorithm in ("direct", "implicit", "im2col"):
+    for algorithm in ("direct", "implicit", "im2col", *(["fft"] if dtype != "bool" else [])):
         plan = numconv.plan_conv(
             (2, 4, 7, 6), (6, 2, 3, 2), dtype=dtype, device="cuda", algorithm=algorithm, boundary="reflect", padding=1,
             groups=2,

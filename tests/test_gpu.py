@@ -166,6 +166,91 @@ def test_parity_with_float64(library, name, algorithm):
     close(library.fetch(plan.grad_weight(X, dY)), dw, np.float32, dy.size // w_shape[0], in_parts=True)
 
 
+LARGE_KERNELS = {
+    "filter": ((2, 1, 300, 310), (1, 1, 31, 33), {"padding": 16}),
+    "depthwise 31x31": ((3, 16, 56, 56), (16, 1, 31, 31), {"padding": 15, "groups": 16}),
+    "in blocks": ((1, 2, 1200, 900), (3, 2, 41, 40), {"boundary": "reflect", "padding": 20}),
+    "signal": ((2, 3, 100001), (4, 3, 501), {"stride": 3}),
+    "dilated volume": ((1, 2, 30, 31, 29), (2, 2, 5, 4, 5), {"dilation": 2, "stride": (1, 2, 1), "boundary": "wrap"}),
+}
+
+
+@pytest.mark.parametrize("name", [*LARGE_KERNELS, *LAYERS])
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_fft_is_right_to_the_last_digits(with_streams, name, dtype):
+    """Its sums are in double precision: nothing but the last rounding is seen of it."""
+    x_shape, w_shape, arguments = {**LARGE_KERNELS, **LAYERS}[name]
+    plan = numconv.plan_conv(x_shape, w_shape, dtype=dtype, device="cuda", algorithm="fft", **arguments)
+    x, w, dy = (normal(s, dtype, seed) for seed, s in enumerate((x_shape, w_shape, plan.output_shape)))
+    with numconv.use_device("cpu"):
+        wide = [a.astype(np.result_type(a, np.float64)) for a in (x, w, dy)]
+        given = {**arguments, "algorithm": "fft"}
+        want = (
+            numconv.conv(*wide[:2], **given), numconv.conv_grad_input(x_shape, wide[1], wide[2], **given),
+            numconv.conv_grad_weight(wide[0], w_shape, wide[2], **given),
+        )  # fmt: skip
+    X, W, dY = map(with_streams.send, (x, w, dy))
+    for _ in range(2):  # the second time it is replayed
+        got = plan.forward(X, W), plan.grad_input(dY, W), plan.grad_weight(X, dY)
+        for ours, exact in zip(map(with_streams.fetch, got), want, strict=True):
+            assert np.abs(ours - exact).max() <= 2 * np.finfo(np.float32).eps * np.abs(exact).max()
+
+
+def test_an_image_has_the_bits_that_it_has_alone(with_streams):
+    """By kernels and by FFT; a BLAS may take another kernel of its own for another batch."""
+    x, w = normal((40, 6, 61, 50), np.float32), normal((8, 6, 9, 7), np.float32, 1)
+    X, W = with_streams.send(x), with_streams.send(w)
+    dY = with_streams.send(normal((40, 8, 53, 44), np.float32, 2))
+    for algorithm in ("fft", "implicit", "direct"):
+        many, one = (
+            numconv.plan_conv((n, 6, 61, 50), w.shape, device="cuda", algorithm=algorithm) for n in (40, 1)
+        )
+        y, dX = with_streams.fetch(many.forward(X, W)), with_streams.fetch(many.grad_input(dY, W))
+        for n in (0, 17, 39):
+            np.testing.assert_array_equal(with_streams.fetch(one.forward(X[n : n + 1], W))[0], y[n], algorithm)
+            np.testing.assert_array_equal(with_streams.fetch(one.grad_input(dY[n : n + 1], W))[0], dX[n], algorithm)
+
+
+def test_fft_on_the_callers_stream_and_the_same_bits_every_time(with_streams):
+    x, w = normal((4, 3, 200, 200), np.float32), normal((3, 3, 31, 31), np.float32, 1)
+    X, W = with_streams.send(x), with_streams.send(w)
+    plan = numconv.plan_conv(x.shape, w.shape, device="cuda", algorithm="fft")
+    want = with_streams.fetch(plan.forward(X, W))
+    for _ in range(5):
+        with with_streams.stream():
+            Z = 0 * X
+            for _ in range(50):
+                Z = Z + X / 50
+            Z[...] = X
+            y = plan.forward(Z, W)
+            Z[...] = 0
+            got = with_streams.fetch(y)
+        np.testing.assert_array_equal(got, want)
+
+
+def test_fft_of_what_is_not_finite_and_of_marks(with_streams):
+    x, w = normal((3, 2, 60, 60), np.float32), normal((2, 2, 15, 15), np.float32, 1)
+    x[1, 0, 20, 21], x[2, 1, 40, 3] = np.nan, 1e25
+    X, W = with_streams.send(x), with_streams.send(w)
+    got, want = (
+        with_streams.fetch(numconv.conv(X, W, algorithm=algorithm)) for algorithm in ("fft", "direct")
+    )
+    np.testing.assert_array_equal(np.isfinite(got), np.isfinite(want))
+    reads = np.zeros(got.shape, bool)
+    reads[2, :, 26:41, :4] = True
+    there = np.isfinite(want) & ~reads
+    np.testing.assert_allclose(got[there], want[there], atol=1e-3)
+
+
+def test_arrays_without_an_fft_are_refused():
+    with numconv.use_device("cuda"):
+        for send in (OfNumba().send, OfHost().send):
+            x, w = send(normal((1, 1, 99, 99), np.float32)), send(normal((1, 1, 33, 33), np.float32))
+            with pytest.raises(ValueError, match=r"'fft' cannot serve.*torch or CuPy.*no FFT"):
+                numconv.conv(x, w, algorithm="fft")
+            assert numconv.conv(x, w).shape == (1, 1, 67, 67)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float64", "complex64", "complex128", "int8", "int64", "bool"])
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_dtypes_and_boundaries_exactly(library, dtype, boundary):

@@ -1,6 +1,8 @@
 """``auto``: what it may take, that it is deterministic, that it is accurate, and that it says why."""
 
+import importlib
 import importlib.util
+import itertools
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,9 +15,11 @@ from conftest import ALGORITHMS, EXACT, normal, values
 import numconv as nc
 from numconv import plan as plans
 from numconv import select
+from numconv.cuda import costs
 from numconv.geometry import conv_geometry
 
 SWEEP = Path(__file__).parents[1] / "asv_bench" / "sweep.py"
+GPU = Path(__file__).parent / "gpu"
 
 #: One of every kind: shapes of input and kernel, and the rest of the geometry.
 KINDS = {
@@ -221,6 +225,183 @@ def test_it_errs_at_most_eight_times_as_much_as_plain_products(x_shape, w_shape,
     floor = 4 * np.finfo(dtype).eps  # a reference that happens to hit the exact result is no measure
     for name, ours, theirs, truth in zip(select.PRODUCTS, got, plain, exact, strict=True):
         assert error(ours, truth) <= 8 * max(error(theirs, truth), floor), name
+
+
+# on a GPU -------------------------------------------------------------------------------------------------------------
+
+
+RESULTS = GPU / "results"
+
+#: Oldest first.
+MEASURED = [RESULTS / name / "times.json" for name in ("2026-11-28-h200-replayed", "2026-11-28-h200-depthwise")]
+
+GPU_KINDS = {
+    **KINDS, "31x31 depthwise": ((4, 16, 56, 56), (16, 1, 31, 31), {"groups": 16, "padding": 15}),
+    "63x63": ((1, 1, 500, 500), (1, 1, 63, 63), {"stride": 2}),
+}  # fmt: skip
+
+
+@pytest.fixture
+def fit(monkeypatch):
+    """The script that finds the costs of a GPU."""
+    if not (GPU / "fit.py").exists():
+        pytest.skip("the tests' scripts are not part of an installed package")
+    monkeypatch.syspath_prepend(str(GPU))
+    monkeypatch.setattr(costs, "COSTS", costs.COSTS)
+    yield importlib.import_module("fit")
+    sys.modules.pop("fit", None)
+    sys.modules.pop("layers", None)
+
+
+@pytest.mark.parametrize("product", select.PRODUCTS)
+def test_what_is_taken_on_a_gpu_is_the_best_that_was_measured(fit, product):
+    """Within 1.3 times, wherever what is taken was measured."""
+    layers: dict = {}
+    for row in fit.rows_of(*MEASURED):
+        if row.product == product:
+            layers.setdefault(row.layer, {})[row.algorithm] = row.measured
+    judged = 0
+    for name, measured in layers.items():
+        chosen = getattr(select.choose("auto", fit.GEOMETRIES[name], np.dtype(np.float32), "cuda"), product)
+        if chosen in measured:
+            judged += 1
+            assert measured[chosen] <= 1.3 * min(measured.values()), (name, chosen, measured)
+    assert judged >= {"forward": 10, "grad_input": 10, "grad_weight": 8}[product]
+
+
+def test_the_model_is_near_what_was_measured(fit):
+    rows = fit.rows_of(*MEASURED)
+    off = [np.log(1e-3 * costs.nanoseconds(row.amounts) / row.measured) for row in rows]
+    assert len(rows) >= 46
+    assert np.exp(np.median(np.abs(off))) < 1.1
+    assert np.exp(np.max(np.abs(off))) < 1.6
+
+
+def test_the_fit_gives_the_costs_that_are_there(fit, capsys):
+    """But for what it holds them to: they are those of these files."""
+    found, shown = fit.fit(fit.rows_of(*MEASURED))
+    for name in shown:
+        assert getattr(found, name) == pytest.approx(getattr(costs.COSTS, name), rel=0.25), name
+    fit.main(MEASURED)
+    page = capsys.readouterr().out
+    printed = page[: page.index("\n)\n") + 2].replace("COSTS = ", "")
+    assert eval(printed, {"Costs": costs.Costs}) == found
+
+
+def test_the_fit_finds_costs_that_made_the_times_of_a_gpu(fit):
+    true = costs.Costs(*(cost * (1 + i % 3 / 2) for i, cost in enumerate(costs.COSTS)))
+    names = ("implicit", "im2col", "direct", "fft")
+    rows = []
+    for name, geometry in fit.GEOMETRIES.items():
+        for product in select.PRODUCTS:
+            for algorithm in names:
+                row = fit.Row(name, geometry, product, algorithm, 1.0)
+                took = sum(getattr(true, what) * amount for what, amount in row.amounts.items())
+                rows.append(row._replace(measured=1e-3 * took))
+    found, shown = fit.fit(rows)
+    assert shown >= {"large", "small", "large_weights", "stored", "blas", "folded", "transformed", "spectral", "again"}
+    costs.COSTS = found
+    off = [1e-3 * costs.nanoseconds(row.amounts) / row.measured for row in rows]
+    assert min(off) > 0.9
+    assert max(off) < 1.1
+
+
+def test_the_model_knows_the_tiles_that_there_are():
+    from numconv.cuda import _jit, direct, implicit
+
+    if _jit.SIMULATED:
+        pytest.skip("tiles of the simulator are smaller")
+    assert (implicit.LARGE.rows, implicit.SMALL.rows) == (costs.LARGE, costs.SMALL)
+    assert (implicit.DEPTH, direct.THREADS) == (costs.DEPTH, costs.THREADS)
+    for rows, columns, groups in ((64, 10**6, 1), (65, 128 * 127, 1), (65, 128**2, 1), (256, 6272, 1), (256, 6272, 2)):
+        name, side = costs.tile_of(rows, columns, 1, groups)
+        assert implicit.tile_for(rows, columns, 4, groups).rows == side
+        assert (name == "large") == (side == costs.LARGE)
+
+
+@pytest.mark.parametrize(("x_shape", "w_shape", "geometry"), GPU_KINDS.values(), ids=GPU_KINDS)
+@pytest.mark.parametrize("dtype", ["bool", "int32", "float16", "float32", "float64", "complex64"])
+@pytest.mark.parametrize("library", [True, False])
+def test_a_gpu_takes_what_serves(x_shape, w_shape, geometry, dtype, library):
+    g, dtype = conv_geometry(x_shape, w_shape, **geometry), np.dtype(dtype)
+    choice = select.choose("auto", g, dtype, "cuda", library)
+    for product, algorithm in zip(select.PRODUCTS, choice, strict=True):
+        assert not select.refusal(algorithm, g, dtype, "cuda", library)
+        one = select.chosen_for(product, g, "cuda")
+        assert select.workspace(algorithm, one, dtype, "cuda", product) <= select.ROOM["cuda"]
+        for estimate in select.estimates(product, g, dtype, "cuda", library):
+            assert estimate.why_not or estimate.seconds > 0
+    assert library or "fft" not in choice
+    assert choice == select.choose("auto", g._replace(N=1), dtype, "cuda", library)[:2] + choice[2:]
+
+
+def test_the_algorithm_on_a_gpu_does_not_follow_from_the_batch():
+    shapes = ((64, 14, 14), (256, 64, 3, 3))
+    alone, many = (
+        select.choose("auto", conv_geometry((n, *shapes[0]), shapes[1], padding=1), np.dtype(np.float32), "cuda")
+        for n in (1, 500)
+    )
+    assert alone[:2] == many[:2]
+
+
+def test_blocks_that_do_not_fill_a_gpu_take_as_long_as_more():
+    def time(n):
+        g = conv_geometry((n, 256, 14, 14), (64, 256, 3, 3), padding=1)
+        return costs.nanoseconds(costs.amounts("forward", "implicit", g, np.dtype(np.float32)))
+
+    assert time(1) == time(32)
+    assert time(320) > 5 * time(1)
+
+
+def test_large_kernels_on_a_gpu_go_by_fft_where_there_is_one():
+    g = conv_geometry((1, 1, 1024, 1024), (1, 1, 63, 63))
+    float32 = np.dtype(np.float32)
+    assert select.choose("auto", g, float32, "cuda") == ("fft",) * 3
+    assert "fft" not in select.choose("auto", g, float32, "cuda", library=False)
+    with pytest.raises(ValueError, match=r"'fft' cannot serve.*library of the arrays, torch or CuPy.*no FFT"):
+        select.choose("fft", g, float32, "cuda", library=False)
+    with pytest.raises(ValueError, match="not exact for int32"):
+        select.choose("fft", g, np.dtype(np.int32), "cuda")
+    assert select.device_for(g, float32, "fft") == "cpu"  # NumPy's arrays would come there by numba
+
+
+def test_blas_is_counted_on_where_it_is():
+    g = conv_geometry((32, 256, 14, 14), (256, 256, 3, 3), padding=1)
+    assert "blas" in costs.amounts("forward", "im2col", g, np.dtype(np.float32))
+    for dtype, library in (("float16", True), ("int32", True), ("float32", False)):
+        assert "blas" not in costs.amounts("forward", "im2col", g, np.dtype(dtype), library)
+        assert select.choose("auto", g, np.dtype(dtype), "cuda", library).forward != "im2col"
+
+
+def test_the_explanation_for_a_gpu_says_whose_libraries():
+    g = conv_geometry((1, 1, 512, 512), (1, 1, 63, 63))
+    page = select.explain(g, np.dtype(np.float32), "cuda", select.Choice("fft", "fft", "fft"))
+    (line,) = [line for line in page.splitlines() if line.startswith("fft")]
+    assert line.count("*") == 3
+    assert "MiB" in line
+    assert "torch or CuPy" in page.splitlines()[-1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_blocks_of_fft_cover_what_there_is(seed):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(int(rng.integers(1, 4))):
+        kernel, stride, step = (int(rng.integers(1, n)) for n in (40, 4, 4))
+        out = int(2 ** rng.uniform(0, 9))
+        rows.append(((out - 1) * stride + (kernel - 1) * step + 1, kernel, out, 0, stride, step * (-1) ** seed))
+    cut = costs.tiling(tuple(rows), *(int(n) for n in rng.integers(1, 50, 2)), 1)
+    for (_, kernel, out, _, stride, step), n, tile, tiles in zip(rows, *cut, strict=True):
+        assert tile * (tiles - 1) < out <= tile * tiles
+        assert (tile - 1) * stride + (kernel - 1) * abs(step) + 1 <= n
+        assert n == costs.fast_length(n)
+
+
+def test_lengths_that_are_transformed_quickly():
+    powers = itertools.product(range(1, 13), range(8), range(6), range(5))
+    smooth = sorted(2**i * 3**j * 5**k * 7**m for i, j, k, m in powers)
+    for n in range(1, 4097):
+        assert costs.fast_length(n) == next(a for a in smooth if a >= n)
 
 
 # it says why ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from types import ModuleType
 
@@ -12,7 +13,7 @@ from .. import _memory
 from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..arrays import computed_in
 from ..geometry import ConvGeometry, axes_table
-from . import direct, im2col, implicit
+from . import direct, fft, im2col, implicit
 from ._jit import cuda, kernel, output_hit, position, row_output, source
 from .arrays import DeviceArray, blocks_for
 from .places import table
@@ -27,7 +28,8 @@ def grad_input(
     elif algorithm is implicit:
         unfolded(geometry, dX, lambda zero_padded, dX: gathered(implicit.grad_input, dY, w, zero_padded, dX))
     else:
-        unfolded(geometry, dX, lambda zero_padded, dX: gathered(by_phases, dY, w, zero_padded, dX))
+        phases = partial(by_phases, algorithm if algorithm is fft else direct)
+        unfolded(geometry, dX, lambda zero_padded, dX: gathered(phases, dY, w, zero_padded, dX))
 
 
 def gathered(
@@ -121,8 +123,10 @@ def unfolded(
         gradient = folded
 
 
-def by_phases(dY: DeviceArray, w: DeviceArray, geometry: ConvGeometry, dX: DeviceArray) -> None:
-    """The adjoint under zero padding as direct forward sums of ``dY``, one for each phase of the stride."""
+def by_phases(
+    algorithm: ModuleType, dY: DeviceArray, w: DeviceArray, geometry: ConvGeometry, dX: DeviceArray
+) -> None:
+    """The adjoint under zero padding as forward products of ``dY``, one for each phase of the stride."""
     K, Cg = w.shape[:2]
     G, kernel, place, sums = dX.shape[1] // Cg, w.shape[2:], dX.place, computed_in(dX.dtype)
     turned = w.reshape(G, K // G, Cg, prod(kernel)).swapaxes(1, 2).astype(sums).reshape(dX.shape[1], K // G, *kernel)
@@ -133,7 +137,7 @@ def by_phases(dY: DeviceArray, w: DeviceArray, geometry: ConvGeometry, dX: Devic
     for there, taps, rows in geometry.phases:
         part = dX[(*every, *there)]
         target = part if part.flags.c_contiguous else place.empty(part.shape, dX.dtype)
-        direct.forward(
+        algorithm.forward(
             dY, turned[(*every, *taps)].ready(sums), no_bias, axes_table(rows), CONSTANT,
             nothing, target,
         )  # fmt: skip

@@ -49,11 +49,27 @@ class Product:
     def __init__(self, operands: list[tuple[int, int, DeviceArray]]) -> None:
         self.operands = operands
 
-    def __call__(self, replay: Replay) -> None:
-        replay.place.matmul(*(
+    def views(self, replay: Replay) -> list[DeviceArray]:
+        """The arrays of this call."""
+        return [
             view.moved(replay.owners[buffer], replay.addresses[buffer] + offset) if buffer >= 0 else view
             for buffer, offset, view in self.operands
-        ))  # fmt: skip
+        ]
+
+    def __call__(self, replay: Replay) -> None:
+        replay.place.matmul(*self.views(replay))
+
+
+class Transform(Product):
+    """A transform by the caller's FFT."""
+
+    def __init__(self, operands: list[tuple[int, int, DeviceArray]], how: tuple[bool, ...]) -> None:
+        super().__init__(operands)
+        self.how = how
+
+    def __call__(self, replay: Replay) -> None:
+        source, target = self.views(replay)
+        replay.place.transform(source, target, *self.how)
 
 
 class Release:
@@ -99,7 +115,14 @@ class Capture:
 
     def multiplies(self, *operands: DeviceArray) -> None:
         """A product of the caller's BLAS."""
-        self.steps.append(Product([(a.buffer, self._offset(a), _forgotten(a)) for a in operands]))
+        self.steps.append(Product(self._views(operands)))
+
+    def transforms(self, source: DeviceArray, target: DeviceArray, *how: bool) -> None:
+        """A transform of the caller's FFT."""
+        self.steps.append(Transform(self._views((source, target)), how))
+
+    def _views(self, operands: Sequence[DeviceArray]) -> list[tuple[int, int, DeviceArray]]:
+        return [(a.buffer, self._offset(a), _forgotten(a)) for a in operands]
 
     def _offset(self, array: DeviceArray) -> int:
         return array.address - self.begins[array.buffer] if array.buffer >= 0 else 0
@@ -110,7 +133,7 @@ class Capture:
         self.possible &= self.result >= 0 and self._offset(result) == 0
         last: dict[int, int] = {}
         for i, step in enumerate(self.steps):
-            used = step.buffers if type(step) is Launch else step.operands if type(step) is Product else []
+            used = step.buffers if type(step) is Launch else step.operands if isinstance(step, Product) else []
             last.update((entry[1] if type(step) is Launch else entry[0], i) for entry in used)
         ended = {i: [b for b, at in last.items() if at == i and b >= self.given and b != self.result]
                  for i in set(last.values())}  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import prod
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..arrays import computed_in
 from ..geometry import ConvGeometry
 from ._jit import THREADS, at, count, cuda, kernel, output_hit, row_output, source
 from .arrays import DeviceArray, blocks_for
+from .costs import IMAGES
 from .implicit import forward as implicit_forward
 from .places import table
 from .tables import rows_and_taps
@@ -136,22 +138,29 @@ def forward(
     x: DeviceArray, w: DeviceArray, bias: DeviceArray, axes: np.ndarray, boundary: int, fill: np.generic,
     y: DeviceArray,
 ) -> None:
-    """``Y_flat = W_flat @ X_conv + bias`` as it stands: ``X_conv`` is stored."""
-    (N, K), G = y.shape[:2], x.shape[1] // w.shape[1]
-    X_conv = stored(x, prod(w.shape[2:]), prod(y.shape[2:]), x.dtype)
-    im2col(x, axes, boundary, fill, X_conv)
-    P, Q = prod(y.shape[2:]), prod(w.shape[1:])
-    product(w.reshape(G, K // G, Q), X_conv.reshape(N, G, Q, P), y.reshape(N, G, K // G, P), bias)
+    """``Y_flat = W_flat @ X_conv + bias`` as it stands: ``X_conv`` is stored, of some images at a time."""
+    K, G, P, Q = y.shape[1], x.shape[1] // w.shape[1], prod(y.shape[2:]), prod(w.shape[1:])
+    for part, target in some_images(x, y):
+        N, X_conv = part.shape[0], stored(part, prod(w.shape[2:]), P, x.dtype)
+        im2col(part, axes, boundary, fill, X_conv)
+        product(w.reshape(G, K // G, Q), X_conv.reshape(N, G, Q, P), target.reshape(N, G, K // G, P), bias)
 
 
 def grad_input(dY: DeviceArray, w: DeviceArray, axes: np.ndarray, dX: DeviceArray) -> None:
     """``dX = col2im(W_flat^T @ dY_flat)``, under zero padding."""
-    (N, K), G = dY.shape[:2], dX.shape[1] // w.shape[1]
-    dX_conv = stored(dX, prod(w.shape[2:]), prod(dY.shape[2:]), computed_in(dX.dtype))
-    P, Q = prod(dY.shape[2:]), prod(w.shape[1:])
+    K, G, P, Q = dY.shape[1], dX.shape[1] // w.shape[1], prod(dY.shape[2:]), prod(w.shape[1:])
     W_turned = w.reshape(G, K // G, Q).swapaxes(1, 2).astype(w.dtype)
-    product(W_turned, dY.reshape(N, G, K // G, P), dX_conv.reshape(N, G, Q, P))
-    col2im(dX_conv, axes, dX)
+    for part, target in some_images(dY, dX):
+        N, dX_conv = part.shape[0], stored(target, prod(w.shape[2:]), P, computed_in(dX.dtype))
+        product(W_turned, part.reshape(N, G, K // G, P), dX_conv.reshape(N, G, Q, P))
+        col2im(dX_conv, axes, target)
+
+
+def some_images(*arrays: DeviceArray) -> Iterator[tuple[DeviceArray, ...]]:
+    """As many images of each array as the algorithm was chosen for."""
+    N = arrays[0].shape[0]
+    for n in range(0, N, IMAGES):
+        yield arrays if N <= IMAGES else tuple(array[n : n + IMAGES] for array in arrays)
 
 
 def stored(x: DeviceArray, taps: int, pixels: int, dtype: np.dtype) -> DeviceArray:
@@ -165,5 +174,5 @@ def stored(x: DeviceArray, taps: int, pixels: int, dtype: np.dtype) -> DeviceArr
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
-    """Bytes that ``forward`` takes beside its arguments: ``X_conv``."""
-    return prod(geometry.cols_shape) * dtype.itemsize
+    """Bytes that ``forward`` takes beside its arguments: ``X_conv`` of some images."""
+    return min(geometry.N, IMAGES) * prod(geometry.cols_shape[-2:]) * dtype.itemsize

@@ -34,6 +34,9 @@ class Place:
 
     library = ""
 
+    #: Whether the library has a BLAS and an FFT.
+    has_library = False
+
     def __init__(self, device: int) -> None:
         self.device = device
         self._hash = hash(("place", device))
@@ -78,6 +81,12 @@ class Place:
     def matmul(self, a: DeviceArray, b: DeviceArray, out: DeviceArray) -> bool:
         """``out = a @ b`` by the library's BLAS; False where it has none."""
         return False
+
+    def fft(
+        self, name: str, source: DeviceArray, target: DeviceArray, sizes: tuple[int, ...], norm: str
+    ) -> None:
+        """``target`` becomes what NumPy's function of this name makes of all axes of ``source`` but the first."""
+        raise ValueError(f"algorithm 'fft' cannot serve arrays of {self.library}, which has no FFT")
 
     def sparse(self, parts: tuple[DeviceArray, ...], shape: tuple[int, int]) -> Any:
         """A canonical CSR matrix of ``data, indices, indptr`` as the library has it, else these three."""
@@ -144,6 +153,18 @@ class Place:
         DRIVER.fetch(self.device, array, result, self.stream())
         return result
 
+    def transform(self, source: DeviceArray, target: DeviceArray, inverse: bool = False, scaled: bool = False) -> None:
+        """``target = fft(source)`` by the library, or back, over all axes but the first, by their size if ``scaled``.
+
+        A spectrum of real numbers has half the last axis.
+        """
+        real = "f" in (source.dtype.kind, target.dtype.kind)
+        name = f"{'i' * inverse}{'r' * real}fftn"
+        sizes = (target if inverse else source).shape[1:]
+        self.fft(name, source, target, sizes, "forward" if scaled != inverse else "backward")
+        if captured.capture is not None:
+            captured.capture.transforms(source, target, inverse, scaled)
+
     def launch(self, kernel: Kernel, blocks: int, arguments: tuple[Any, ...]) -> None:
         """Start a kernel on the caller's stream."""
         DRIVER.launch(self.device, kernel, blocks, arguments, self.stream())
@@ -155,6 +176,7 @@ class Host(Place):
     """Memory that numba allocates, for NumPy arrays that are computed on a GPU, and for numba's own arrays."""
 
     library = "simulator" if SIMULATED else "numba"
+    has_library = SIMULATED
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """A device array of numba."""
@@ -168,11 +190,21 @@ class Host(Place):
         """A copy of a host array."""
         return self.read(DRIVER.send(self.device, array.reshape(-1))).reshape(array.shape)
 
+    def fft(
+        self, name: str, source: DeviceArray, target: DeviceArray, sizes: tuple[int, ...], norm: str
+    ) -> None:
+        """In the simulator that of NumPy."""
+        if not SIMULATED:
+            super().fft(name, source, target, sizes, norm)
+        axes = tuple(range(1, source.ndim))
+        target.numbers[...] = getattr(np.fft, name)(source.numbers, sizes, axes=axes, norm=norm)
+
 
 class Torch(Place):
     """torch's CUDA tensors."""
 
     library = "torch"
+    has_library = True
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """An empty tensor."""
@@ -207,6 +239,15 @@ class Torch(Place):
             captured.capture.multiplies(a, b, out)
         return True
 
+    def fft(
+        self, name: str, source: DeviceArray, target: DeviceArray, sizes: tuple[int, ...], norm: str
+    ) -> None:
+        """By cuFFT."""
+        import torch
+
+        axes, (A, B) = tuple(range(1, source.ndim)), map(self._tensor, (source, target))
+        getattr(torch.fft, name)(A, sizes, dim=axes, norm=norm, out=B)
+
     def _tensor(self, array: DeviceArray) -> Any:
         """A view as a tensor of the memory that its owner lies in."""
         owner = array.owner
@@ -238,6 +279,7 @@ class CuPy(Place):
     """CuPy's arrays."""
 
     library = "cupy"
+    has_library = True
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """An empty array."""
@@ -271,6 +313,16 @@ class CuPy(Place):
         if captured.capture is not None:
             captured.capture.multiplies(a, b, out)
         return True
+
+    def fft(
+        self, name: str, source: DeviceArray, target: DeviceArray, sizes: tuple[int, ...], norm: str
+    ) -> None:
+        """By cuFFT; what it makes is new memory, of which this is a copy."""
+        import cupy
+
+        with cupy.cuda.Device(self.device):
+            axes, (A, B) = tuple(range(1, source.ndim)), map(self._array, (source, target))
+            B[...] = getattr(cupy.fft, name)(A, sizes, axes=axes, norm=norm)
 
     def sparse(self, parts: tuple[DeviceArray, ...], shape: tuple[int, int]) -> Any:
         """A matrix of ``cupyx``; it has none of whole numbers, nor, before version 14, with indices of 64 bits."""

@@ -1,5 +1,7 @@
 """Every CUDA kernel once, on sizes that fill no tile: for ``compute-sanitizer``, which makes a launch slow."""
 
+from importlib.util import find_spec
+
 import numpy as np
 
 import numconv
@@ -25,11 +27,26 @@ def main():
                     plan.forward(x, w)
                     plan.grad_input(dy, w)
                     plan.grad_weight(x, dy)
+    if find_spec("torch"):
+        by_fft(rng)
     plan = numconv.plan_conv((2, 9, 10), (3, 2, 3, 3), device="cuda", dtype=float, padding=1)
     A = plan.matrix(rng.standard_normal((3, 2, 3, 3)))
     numconv.csr_matvec(A.data, A.indices, A.indptr, np.ones(A.shape[1]))
     numconv.csr_rmatvec(A.data, A.indices, A.indptr, np.ones(A.shape[0]), A.shape[1])
     print("every kernel ran")
+
+
+def by_fft(rng):
+    """Products by the FFT of torch."""
+    import torch
+
+    for x_shape, w_shape, arguments in LAYERS:
+        plan = numconv.plan_conv(x_shape, w_shape, device="cuda", algorithm="fft", **arguments)
+        shapes = (x_shape, w_shape, plan.output_shape)
+        x, w, dy = (torch.from_numpy(rng.standard_normal(s, "float32")).cuda() for s in shapes)
+        plan.forward(x, w)
+        plan.grad_input(dy, w)
+        plan.grad_weight(x, dy)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def of_library(library: str, arrays: list[Any], error: Callable[[Any], str], wai
     import numconv as nc
 
     X, W, _ = arrays
-    for algorithm in ("direct", "implicit", "im2col"):
+    for algorithm in ("direct", "implicit", "im2col", "fft"):
 
         def call(algorithm: str = algorithm) -> Any:
             return nc.conv(*arrays, padding=1, algorithm=algorithm)

@@ -9,29 +9,21 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from layers import LAYERS
 from smoke import host_time
 from torch.profiler import ProfilerActivity, profile
 
 import numconv as nc
+from numconv import select
 
-LAYERS: list[tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
-    ("3x3 64ch 56x56 batch 32", (32, 64, 56, 56), (64, 64, 3, 3), {"padding": 1}),
-    ("3x3 256ch 56x56 batch 32", (32, 256, 56, 56), (256, 256, 3, 3), {"padding": 1}),
-    ("depthwise 3x3 32ch 112x112 batch 32", (32, 32, 112, 112), (32, 1, 3, 3), {"padding": 1, "groups": 32}),
-    ("3x3 256ch 14x14 batch 1", (1, 256, 14, 14), (256, 256, 3, 3), {"padding": 1}),
-    ("1x1 256->64ch 56x56 batch 32", (32, 256, 56, 56), (64, 256, 1, 1), {}),
-    ("7x7 /2 3->64ch 224x224 batch 32", (32, 3, 224, 224), (64, 3, 7, 7), {"padding": 3, "stride": 2}),
-    ("3x3 256ch 14x14 batch 32", (32, 256, 14, 14), (256, 256, 3, 3), {"padding": 1}),
-    ("3x3 /2 128ch 56x56 batch 32", (32, 128, 56, 56), (128, 128, 3, 3), {"padding": 1, "stride": 2}),
-    ("3x3 32 groups 128ch 56x56 batch 32", (32, 128, 56, 56), (128, 4, 3, 3), {"padding": 1, "groups": 32}),
-    ("3x3 dilation 2 256ch 28x28 batch 32", (32, 256, 28, 28), (256, 256, 3, 3), {"padding": 2, "dilation": 2}),
-]
-
+#: What is expected to take so many times as long as the fastest is not timed.
+HOPELESS = 8
 
 def kernels(call: Callable[[], object], times: int = 5) -> dict[str, float]:
     """Microseconds of each kernel of a call, by name."""
@@ -66,39 +58,47 @@ def rows_of(name: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...], geome
     dY = torch.randn((x_shape[0], *want.shape[1:]), device="cuda")
     rows: list[Any] = []
 
-    def row(what: str, call: Callable[[], Any], product: bool = True) -> None:
+    def row(what: str, call: Callable[[], Any], want: Any = None, **told: Any) -> None:
         y = call()
-        off = float((y[:1].double() - want).abs().max() / want.abs().max()) if product else float("nan")
+        off = float("nan") if want is None else float((y[:1].double() - want).abs().max() / want.abs().max())
         spent = kernels(call)
         total, queued, host = sum(spent.values()), events(call), host_time(call, torch.cuda.synchronize)
         rows.append({
             "layer": name, "what": what, "kernels": spent, "kernels_us": total, "events_us": queued, "host_us": host,
-            "tflops": flops / total / 1e6, "error": off,
+            "tflops": flops / total / 1e6, "error": off, **told,
         })  # fmt: skip
         speed = f"{flops / total / 1e6:9.2f}{off:9.1e}"
-        print(f"{name:38}{what:16}{total:11.1f}{queued:11.1f}{host:9.1f}{speed}", flush=True)
+        print(f"{name:38}{what:22}{total:11.1f}{queued:11.1f}{host:9.1f}{speed}", flush=True)
 
     for allowed in (True, False):
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
-        row(f"torch tf32={allowed}", lambda: F.conv2d(X, W, **geometry))
-    plan = nc.plan_conv(x_shape, w_shape, device="cuda", **geometry)
-    row("torch dX", lambda: torch.nn.grad.conv2d_input(x_shape, W, dY, **geometry), False)
-    row("torch dW", lambda: torch.nn.grad.conv2d_weight(X, w_shape, dY, **geometry), False)
-    row("numconv dX", lambda: plan.grad_input(dY, W), False)
-    row("numconv dW", lambda: plan.grad_weight(X, dY), False)
-    for algorithm in ("implicit", "im2col", "direct"):
-        if algorithm == plan.algorithm or geometry.get("groups", 1) == 1:
-            given = nc.plan_conv(x_shape, w_shape, device="cuda", algorithm=algorithm, **geometry)
-            row(algorithm + "*" * (algorithm == plan.algorithm), lambda given=given: given.forward(X, W))
+        row(f"torch tf32={allowed}", lambda: F.conv2d(X, W, **geometry), want)
+    row("torch dX", lambda: torch.nn.grad.conv2d_input(x_shape, W, dY, **geometry))
+    row("torch dW", lambda: torch.nn.grad.conv2d_weight(X, w_shape, dY, **geometry))
+    auto = nc.plan_conv(x_shape, w_shape, device="cuda", **geometry)
+    for product, given in (("forward", (X, W)), ("grad_input", (dY, W)), ("grad_weight", (X, dY))):
+        chosen = getattr(auto.choice, product)
+        for algorithm in worth(product, auto):
+            plan = nc.plan_conv(x_shape, w_shape, device="cuda", algorithm=algorithm, **geometry)
+            row(
+                f"{product} {algorithm}{'*' * (algorithm == chosen)}", partial(getattr(plan, product), *given),
+                want if product == "forward" else None, product=product, algorithm=algorithm,
+            )  # fmt: skip
     torch.cuda.empty_cache()
     return rows
+
+
+def worth(product: str, plan: nc.ConvPlan) -> list[str]:
+    """The algorithms to time: those of a product that are not hopeless, by the cost model that this is for."""
+    told = [e for e in select.estimates(product, plan.geometry, plan.dtype, "cuda") if not e.why_not]
+    return [e.algorithm for e in told if e.seconds < HOPELESS * min(other.seconds for other in told)]
 
 
 def main(path: str, seconds: float) -> None:
     """A table, and the JSON after each layer."""
     torch.backends.cudnn.benchmark = True
     until, rows = time.time() + seconds, []
-    print(f"{'layer':38}{'what':16}{'kernels us':>11}{'events us':>11}{'host us':>9}{'TFLOP/s':>9}{'error':>9}")
+    print(f"{'layer':38}{'what':22}{'kernels us':>11}{'events us':>11}{'host us':>9}{'TFLOP/s':>9}{'error':>9}")
     for layer in LAYERS:
         if time.time() > until:
             print("no time is left for", layer[0])
