@@ -208,6 +208,62 @@ def load_four(shared, begin, local, to):
         local[to + i] = shared[begin + at(i)]
 
 
+def take_four(array, begin, local, to):
+    """``local[to : to + 4] = array[begin : begin + 4]`` where ``begin`` lies at 16 bytes: float32 come in one load."""
+    for i in range(4):
+        local[to + i] = array[begin + at(i)]
+
+
+def put_four(local, begin, array, to):
+    """``array[to : to + 4] = local[begin : begin + 4]`` where ``to`` lies at 16 bytes: float32 go in one store."""
+    for i in range(4):
+        array[to + at(i)] = array.dtype.type(local[begin + i])
+
+
+def _teach_compiler() -> None:
+    """The compiler knows where its own arrays begin and moves four numbers at once; of others it has to be told."""
+    from llvmlite import ir
+    from numba.cuda import types
+    from numba.cuda.extending import intrinsic, overload
+
+    four, index = ir.VectorType(ir.FloatType(), 4), ir.IntType(32)
+
+    def pointer(context, builder, signature, arguments, a):
+        array = context.make_array(signature.args[a])(context, builder, arguments[a])
+        return builder.gep(array.data, [arguments[a + 1]])
+
+    def take(context, builder, signature, arguments):
+        source, goal = (pointer(context, builder, signature, arguments, a) for a in (0, 2))
+        numbers = builder.load(builder.bitcast(source, four.as_pointer()), align=16)
+        for lane in (ir.Constant(index, i) for i in range(4)):
+            builder.store(builder.extract_element(numbers, lane), builder.gep(goal, [lane]))
+        return context.get_dummy_value()
+
+    def put(context, builder, signature, arguments):
+        source, goal = (pointer(context, builder, signature, arguments, a) for a in (0, 2))
+        numbers = ir.Constant(four, ir.Undefined)
+        for lane in (ir.Constant(index, i) for i in range(4)):
+            numbers = builder.insert_element(numbers, builder.load(builder.gep(source, [lane])), lane)
+        builder.store(numbers, builder.bitcast(goal, four.as_pointer()), align=16)
+        return context.get_dummy_value()
+
+    def teach(move, in_one):
+        at_once = intrinsic(lambda typing, source, i, goal, j: (types.void(source, i, goal, j), in_one))
+
+        @overload(move)
+        def moved(source, i, goal, j):
+            if source.dtype == goal.dtype == types.float32:
+                return lambda source, i, goal, j: at_once(source, i, goal, j)
+            return move
+
+    teach(take_four, take)
+    teach(put_four, put)
+
+
+if cuda is not None and not SIMULATED:
+    _teach_compiler()
+
+
 def _teach_simulator() -> None:
     """The simulator's shared arrays know no ``alignment``, which kernels ask for: one array for each line that asks."""
     from numba.cuda.simulator.kernelapi import FakeCUDAShared

@@ -83,7 +83,7 @@ class DeviceArray:
     @property
     def layout(self) -> tuple[Any, ...]:
         """All but where it lies, so far as kernels and copies depend on it."""
-        return self.shape, self.strides, self.dtype, self.readonly, self.address % self.dtype.itemsize
+        return self.shape, self.strides, self.dtype, self.readonly, self.address % 16
 
     def in_buffer(self, buffer: int) -> DeviceArray:
         """The same array, known to be a buffer of a call that is captured; its views are, too."""
