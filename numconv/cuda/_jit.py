@@ -208,16 +208,16 @@ def load_four(shared, begin, local, to):
         local[to + i] = shared[begin + at(i)]
 
 
-def take_four(array, begin, local, to):
-    """``local[to : to + 4] = array[begin : begin + 4]`` where ``begin`` lies at 16 bytes: float32 come in one load."""
+def take_four(source, begin, target, to):
+    """``target[to : to + 4] = source[begin : begin + 4]``; where it begins lies at 16 bytes: one load of float32."""
     for i in range(4):
-        local[to + i] = array[begin + at(i)]
+        target[to + i] = source[begin + at(i)]
 
 
-def put_four(local, begin, array, to):
-    """``array[to : to + 4] = local[begin : begin + 4]`` where ``to`` lies at 16 bytes: float32 go in one store."""
+def put_four(source, begin, target, to):
+    """``target[to : to + 4] = source[begin : begin + 4]``; where it goes lies at 16 bytes: one store of float32."""
     for i in range(4):
-        array[to + at(i)] = array.dtype.type(local[begin + i])
+        target[to + at(i)] = target.dtype.type(source[begin + i])
 
 
 def _teach_compiler() -> None:
@@ -248,12 +248,14 @@ def _teach_compiler() -> None:
         return context.get_dummy_value()
 
     def teach(move, in_one):
-        at_once = intrinsic(lambda typing, source, i, goal, j: (types.void(source, i, goal, j), in_one))
+        @intrinsic
+        def at_once(typing, source, begin, target, to):
+            return types.void(source, begin, target, to), in_one
 
         @overload(move)
-        def moved(source, i, goal, j):
-            if source.dtype == goal.dtype == types.float32:
-                return lambda source, i, goal, j: at_once(source, i, goal, j)
+        def moved(source, begin, target, to):
+            if source.dtype == target.dtype == types.float32:
+                return lambda source, begin, target, to: at_once(source, begin, target, to)
             return move
 
     teach(take_four, take)
