@@ -129,13 +129,6 @@ def by_phases(dY: DeviceArray, w: DeviceArray, geometry: ConvGeometry, dX: Devic
     no_bias, nothing = place.nothing((dX.shape[1],), sums), sums.type(0)
     if len(geometry.phases) < prod(geometry.stride):
         dX[...] = 0  # pixels that no tap meets
-    every = (slice(None), slice(None))
     for there, taps, rows in geometry.phases:
-        part = dX[(*every, *there)]
-        target = part if part.flags.c_contiguous else place.empty(part.shape, dX.dtype)
-        direct.forward(
-            dY, turned[(*every, *taps)].ready(sums), no_bias, axes_table(rows), CONSTANT,
-            nothing, target,
-        )  # fmt: skip
-        if target is not part:
-            dX[(*every, *there)] = target
+        part = turned[(slice(None), slice(None), *taps)].ready(sums)
+        direct.forward(dY, part, no_bias, axes_table(rows), CONSTANT, nothing, dX, there)

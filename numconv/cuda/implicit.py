@@ -23,7 +23,7 @@ from .._indexing import CONSTANT, OUT, SIZE, STRIDE
 from ..arrays import computed_in
 from ..geometry import ConvGeometry, axes_table
 from ._jit import SIMULATED, at, count, cuda, helper, int32, kernel, load_four, put_four, source, take_four
-from .arrays import DeviceArray, blocks_for
+from .arrays import DeviceArray, blocks_for, place_of, steps_of, straight
 from .packing import pack
 from .places import table
 from .tables import FAR, rows_and_taps
@@ -39,17 +39,6 @@ PAD = 4
 
 #: Parts of a weight gradient are as many as fill a GPU of this many blocks, and take at most so many bytes.
 BLOCKS, PARTS = 512, 32 << 20
-
-
-@helper
-def place_of(q, axes, P, steps):
-    """Where column ``q`` of the product, pixel ``q % P`` of image ``q // P``, lies in the output."""
-    place, left = at(steps[0]) + at(q // P) * at(steps[1]), count(q % P)
-    for a in range(axes.shape[0] - 1, -1, -1):
-        extent = count(axes[a, OUT])
-        place += at(left % extent) * at(steps[3 + a])
-        left = count(left // extent)
-    return place
 
 
 @helper
@@ -185,7 +174,7 @@ def product_of(down_bits: int, across_bits: int, tall: int, broad: int, resident
         for i in range(thread, rows, threads):
             row_places[i] = (g * Kg + k0 + i) * steps[2] if k0 + i < Kg else -1
         for i in range(thread, columns, threads):
-            column_places[i] = place_of(count(q0 + i), axes, P, steps) if q0 + i < columns_all else -1
+            column_places[i] = place_of(count(q0 + i) // P, count(q0 + i) % P, axes, steps) if q0 + i < columns_all else -1
         last, taps = axes.shape[0] - 1, int32(met.shape[0])
         L_in, L_out = int32(axes[last, SIZE]), count(axes[last, OUT])
         if line == 0:
@@ -424,7 +413,7 @@ def product(
 ) -> None:
     """``y[(…, *place)] = W_flat @ X_conv + bias``; row ``k`` of ``W_flat`` lies in ``w`` from ``k * k_step`` on."""
     C, Cg, Kg, sums = x.shape[1], x.shape[1] // groups, bias.size // groups, computed_in(x.dtype)
-    P, size, depth_all = prod(axes[:, OUT].tolist()), prod(axes[:, SIZE].tolist()), _depth(Cg)
+    d, P, size, depth_all = len(axes), prod(axes[:, OUT].tolist()), prod(axes[:, SIZE].tolist()), _depth(Cg)
     tile = product_for(Kg, x.shape[0] * P, sums.itemsize, groups)
     packed = pack(w, w_terms, k_step, c_step, groups, (Kg, Cg), tile.rows, depth_all, sums)
     rows, met = rows_and_taps(x.place, axes, boundary)
@@ -434,41 +423,28 @@ def product(
         part = y[(slice(None), slice(None), *place)]
     for n in range(0, x.shape[0], max(1, FAR // P)):  # columns are 32-bit numbers
         images, target = (a[n : n + FAR // P] if a.shape[0] * P > FAR else a for a in (x, part))
-        N, turns, goal, steps = images.shape[0], parts, y, _steps(target, y)
+        N, turns, goal, steps = images.shape[0], parts, y, steps_of(target, y)
+        fours = straight(target, d)
         split = splits(N, Kg, P, groups, parts, sums.itemsize)
         if split or (parts > 1 and y.dtype != sums):  # nothing is summed in float16
             goal, turns = x.place.empty((parts if split else 1, *target.shape), sums), 1 if split else parts
-            steps = _steps(goal[0], goal)
+            steps, fours = steps_of(goal[0], goal), straight(goal[0], d)
         tile.kernel(
             -(-Kg // tile.rows) * -(-N * P // tile.columns) * groups * (parts // turns), images.reshape(images.size),
             packed, bias, table(x.place, axes), rows, met, boundary, sums.type(fill), table(x.place, steps), C, Cg, Kg,
-            groups, N * P, depth_all, size, part_steps, turns, goal is y, _straight(goal, steps, axes),
+            groups, N * P, depth_all, size, part_steps, turns, goal is y, P % 4 == 0 and fours,
             goal.reshape(goal.size), on=x.place,
         )  # fmt: skip
         if goal is not y:
             _add_up(
                 blocks_for(target.size), goal.reshape(goal.size), goal.shape[0], bias, table(x.place, axes),
-                table(x.place, _steps(target, y)), P, target.size, y.reshape(y.size), on=x.place,
+                table(x.place, steps_of(target, y)), P, target.size, y.reshape(y.size), on=x.place,
             )  # fmt: skip
 
 
 def _depth(Cg: int) -> int:
     """Channels of a tap as they are packed, some of them zeros."""
     return max(-(-Cg // DEPTH), 1) * DEPTH
-
-
-def _steps(part: DeviceArray, y: DeviceArray) -> np.ndarray:
-    """Where a part of an array begins, its steps from image to image, by channels, along the axes, to one behind it."""
-    begin, item = part.address - y.address, y.itemsize
-    return np.array([begin // item, *(step // item for step in part.strides), part.size])
-
-
-def _straight(y: DeviceArray, steps: np.ndarray, axes: np.ndarray) -> bool:
-    """Whether four neighbouring outputs lie together, at 16 bytes."""
-    *rest, line = steps[:-1].tolist()
-    lengths = axes[:, OUT].tolist()
-    together = line == 1 and all(a == b * n for a, b, n in zip(steps[3:-2], steps[4:-1], lengths[1:], strict=True))
-    return together and y.address % 16 == 0 and not any(step % 4 for step in (*rest[:3], prod(lengths), steps[-1]))
 
 
 # a sum in parts -----------------------------------------------------------------------------------------------------
@@ -505,8 +481,7 @@ def _add_up(partial, parts, bias, axes, steps, P, n, y):
         for part in range(1, parts):
             total += partial[part * n + i]
         k = i // P % bias.size
-        column = count(i // P // bias.size * P + i % P)
-        y[place_of(column, axes, count(P), steps) + at(k * steps[2])] = y.dtype.type(total + bias[k])
+        y[place_of(i // P // bias.size, i % P, axes, steps) + at(k * steps[2])] = y.dtype.type(total + bias[k])
         i += cuda.gridsize(1)
 
 
