@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from numconv.arrays import computed_in
-from numconv.cuda import adjoint, arrays, csr, direct, im2col, implicit, kernel2row, packing, places
+from numconv.cuda import adjoint, arrays, csr, depthwise, direct, im2col, implicit, kernel2row, packing, places
 from numconv.cuda._jit import Kernel, cuda
 from numconv.cuda.driver import Simulator
 from numconv.geometry import conv_geometry
@@ -75,6 +75,10 @@ def launches():
             g = conv_geometry((1, 8, 8, 8), (K, deep, 3, 3), groups=8 // deep)
             x, w, y = (place.empty(s, dtype) for s in (g.input_shape, g.kernel_shape, g.output_shape))
             direct.forward(x, w, place.empty((K,), dtype), g.axes, 0, dtype.type(0), y)
+        for width, stride in depthwise.KERNELS if dtype == np.float32 else ((3, 1),) if dtype == np.float16 else ():
+            g = conv_geometry((1, 8, 8, 20), (8, 1, 3, width), stride=(1, stride), groups=8)
+            x, w, y = (place.empty(s, dtype) for s in (g.input_shape, g.kernel_shape, g.output_shape))
+            direct.forward(x, w, place.empty((8,), dtype), g.axes, 0, dtype.type(0), y)
         vectors = computed_in(dtype)  # matrices and vectors of float16 are float32, but for the data of a matrix
         W = place.empty(g.kernel_shape, vectors)
         _, indices, indptr = kernel2row.triple(W, g.axes, 0, 8)
@@ -96,9 +100,10 @@ def launches():
 
 def every_kernel():
     """All that the rooms have, those of the tiles among them."""
-    rooms = (adjoint, arrays, csr, direct, im2col, implicit, kernel2row, packing)
+    rooms = (adjoint, arrays, csr, depthwise, direct, im2col, implicit, kernel2row, packing)
     found = [value for room in rooms for value in vars(room).values()]
-    tiles = [part for value in found if isinstance(value, implicit.Tile) for part in value]
+    tiles = [part for value in found if isinstance(value, (implicit.Tile, implicit.Product)) for part in value]
+    tiles += depthwise.KERNELS.values()
     return {value for value in [*found, *tiles] if isinstance(value, Kernel)}
 
 

@@ -134,7 +134,7 @@ def forward(
     (N, C), (K, Cg), T = x.shape[:2], w.shape[:2], prod(w.shape[2:])
     G, P, size, sums = C // Cg, prod(axes[:, OUT].tolist()), prod(x.shape[2:]), computed_in(x.dtype)
     Kg, bias, part = K // G, bias.ready(sums), y[(slice(None), slice(None), *place)] if place else y
-    tile = depthwise.tile_for(axes.tobytes()) if Cg == 1 and sums.itemsize <= 8 else None
+    tile = depthwise.tile_for(axes.tobytes()) if Cg == 1 and sums.itemsize <= 4 else None
     if tile is not None:
         depthwise.forward(x, w.ready(sums), bias, *tile, boundary, sums.type(fill), part, y)
         return
