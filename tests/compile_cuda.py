@@ -22,12 +22,12 @@ from typing import NamedTuple
 import numpy as np
 
 from numconv.arrays import computed_in
-from numconv.cuda import adjoint, arrays, csr, direct, fft, im2col, implicit, kernel2row, packing, places
+from numconv.cuda import adjoint, arrays, csr, depthwise, direct, fft, im2col, implicit, kernel2row, packing, places
 from numconv.cuda._jit import Kernel, cuda
 from numconv.cuda.driver import Simulator
 from numconv.geometry import conv_geometry
 
-ROOMS = (adjoint, arrays, csr, direct, fft, im2col, implicit, kernel2row, packing)
+ROOMS = (adjoint, arrays, csr, depthwise, direct, fft, im2col, implicit, kernel2row, packing)
 
 
 class Notebook(Simulator):
@@ -87,6 +87,10 @@ def launches():
             g = conv_geometry((1, 8, 8, 8), (K, deep, 3, 3), groups=8 // deep)
             x, w, y = (place.empty(s, dtype) for s in (g.input_shape, g.kernel_shape, g.output_shape))
             direct.forward(x, w, place.empty((K,), dtype), g.axes, 0, dtype.type(0), y)
+        for width, stride in depthwise.KERNELS if dtype == np.float32 else ((3, 1),) if dtype == np.float16 else ():
+            g = conv_geometry((1, 8, 8, 20), (8, 1, 3, width), stride=(1, stride), groups=8)
+            x, w, y = (place.empty(s, dtype) for s in (g.input_shape, g.kernel_shape, g.output_shape))
+            direct.forward(x, w, place.empty((8,), dtype), g.axes, 0, dtype.type(0), y)
         vectors = computed_in(dtype)  # matrices and vectors of float16 are float32, but for the data of a matrix
         W = place.empty(g.kernel_shape, vectors)
         _, indices, indptr = kernel2row.triple(W, g.axes, 0, 8)
@@ -111,11 +115,14 @@ def names():
     found = {}
     for room in ROOMS:
         for name, value in vars(room).items():
-            named = value._asdict() if isinstance(value, tuple) and hasattr(value, "_asdict") else value
-            parts = named if isinstance(named, dict) else {"": value}
+            parts = {"": value}
+            if isinstance(value, dict):
+                parts = {f"[{', '.join(map(str, key))}]": part for key, part in value.items() if isinstance(key, tuple)}
+            elif isinstance(value, tuple) and hasattr(value, "_asdict"):
+                parts = {f".{field}": part for field, part in value._asdict().items()}
             for part, kernel in parts.items():
                 if isinstance(kernel, Kernel):
-                    found.setdefault(kernel, f"{room.__name__.rpartition('.')[2]}.{name}{part and f'.{part}'}")
+                    found.setdefault(kernel, f"{room.__name__.rpartition('.')[2]}.{name}{part}")
     return found
 
 
@@ -203,7 +210,7 @@ CAPABILITIES = ("7.5", "8.0", "9.0")
 def row_of(line):
     """A line of ``main`` as the table has it; ``None`` for kernels that do something else, or not in float32."""
     kernel, (instructions, multiply_adds, around) = line["kernel"], line["loop"]
-    if not kernel.startswith(("implicit", "direct", "mma")) or multiply_adds < 4 or line["of"] != "float32":
+    if not kernel.startswith(("implicit", "depthwise", "direct", "mma")) or multiply_adds < 4 or line["of"] != "float32":
         return None
     return {"kernel": kernel, "instructions": instructions, "multiply_adds": multiply_adds, "around": around}
 

@@ -208,6 +208,64 @@ def load_four(shared, begin, local, to):
         local[to + i] = shared[begin + at(i)]
 
 
+def take_four(source, begin, target, to):
+    """``target[to : to + 4] = source[begin : begin + 4]``; where it begins lies at 16 bytes: one load of float32."""
+    for i in range(4):
+        target[to + i] = source[begin + at(i)]
+
+
+def put_four(source, begin, target, to):
+    """``target[to : to + 4] = source[begin : begin + 4]``; where it goes lies at 16 bytes: one store of float32."""
+    for i in range(4):
+        target[to + at(i)] = target.dtype.type(source[begin + i])
+
+
+def _teach_compiler() -> None:
+    """The compiler knows where its own arrays begin and moves four numbers at once; of others it has to be told."""
+    from llvmlite import ir
+    from numba.cuda import types
+    from numba.cuda.extending import intrinsic, overload
+
+    four, index = ir.VectorType(ir.FloatType(), 4), ir.IntType(32)
+
+    def pointer(context, builder, signature, arguments, a):
+        array = context.make_array(signature.args[a])(context, builder, arguments[a])
+        return builder.gep(array.data, [arguments[a + 1]])
+
+    def take(context, builder, signature, arguments):
+        source, goal = (pointer(context, builder, signature, arguments, a) for a in (0, 2))
+        numbers = builder.load(builder.bitcast(source, four.as_pointer()), align=16)
+        for lane in (ir.Constant(index, i) for i in range(4)):
+            builder.store(builder.extract_element(numbers, lane), builder.gep(goal, [lane]))
+        return context.get_dummy_value()
+
+    def put(context, builder, signature, arguments):
+        source, goal = (pointer(context, builder, signature, arguments, a) for a in (0, 2))
+        numbers = ir.Constant(four, ir.Undefined)
+        for lane in (ir.Constant(index, i) for i in range(4)):
+            numbers = builder.insert_element(numbers, builder.load(builder.gep(source, [lane])), lane)
+        builder.store(numbers, builder.bitcast(goal, four.as_pointer()), align=16)
+        return context.get_dummy_value()
+
+    def teach(move, in_one):
+        @intrinsic
+        def at_once(typing, source, begin, target, to):
+            return types.void(source, begin, target, to), in_one
+
+        @overload(move)
+        def moved(source, begin, target, to):
+            if source.dtype == target.dtype == types.float32:
+                return lambda source, begin, target, to: at_once(source, begin, target, to)
+            return move
+
+    teach(take_four, take)
+    teach(put_four, put)
+
+
+if cuda is not None and not SIMULATED:
+    _teach_compiler()
+
+
 def _teach_simulator() -> None:
     """The simulator's shared arrays know no ``alignment``, which kernels ask for: one array for each line that asks."""
     from numba.cuda.simulator.kernelapi import FakeCUDAShared

@@ -135,11 +135,12 @@ def by_phases(
         dX[...] = 0  # pixels that no tap meets
     every = (slice(None), slice(None))
     for there, taps, rows in geometry.phases:
+        weights, arguments = turned[(*every, *taps)].ready(sums), (no_bias, axes_table(rows), CONSTANT, nothing)
+        if algorithm is direct:
+            direct.forward(dY, weights, *arguments, dX, there)
+            continue
         part = dX[(*every, *there)]
         target = part if part.flags.c_contiguous else place.empty(part.shape, dX.dtype)
-        algorithm.forward(
-            dY, turned[(*every, *taps)].ready(sums), no_bias, axes_table(rows), CONSTANT,
-            nothing, target,
-        )  # fmt: skip
+        algorithm.forward(dY, weights, *arguments, target)
         if target is not part:
             dX[(*every, *there)] = target

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._jit import THREADS, cuda, helper, kernel
+from .._indexing import OUT
+from ..arrays import strides_of
+from ._jit import THREADS, at, count, cuda, helper, kernel
 
 if TYPE_CHECKING:
     from .places import Place
@@ -83,7 +85,7 @@ class DeviceArray:
     @property
     def layout(self) -> tuple[Any, ...]:
         """All but where it lies, so far as kernels and copies depend on it."""
-        return self.shape, self.strides, self.dtype, self.readonly, self.address % self.dtype.itemsize
+        return self.shape, self.strides, self.dtype, self.readonly, self.address % 16
 
     def in_buffer(self, buffer: int) -> DeviceArray:
         """The same array, known to be a buffer of a call that is captured; its views are, too."""
@@ -245,6 +247,30 @@ def copy(source: DeviceArray, target: DeviceArray, conjugate: bool = False, adds
 def blocks_for(n: int, threads: int = THREADS) -> int:
     """How many blocks of threads share ``n`` items: one item each, up to a grid that fills any GPU."""
     return min(-(-n // threads), 1 << 16)
+
+
+@helper
+def place_of(n, p, axes, steps):
+    """Where pixel ``p`` of image ``n`` lies in the first channel of an output, by its ``steps_of``."""
+    place, left = at(steps[0]) + at(n) * at(steps[1]), count(p)
+    for a in range(axes.shape[0] - 1, -1, -1):
+        extent = count(axes[a, OUT])
+        place += at(left % extent) * at(steps[3 + a])
+        left = count(left // extent)
+    return place
+
+
+def steps_of(part: DeviceArray, y: DeviceArray) -> np.ndarray:
+    """Where a part of an array begins, its steps from image to image, by channels, along the axes, to one behind it."""
+    item = y.itemsize
+    return np.array([(part.address - y.address) // item, *(step // item for step in part.strides), part.size])
+
+
+def straight(part: DeviceArray, axes: int) -> bool:
+    """Whether its last axes lie as one, and fours along them begin at 16 bytes, if they are of float32."""
+    item, lead = part.itemsize, part.ndim - axes
+    together = part.strides[lead:] == strides_of(part.shape[lead:], item)
+    return together and not any(step % (4 * item) for step in (part.address, *part.strides[:lead]))
 
 
 def _merged(shape: Any, *steps: Any) -> tuple[list[int], ...]:

@@ -15,7 +15,8 @@ from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..arrays import computed_in
 from ..geometry import ConvGeometry
 from ._jit import THREADS, at, count, cuda, helper, int32, kernel, source
-from .arrays import DeviceArray
+from . import depthwise
+from .arrays import DeviceArray, place_of, steps_of
 from .packing import pack
 from .places import table
 from .tables import FAR, rows_and_taps
@@ -34,8 +35,10 @@ def channels_at_a_time(channels: int) -> Any:
     """The kernel that sums so many output channels in a thread."""
 
     @kernel(THREADS)
-    def forward(x, w, bias, axes, rows_met, boundary, fill, C, Cg, Kg, P, size, planes, together, wide, pieces, y):
-        # x (N, C, prod in), w (G, sets, taps, Cg, channels), y (N, K, P); the sums are of the bias's dtype. A plane is
+    def forward(
+        x, w, bias, axes, steps, rows_met, boundary, fill, C, Cg, Kg, P, size, planes, together, wide, pieces, y
+    ):
+        # x (N, C, prod in), w (G, sets, taps, Cg, channels), y by its steps; the sums are of the bias's dtype. A plane is
         # the pixels of some channels of a group of an image. A block owns a piece of one, or a few that are small,
         # with so ``wide`` a row of threads for each.
         thread = count(cuda.threadIdx.x)
@@ -69,11 +72,12 @@ def channels_at_a_time(channels: int) -> Any:
                         x_at += at(size)
                         w_at += at(channels)
                     where = int32(where + step)
+            place = place_of(n, p, axes, steps)
             for j in range(channels):
                 k = int32(some * channels + j)
                 if k < Kg:
                     k = int32(g * Kg + k)
-                    y[(at(n) * at(G * Kg) + at(k)) * at(P) + at(p)] = y.dtype.type(sums[j] + bias[at(k)])
+                    y[place + at(k) * at(steps[2])] = y.dtype.type(sums[j] + bias[at(k)])
 
     return forward
 
@@ -82,7 +86,7 @@ ONE, FEW, MANY = map(channels_at_a_time, (1, 4, 16))
 
 
 @kernel(THREADS)
-def depthwise(x, w, bias, axes, rows_met, boundary, fill, C, Cg, Kg, P, size, planes, together, wide, pieces, y):
+def each_channel(x, w, bias, axes, steps, rows_met, boundary, fill, C, Cg, Kg, P, size, planes, together, wide, pieces, y):
     # The same where each channel has a sum of its own: w (C, taps), and a plane is some channels of an image.
     thread = count(cuda.threadIdx.x)
     p, plane = pixel_and_plane(thread, count(cuda.blockIdx.x), wide, together, pieces)
@@ -115,24 +119,29 @@ def depthwise(x, w, bias, axes, rows_met, boundary, fill, C, Cg, Kg, P, size, pl
                     sums[j] += w[w_at[j] + tap] * value
                 where = int32(where + step)
                 tap += at(1)
+        place = place_of(n, p, axes, steps)
         for j in range(CHANNELS):
             if c0 + j < C:
                 c = at(c0 + j)
-                y[(at(n) * at(C) + c) * at(P) + at(p)] = y.dtype.type(sums[j] + bias[c])
+                y[place + c * at(steps[2])] = y.dtype.type(sums[j] + bias[c])
 
 
 def forward(
     x: DeviceArray, w: DeviceArray, bias: DeviceArray, axes: np.ndarray, boundary: int, fill: np.generic,
-    y: DeviceArray,
+    y: DeviceArray, place: tuple[slice, ...] = (),
 ) -> None:
-    """``Y[n, k, p] = bias[k] + sum over c, t of w[k, c, t] * x[n, c, source(p, t)]``."""
+    """``y[n, k, p] = bias[k] + sum over c, t of w[k, c, t] * x[n, c, source(p, t)]``, for a place in ``y``."""
     (N, C), (K, Cg), T = x.shape[:2], w.shape[:2], prod(w.shape[2:])
-    G, P, size, sums = C // Cg, prod(y.shape[2:]), prod(x.shape[2:]), computed_in(x.dtype)
-    Kg, bias = K // G, bias.ready(sums)
+    G, P, size, sums = C // Cg, prod(axes[:, OUT].tolist()), prod(x.shape[2:]), computed_in(x.dtype)
+    Kg, bias, part = K // G, bias.ready(sums), y[(slice(None), slice(None), *place)] if place else y
+    tile = depthwise.tile_for(axes.tobytes()) if Cg == 1 and sums.itemsize <= 4 else None
+    if tile is not None:
+        depthwise.forward(x, w.ready(sums), bias, *tile, boundary, sums.type(fill), part, y)
+        return
     few = Kg <= 4 or sums.itemsize > 4  # sums of wide numbers would not fit the registers
     channels, kernel = (1, ONE) if Kg == 1 else (4, FEW) if few else (16, MANY)
     if Kg == Cg == 1:
-        kernel, planes, packed = depthwise, -(-C // CHANNELS), w.ready(sums).reshape(w.size)
+        kernel, planes, packed = each_channel, -(-C // CHANNELS), w.ready(sums).reshape(w.size)
     else:
         planes = G * -(-Kg // channels)  # of an image
         packed = pack(w, np.arange(T), Cg * T, T, G, (Kg, Cg), channels, Cg, sums)
@@ -141,12 +150,12 @@ def forward(
     rows, _ = rows_and_taps(x.place, axes, boundary)
     images = max(1, FAR // (planes * pieces))  # in a launch, whose blocks 32 bits count
     for n in range(0, N, images):
-        part, target = (a if images >= N else a[n : n + images] for a in (x, y))
-        many = part.shape[0] * planes
+        some, target = (a if images >= N else a[n : n + images] for a in (x, part))
+        many = some.shape[0] * planes
         kernel(
-            -(-many // together) * pieces, part.reshape(part.size), packed, bias, table(x.place, axes), rows,
-            boundary, sums.type(fill), C, Cg, Kg, P, size, many, together, wide, pieces, target.reshape(target.size),
-            on=x.place,
+            -(-many // together) * pieces, some.reshape(some.size), packed, bias, table(x.place, axes),
+            table(x.place, steps_of(target, y)), rows, boundary, sums.type(fill), C, Cg, Kg, P, size, many, together,
+            wide, pieces, y.reshape(y.size), on=x.place,
         )  # fmt: skip
 
 

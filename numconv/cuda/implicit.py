@@ -22,11 +22,11 @@ import numpy as np
 from .._indexing import CONSTANT, OUT, SIZE, STRIDE
 from ..arrays import computed_in
 from ..geometry import ConvGeometry, axes_table
-from ._jit import SIMULATED, at, cuda, helper, int32, kernel, load_four, source
-from .arrays import DeviceArray, blocks_for
+from ._jit import SIMULATED, at, count, cuda, helper, int32, kernel, load_four, put_four, source, take_four
+from .arrays import DeviceArray, blocks_for, place_of, steps_of, straight
 from .packing import pack
 from .places import table
-from .tables import rows_and_taps
+from .tables import FAR, rows_and_taps
 
 #: Threads along a side of a tile; the simulator makes each a thread of Python, and sees the same with fewer.
 SIDE_BITS = 3 if SIMULATED else 4
@@ -42,13 +42,222 @@ BLOCKS, PARTS = 512, 32 << 20
 
 
 @helper
-def place_of(q, axes, P, steps):
-    """Where column ``q`` of the product, pixel ``q % P`` of image ``q // P``, lies in the output."""
-    place, left = steps[0] + q // P * steps[1], q % P
-    for a in range(axes.shape[0] - 1, -1, -1):
-        place += left % axes[a, OUT] * steps[3 + a]
-        left //= axes[a, OUT]
-    return place
+def pixel_met(tap, O, first, rows_met, met, L_in, boundary):
+    """The pixel of the input, a flat index, that a tap meets in row ``O`` of the output; -1 for the constant."""
+    row = int32(rows_met[at(met[at(tap), 0] + O)])
+    pixel = int32(source(int32(first + met[at(tap), 1]), L_in, boundary))
+    return int32(row * L_in + pixel) if row >= 0 and pixel >= 0 else int32(-1)
+
+
+class Product(NamedTuple):
+    """The kernel whose blocks own ``rows`` by ``columns`` of the forward product."""
+
+    rows: int
+    columns: int
+    kernel: Any
+
+
+def product_of(down_bits: int, across_bits: int, tall: int, broad: int, resident: int) -> Product:
+    """The kernel for 2**bits threads down and across a tile, which sum ``tall`` by ``broad`` products each, in groups
+    of four that lie together.
+    """
+    threads, rows, columns = 1 << (down_bits + across_bits), tall << down_bits, broad << across_bits
+    down_step, across_step = 4 << down_bits, 4 << across_bits  # how far the groups of four of a thread lie apart
+    lines = threads // columns  # rows of X_conv that the threads bring at once
+    x_loads, w_loads = DEPTH // lines, rows * DEPTH // threads
+    group = 4 if w_loads % 4 == 0 else 1  # of weights that a thread brings at once
+    w_half, x_half = DEPTH * rows, DEPTH * columns  # of a shared array is filled while the other half is multiplied
+    w_both, x_both, two_each = 2 * w_half, 2 * x_half, 2 * columns
+
+    @helper
+    def multiply(W, X, down, across, sums):
+        # one outer product; four neighbours are one load from shared memory
+        w = cuda.local.array(tall, W.dtype)
+        x = cuda.local.array(broad, W.dtype)
+        for i in range(0, tall, 4):
+            load_four(W, down + at(i // 4 * down_step), w, i)
+        for j in range(0, broad, 4):
+            load_four(X, across + at(j // 4 * across_step), x, j)
+        for i in range(tall):
+            for j in range(broad):
+                sums[i, j] += w[i] * x[j]
+
+    @helper
+    def multiply_two(W, X, down, across, sums):
+        multiply(W, X, down, across, sums)
+        multiply(W, X, down + at(rows), across + at(columns), sums)
+
+    @helper
+    def multiply_four(W, X, down, across, sums):
+        multiply_two(W, X, down, across, sums)
+        multiply_two(W, X, down + at(2 * rows), across + at(2 * columns), sums)
+
+    @helper
+    def multiply_all(W, X, down, across, sums):
+        # DEPTH outer products, one behind the other in the code: what a loop would calculate is known then
+        multiply_four(W, X, down, across, sums)
+        multiply_four(W, X, down + at(4 * rows), across + at(4 * columns), sums)
+
+    @helper
+    def add_what_is_there(y, begin, row_places, column_places, down, across, straight, sums):
+        four = cuda.local.array(4, y.dtype)
+        for i in range(tall):
+            row = row_places[down + at(i // 4 * down_step + i % 4)]
+            if row >= 0 and straight:
+                for j in range(0, broad, 4):
+                    column = column_places[across + at(j // 4 * across_step)]
+                    if column >= 0:
+                        take_four(y, begin + at(row) + at(column), four, 0)
+                        for jj in range(4):
+                            sums[i, j + jj] += sums.dtype.type(four[jj])
+            elif row >= 0:
+                for j in range(broad):
+                    column = column_places[across + at(j // 4 * across_step + j % 4)]
+                    if column >= 0:
+                        sums[i, j] += sums.dtype.type(y[begin + at(row) + at(column)])
+
+    @helper
+    def add_bias(bias, k, row_places, down, sums):
+        for i in range(tall):
+            row = down + at(i // 4 * down_step + i % 4)
+            if row_places[row] >= 0:
+                for j in range(broad):
+                    sums[i, j] += bias[k + row]
+
+    @helper
+    def put(sums, y, begin, row_places, column_places, down, across, straight):
+        four = cuda.local.array(4, sums.dtype)
+        for i in range(tall):
+            row = row_places[down + at(i // 4 * down_step + i % 4)]
+            if row >= 0 and straight:
+                for j in range(0, broad, 4):
+                    column = column_places[across + at(j // 4 * across_step)]
+                    if column >= 0:
+                        for jj in range(4):
+                            four[jj] = sums[i, j + jj]
+                        put_four(four, 0, y, begin + at(row) + at(column))
+            elif row >= 0:
+                for j in range(broad):
+                    column = column_places[across + at(j // 4 * across_step + j % 4)]
+                    if column >= 0:
+                        y[begin + at(row) + at(column)] = y.dtype.type(sums[i, j])
+
+    @kernel(threads, resident)
+    def forward(
+        x, w, bias, axes, rows_met, met, boundary, fill, steps, C, Cg, Kg, groups, columns_all, depth_all, size,
+        part_steps, turns, ends, straight, y,
+    ):
+        # x (N, C, prod in); w (G, strips, taps, depth_all, rows), filled up with zeros; y by its steps, a part of the
+        # sum behind the other. A block takes ``turns`` parts, of so many steps, and where it ``ends`` adds the bias.
+        thread, block = count(cuda.threadIdx.x), count(cuda.blockIdx.x)
+        strips, pieces = count((Kg + rows - 1) // rows), count((columns_all + columns - 1) // columns)
+        strip, rest = count(block % strips), count(block // strips)
+        q0, rest = count(rest % pieces * columns), count(rest // pieces)
+        g, part, k0 = count(rest % groups), count(rest // groups), count(strip * rows)
+        W = cuda.shared.array(w_both, bias.dtype, alignment=16)
+        X = cuda.shared.array(x_both, bias.dtype, alignment=16)
+        row_places = cuda.shared.array(rows, np.int64)
+        column_places = cuda.shared.array(columns, np.int64)
+        images = cuda.shared.array(columns, np.int64)
+        seen = cuda.shared.array(two_each, np.int32)
+        sums = cuda.local.array((tall, broad), bias.dtype)
+        next_w = cuda.local.array(w_loads, bias.dtype)
+        next_x = cuda.local.array(x_loads, bias.dtype)
+        for i in range(tall):
+            for j in range(broad):
+                sums[i, j] = 0
+        line, column = int32(thread // columns), count(thread % columns)
+        P = count(1)
+        for a in range(axes.shape[0]):
+            P = count(P * axes[a, OUT])
+        q = count(min(q0 + column, columns_all - 1))  # a column too many is summed and not used
+        for i in range(thread, rows, threads):
+            row_places[i] = (g * Kg + k0 + i) * steps[2] if k0 + i < Kg else -1
+        for i in range(thread, columns, threads):
+            column_places[i] = place_of(count(q0 + i) // P, count(q0 + i) % P, axes, steps) if q0 + i < columns_all else -1
+        last, taps = axes.shape[0] - 1, int32(met.shape[0])
+        L_in, L_out = int32(axes[last, SIZE]), count(axes[last, OUT])
+        if line == 0:
+            images[column] = (at(q // P) * at(C) + at(g) * at(Cg)) * at(size)
+            seen[column] = q % P // L_out
+            seen[columns + column] = q % P % L_out * axes[last, STRIDE]
+        cuda.syncthreads()
+        tap_steps, channels = count(depth_all // DEPTH), int32(Cg - line)
+        steps_all = int32(taps * tap_steps)
+        begin = int32(part * part_steps)
+        finish = int32(min(begin + turns * part_steps, steps_all))
+        end = int32(min(begin + part_steps, finish))
+        tap, c = int32(begin // tap_steps), int32(begin % tap_steps * DEPTH)
+        w_at = ((at(g) * at(strips) + at(strip)) * at(steps_all) + at(begin)) * at(w_half) + at(thread * group)
+        pixel = int32(-1)
+        if tap < taps:
+            pixel = pixel_met(tap, seen[column], seen[columns + column], rows_met, met, L_in, boundary)
+        x_at = at(images[column]) + at(c + line) * at(size)
+        if pixel >= 0:
+            x_at += at(pixel)
+        now, step = int32(0), begin
+        while step <= finish:
+            if step < finish:
+                if group == 4:
+                    for i in range(0, w_loads, 4):
+                        take_four(w, w_at + at(i * threads), next_w, i)
+                else:
+                    for i in range(w_loads):
+                        next_w[i] = w[w_at + at(i * threads)]
+                w_at += at(w_half)
+                if int32(c + (DEPTH - lines)) < channels:
+                    for i in range(x_loads):
+                        value = fill
+                        if pixel >= 0:
+                            value = bias.dtype.type(x[x_at])
+                        next_x[i] = value
+                        x_at += at(lines * size)
+                else:
+                    for i in range(x_loads):
+                        value = bias.dtype.type(0)
+                        if int32(c + i * lines) < channels:
+                            value = fill
+                            if pixel >= 0:
+                                value = bias.dtype.type(x[x_at])
+                        next_x[i] = value
+                        x_at += at(lines * size)
+                c = int32(c + DEPTH)
+                if c >= depth_all:  # where the next tap looks is looked up before it is needed
+                    tap, c = int32(tap + 1), int32(0)
+                    if tap < taps:
+                        pixel = pixel_met(tap, seen[column], seen[columns + column], rows_met, met, L_in, boundary)
+                        x_at = at(images[column]) + at(line) * at(size)
+                        if pixel >= 0:
+                            x_at += at(pixel)
+            down, across = at((thread >> across_bits) * 4), at((thread & ((1 << across_bits) - 1)) * 4)
+            if step > begin:
+                multiply_all(W, X, at((1 - now) * w_half) + down, at((1 - now) * x_half) + across, sums)
+            if step == end:
+                to = at(part) * at(steps[3 + axes.shape[0]])
+                if end > begin + part_steps:
+                    add_what_is_there(y, to, row_places, column_places, down, across, straight, sums)
+                if ends and end == finish:
+                    add_bias(bias, at(g * Kg + k0), row_places, down, sums)
+                put(sums, y, to, row_places, column_places, down, across, straight)
+                for i in range(tall):
+                    for j in range(broad):
+                        sums[i, j] = 0
+                end = int32(min(end + part_steps, finish))
+            if step < finish:
+                to = at(now * w_half) + at(thread * group)
+                if group == 4:
+                    for i in range(0, w_loads, 4):
+                        put_four(next_w, i, W, to + at(i * threads))
+                else:
+                    for i in range(w_loads):
+                        W[to + at(i * threads)] = next_w[i]
+                to = at(now * x_half) + at(line * columns) + at(column)
+                for i in range(x_loads):
+                    X[to + at(i * lines * columns)] = next_x[i]
+            cuda.syncthreads()
+            now, step = int32(1 - now), int32(step + 1)
+
+    return Product(rows, columns, forward)
 
 
 class Tile(NamedTuple):
@@ -56,7 +265,6 @@ class Tile(NamedTuple):
 
     rows: int
     columns: int
-    forward: Any
     grad_weight: Any
 
 
@@ -91,70 +299,6 @@ def tile_of(side: int, resident: int) -> Tile:
             for line in range(lines):
                 begin = at((now * DEPTH + first + line) * wide)  # a multiple of four, which makes the loads wide
                 multiply(A, B, begin + at(down), begin + at(across), sums)
-
-    @kernel(THREADS, resident)
-    def forward(x, w, bias, axes, rows_met, met, boundary, fill, steps, C, Cg, Kg, columns_all, P, depth_all, size, y):
-        # x (N, C, prod in); w (G, strips, taps, depth_all, rows), filled up with zeros; y by its steps.
-        thread, block = cuda.threadIdx.x, cuda.blockIdx.x
-        strips, pieces = (Kg + rows - 1) // rows, (columns_all + columns - 1) // columns
-        strip, rest = block % strips, block // strips
-        q0, g = rest % pieces * columns, rest // pieces
-        k0 = strip * rows
-        A = cuda.shared.array(whole, bias.dtype, alignment=16)
-        B = cuda.shared.array(whole, bias.dtype, alignment=16)
-        places = cuda.shared.array(columns, np.int64)
-        sums = cuda.local.array((side, side), bias.dtype)
-        next_a = cuda.local.array(loads, bias.dtype)
-        next_b = cuda.local.array(loads, bias.dtype)
-        for i in range(side):
-            for j in range(side):
-                sums[i, j] = 0
-        column, depth = thread % columns, thread // columns
-        down, across = (thread >> SIDE_BITS) * 4, (thread & (SIDE - 1)) * 4
-        q = min(q0 + column, columns_all - 1)  # a column too many is summed and not used
-        if depth == 0:
-            places[column] = place_of(q, axes, P, steps)
-        last, taps = axes.shape[0] - 1, met.shape[0]
-        O, first = int32(q % P // axes[last, OUT]), int32(q % axes[last, OUT] * axes[last, STRIDE])
-        image = (q // P) * C + g * Cg + depth
-        w_at = (g * strips + strip) * taps * depth_all * rows + thread
-        tap, c, row, pixel, x_at = int32(-1), int32(depth_all), int32(0), int32(0), q
-        steps_all = int32(taps * (depth_all // DEPTH) + 1)
-        now = int32(0)
-        for step in range(steps_all):
-            if step < steps_all - 1:
-                if c >= depth_all:  # the next tap
-                    tap, c = int32(tap + 1), int32(depth)
-                    row = rows_met[met[tap, 0] + O]
-                    pixel = int32(source(first + met[tap, 1], axes[last, SIZE], boundary))
-                    x_at = image * size + row * axes[last, SIZE] + pixel
-                    pixel = min(row, pixel)
-                for i in range(loads):
-                    next_a[i] = w[at(w_at + i * THREADS)]
-                    value = bias.dtype.type(0)
-                    if c + i * apart < Cg:
-                        value = fill
-                        if pixel >= 0:
-                            value = bias.dtype.type(x[at(x_at + i * apart * size)])
-                    next_b[i] = value
-                w_at += DEPTH * rows
-                x_at += DEPTH * size
-                c = int32(c + DEPTH)
-            if step > 0:
-                multiply_all(A, B, 1 - now, down, across, 2, sums)
-            if step < steps_all - 1:
-                to = at(now * half + depth * wide + column)
-                for i in range(loads):
-                    A[to + at(i * apart * wide)] = next_a[i]
-                    B[to + at(i * apart * wide)] = next_b[i]
-            cuda.syncthreads()
-            now = int32(1 - now)
-        for j in range(side):
-            q = j // 4 * quad + across + j % 4
-            for i in range(side):
-                k = k0 + i // 4 * quad + down + i % 4
-                if k < Kg and q0 + q < columns_all:
-                    y[at(places[at(q)] + (g * Kg + k) * steps[2])] = y.dtype.type(sums[i, j] + bias[at(g * Kg + k)])
 
     @kernel(THREADS, resident)
     def grad_weight(
@@ -225,10 +369,24 @@ def tile_of(side: int, resident: int) -> Tile:
                 if k < Kg and c < Cg:
                     partial[at((((part * G + g) * Kg + k) * taps + tap) * Cg + c)] = sums[i, j]
 
-    return Tile(rows, columns, forward, grad_weight)
+    return Tile(rows, columns, grad_weight)
 
 
 LARGE, SMALL = tile_of(8, 2), tile_of(4, 2)
+
+_half = int(SIMULATED)  # of the threads along a side, for the simulator makes each a thread of Python
+LARGE_PRODUCT = product_of(4 - _half, 4 - _half, 8, 8, 2)
+SMALL_PRODUCT = product_of(3 - _half, 4 - _half, 8, 4, 4)
+WIDE_PRODUCT = product_of(4 - _half, 4 - _half, 4, 4, 2)
+
+
+def product_for(rows: int, columns: int, itemsize: int, groups: int) -> Product:
+    """The large tile where it is filled and there is work for all of a GPU; wide numbers do not fit its registers."""
+    if itemsize > 4:
+        return WIDE_PRODUCT
+    large = LARGE_PRODUCT.rows // 2 < rows
+    blocks = groups * -(-rows // LARGE_PRODUCT.rows) * -(-columns // LARGE_PRODUCT.columns)
+    return LARGE_PRODUCT if large and blocks >= 128 else SMALL_PRODUCT
 
 
 def tile_for(rows: int, columns: int, itemsize: int, times: int) -> Tile:
@@ -254,19 +412,77 @@ def product(
     axes: np.ndarray, boundary: int, fill: np.generic, y: DeviceArray, place: tuple[slice, ...] = (),
 ) -> None:
     """``y[(…, *place)] = W_flat @ X_conv + bias``; row ``k`` of ``W_flat`` lies in ``w`` from ``k * k_step`` on."""
-    (N, C), K = x.shape[:2], bias.size
-    Cg, Kg, P, size = C // groups, K // groups, prod(axes[:, OUT].tolist()), prod(axes[:, SIZE].tolist())
-    part = y[(slice(None), slice(None), *place)] if place else y
-    steps = np.array([(part.address - y.address) // y.itemsize, *(step // y.itemsize for step in part.strides)])
-    sums = computed_in(x.dtype)
-    tile = tile_for(Kg, N * P, sums.itemsize, groups)
-    strips, depth_all = -(-Kg // tile.rows), -(-Cg // DEPTH) * DEPTH
+    C, Cg, Kg, sums = x.shape[1], x.shape[1] // groups, bias.size // groups, computed_in(x.dtype)
+    d, P, size, depth_all = len(axes), prod(axes[:, OUT].tolist()), prod(axes[:, SIZE].tolist()), _depth(Cg)
+    tile = product_for(Kg, x.shape[0] * P, sums.itemsize, groups)
     packed = pack(w, w_terms, k_step, c_step, groups, (Kg, Cg), tile.rows, depth_all, sums)
-    tile.forward(
-        strips * -(-N * P // tile.columns) * groups, x.reshape(x.size), packed, bias.ready(sums),
-        table(x.place, axes), *rows_and_taps(x.place, axes, boundary), boundary, sums.type(fill),
-        table(x.place, steps), C, Cg, Kg, N * P, P, depth_all, size, y.reshape(y.size), on=x.place,
-    )  # fmt: skip
+    rows, met = rows_and_taps(x.place, axes, boundary)
+    part_steps, bias, part = steps_of_part(Kg, P, groups, Cg, w_terms.size), bias.ready(sums), y
+    parts = max(1, -(-w_terms.size * depth_all // DEPTH // part_steps))
+    if place:
+        part = y[(slice(None), slice(None), *place)]
+    for n in range(0, x.shape[0], max(1, FAR // P)):  # columns are 32-bit numbers
+        images, target = (a[n : n + FAR // P] if a.shape[0] * P > FAR else a for a in (x, part))
+        N, turns, goal, steps = images.shape[0], parts, y, steps_of(target, y)
+        fours = straight(target, d)
+        split = splits(N, Kg, P, groups, parts, sums.itemsize)
+        if split or (parts > 1 and y.dtype != sums):  # nothing is summed in float16
+            goal, turns = x.place.empty((parts if split else 1, *target.shape), sums), 1 if split else parts
+            steps, fours = steps_of(goal[0], goal), straight(goal[0], d)
+        tile.kernel(
+            -(-Kg // tile.rows) * -(-N * P // tile.columns) * groups * (parts // turns), images.reshape(images.size),
+            packed, bias, table(x.place, axes), rows, met, boundary, sums.type(fill), table(x.place, steps), C, Cg, Kg,
+            groups, N * P, depth_all, size, part_steps, turns, goal is y, P % 4 == 0 and fours,
+            goal.reshape(goal.size), on=x.place,
+        )  # fmt: skip
+        if goal is not y:
+            _add_up(
+                blocks_for(target.size), goal.reshape(goal.size), goal.shape[0], bias, table(x.place, axes),
+                table(x.place, steps_of(target, y)), P, target.size, y.reshape(y.size), on=x.place,
+            )  # fmt: skip
+
+
+def _depth(Cg: int) -> int:
+    """Channels of a tap as they are packed, some of them zeros."""
+    return max(-(-Cg // DEPTH), 1) * DEPTH
+
+
+# a sum in parts -----------------------------------------------------------------------------------------------------
+
+#: Blocks that a GPU has at once: two for each of an H100's 132 multiprocessors. Where one image has fewer, its sums are
+#: split into parts, of at least so many steps.
+AT_ONCE, LEAST_STEPS = 264, 16
+
+
+def steps_of_part(Kg: int, P: int, groups: int, Cg: int, taps: int) -> int:
+    """How many steps a part of the sum has, by one image alone: its bits do not depend on the others of a batch."""
+    steps = taps * _depth(Cg) // DEPTH
+    return -(-steps // max(1, min(AT_ONCE // max(blocks_of(1, Kg, P, groups), 1), steps // LEAST_STEPS))) or 1
+
+
+def blocks_of(N: int, Kg: int, P: int, groups: int) -> int:
+    """Blocks for some images in small tiles."""
+    return groups * -(-Kg // SMALL_PRODUCT.rows) * -(-N * P // SMALL_PRODUCT.columns)
+
+
+def splits(N: int, Kg: int, P: int, groups: int, parts: int, itemsize: int) -> bool:
+    """Whether each part has blocks of its own, and memory for what they sum; else a block takes part by part, and adds
+    to its tile of the output in the same order.
+    """
+    return parts > 1 and blocks_of(N, Kg, P, groups) < AT_ONCE and parts * N * groups * Kg * P * itemsize <= PARTS
+
+
+@kernel()
+def _add_up(partial, parts, bias, axes, steps, P, n, y):
+    # y by its steps from partial (parts, N, K, P), part by part
+    i = cuda.grid(1)
+    while i < n:
+        total = partial[i]
+        for part in range(1, parts):
+            total += partial[part * n + i]
+        k = i // P % bias.size
+        y[place_of(i // P // bias.size, i % P, axes, steps) + at(k * steps[2])] = y.dtype.type(total + bias[k])
+        i += cuda.gridsize(1)
 
 
 def grad_input(dY: DeviceArray, w: DeviceArray, geometry: ConvGeometry, dX: DeviceArray) -> None:

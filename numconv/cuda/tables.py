@@ -28,10 +28,8 @@ def met_along(axis: list[int], boundary: int) -> np.ndarray:
     return pixels[index].reshape(kernel, out)
 
 
-@lru_cache(maxsize=256)
-def _rows(axes: bytes, boundary: int) -> tuple[np.ndarray, np.ndarray]:
-    axis_rows = np.frombuffer(axes, np.int64).reshape(-1, 6).tolist()
-    *lead, last = axis_rows
+def refuse_far(axis_rows: list[list[int]]) -> None:
+    """Raise where 32 bits are too few."""
     furthest = max(abs(row[START]) + row[OUT] * row[STRIDE] + row[KERNEL] * abs(row[STEP]) for row in axis_rows)
     pixels = max(prod(row[column] for row in axis_rows) for column in (SIZE, OUT))
     if furthest >= FAR or pixels >= FAR:
@@ -40,6 +38,13 @@ def _rows(axes: bytes, boundary: int) -> tuple[np.ndarray, np.ndarray]:
             f"{tuple(row[SIZE] for row in axis_rows)} -> {tuple(row[OUT] for row in axis_rows)} with positions up to "
             f"{furthest}"
         )
+
+
+@lru_cache(maxsize=256)
+def _rows(axes: bytes, boundary: int) -> tuple[np.ndarray, np.ndarray]:
+    axis_rows = np.frombuffer(axes, np.int64).reshape(-1, 6).tolist()
+    *lead, last = axis_rows
+    refuse_far(axis_rows)
     rows = np.zeros((1, 1), dtype=np.int64)
     for row in lead:
         met = met_along(row, boundary)
