@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from numconv.arrays import computed_in
-from numconv.cuda import adjoint, arrays, csr, direct, im2col, implicit, kernel2row, packing, places
+from numconv.cuda import adjoint, arrays, csr, direct, im2col, implicit, kernel2row, local, missing, packing, places
 from numconv.cuda._jit import Kernel, cuda
 from numconv.cuda.driver import Simulator
 from numconv.geometry import conv_geometry
@@ -85,6 +85,12 @@ def launches():
         if vectors.kind != "i":  # means of whole numbers are float64
             im2col.divide(place.empty(g.input_shape, vectors), np.ones(g.size, np.int64))
         w.swapaxes(2, 3).astype(dtype).conj()
+        each = place.empty((g.out[0] * g.out[1], 1, 72), dtype)  # a kernel for each output
+        local.forward(x, each, place.empty((1,), vectors), g.axes, 0, vectors.type(0), y)
+        local.grad_input(y, each, g, x)
+        local.grad_weight(x, y, g.axes, 0, vectors.type(0), each)
+        if vectors.kind != "i":
+            averages(x, y, vectors)
         if dtype != np.float16:  # nothing is added in it
             y += y[:1]
             im2col.add_bias(place.empty((1, 4, 6), dtype), place.empty((4,), dtype))
@@ -94,9 +100,17 @@ def launches():
     return list(notebook.launches)
 
 
+def averages(x, y, dtype):
+    """What ``normalized_convolve`` launches value by value."""
+    x, sums = x.reshape(x.size), y.place.empty((y.size,), dtype)
+    there = missing.there_of(x, [])
+    missing.filled(x, missing.there_of(x, [there]), dtype)
+    missing.average(sums, sums, missing.defined(sums, 1.0, 2.0))
+
+
 def every_kernel():
     """All that the rooms have, those of the tiles among them."""
-    rooms = (adjoint, arrays, csr, direct, im2col, implicit, kernel2row, packing)
+    rooms = (adjoint, arrays, csr, direct, im2col, implicit, kernel2row, local, missing, packing)
     found = [value for room in rooms for value in vars(room).values()]
     tiles = [part for value in found if isinstance(value, implicit.Tile) for part in value]
     return {value for value in [*found, *tiles] if isinstance(value, Kernel)}
