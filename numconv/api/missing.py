@@ -106,8 +106,8 @@ def normalized_convolve(
     if out is not None:
         arrays.check_out(out, shape, dtype)
     with asked(x, w, dtype, computed, shape, fill, outside, arguments, out):
+        total = _total(w, computed)
         weights = w.astype(computed)
-        total = _total(weights)
         there = room.there_of(x, masked)
         y = convolve(room.filled(x, there, computed), weights, fill_value=fill, **arguments)
         sums, defined = _sums(there, weights, total, outside, arguments)
@@ -221,7 +221,7 @@ def normalized_operator(
     taken = max(sums, outputs * (2 * computed.itemsize + 1)) + mask.size + w.size * computed.itemsize
     with _memory.required(taken, f"this operator of shape {plan.geometry.matrix_shape}"):
         there, weights = ~mask, w.astype(computed)
-        sums, defined = _sums(there, weights, _total(weights), outside, exact)
+        sums, defined = _sums(there, weights, _total(w, computed), outside, exact)
         return NormalizedOperator(plan, weights, there, sums, defined)
 
 
@@ -261,9 +261,9 @@ def _for_sums(arguments: dict[str, Any]) -> dict[str, Any]:
     return {**arguments, "algorithm": "direct"} if arguments["algorithm"] == "kernel2row" else arguments
 
 
-def _total(w: Any) -> tuple[float, bool]:
+def _total(w: Any, computed: np.dtype) -> tuple[float, bool]:
     """The sum of the sizes of weights, whose own sum must not vanish, and whether they do not cancel."""
-    w = w if isinstance(w, np.ndarray) else w.place.to_host(w)
+    w = (w if isinstance(w, np.ndarray) else w.place.to_host(w.ready(w.dtype))).astype(computed, copy=False)
     with np.errstate(over="ignore"):
         total = np.abs(w).sum()
     if not np.isfinite(total):

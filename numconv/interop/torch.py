@@ -495,7 +495,7 @@ def normalized_convolve(
     }  # fmt: skip
     with torch.no_grad():
         (known, weights), give = dispatch.read(mask=there, w=w)
-        total = missing._total(weights)
+        total = missing._total(weights, weights.dtype)
         _, found = missing._sums(known, weights, total, outside, {**arguments, "algorithm": algorithm})
         defined = give(found)
     y = convolve(x.where(there, x.new_zeros(())), w, fill_value=fill, algorithm=algorithm, **arguments)
