@@ -562,7 +562,7 @@ def same(call: Call, got: list[np.ndarray], want: list[np.ndarray]) -> None:
     """The values of the CPU and their dtypes; up to the rounding of a quotient where the row says so."""
     assert len(got) == len(want)
     for a, b in zip(got, want, strict=True):
-        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), f"{a.dtype} {a.shape} for {b.dtype} {b.shape}"
         if call.rounds and b.dtype.kind in "fc":
             eps = float(np.finfo(b.dtype).eps)
             np.testing.assert_allclose(a, b, rtol=64 * max(eps, 2**-50), atol=64 * eps)

@@ -1,7 +1,8 @@
-"""The stand-in for the CUDA driver: ``gpu/standin.c``, compiled."""
+"""The stand-in for the CUDA driver, and machines on which something is hidden: ``gpu/standin.c`` and ``gpu/hide.c``."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parent / "gpu" / "standin.c"
+HERE = Path(__file__).parent
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 
 needs_a_standin = pytest.mark.skipif(
@@ -18,8 +19,29 @@ needs_a_standin = pytest.mark.skipif(
 )
 
 
-def standin_in(folder: Path) -> Path:
-    """The library, which a process finds with its folder in ``LD_LIBRARY_PATH``."""
-    library = folder / "libcuda.so.1"
-    subprocess.run([COMPILER, "-shared", "-fPIC", "-o", library, SOURCE, "-ldl"], check=True)
+def compiled(source: str, library: Path) -> Path:
+    """A library of ``gpu/``."""
+    subprocess.run([COMPILER, "-shared", "-fPIC", "-o", library, HERE / "gpu" / source, "-ldl"], check=True)
     return library
+
+
+def standin_in(folder: Path) -> Path:
+    """The driver's library, which a process finds with its folder in ``LD_LIBRARY_PATH``."""
+    return compiled("standin.c", folder / "libcuda.so.1")
+
+
+class Machine:
+    """A machine with a GPU, over the stand-in, on which libraries with these parts of names are hidden."""
+
+    def __init__(self, folder: Path, hidden: tuple[str, ...] = (), **told: str) -> None:
+        standin_in(folder)
+        self.environment = {
+            **os.environ, "LD_LIBRARY_PATH": str(folder), "LD_PRELOAD": str(compiled("hide.c", folder / "hide.so")),
+            "NUMCONV_HIDDEN": ":".join(hidden), "NUMCONV_SHOWN": str(folder / "home"),
+            "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]), **told,
+        }  # fmt: skip
+
+    def python(self, *arguments: str, **told: str) -> subprocess.CompletedProcess[str]:
+        """A process there."""
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, env={**self.environment, **told}, capture_output=True, text=True)

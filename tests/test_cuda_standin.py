@@ -350,7 +350,7 @@ class OfTorch(Library):
         return tensor(array)
 
     def fetch(self, array):
-        return getattr(array, "numbers", array)
+        return np.array(getattr(array, "numbers", array))
 
 
 #: What looks at numbers on the host: it copies and waits, once for each of so many.

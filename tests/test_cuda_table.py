@@ -33,7 +33,7 @@ class OfCupy(Library):
         return cupy_array(np.array(array))
 
     def fetch(self, array):
-        return getattr(array, "numbers", array)
+        return np.array(getattr(array, "numbers", array))  # its memory goes with it
 
 
 class OfTorch(OfCupy):
@@ -60,7 +60,7 @@ class OfOthers(Library):
         return self.kind(view(np.array(base)))
 
     def fetch(self, array):
-        return getattr(array, "numbers", array)
+        return np.array(getattr(array, "numbers", array))  # its memory goes with it
 
 
 LIBRARIES = {

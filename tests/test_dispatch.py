@@ -7,13 +7,12 @@ import os
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from standin import needs_a_standin, standin_in
+from standin import Machine, needs_a_standin
 
 import numconv
 from numconv import dispatch, select
@@ -322,104 +321,64 @@ def test_a_compiler_is_found_where_machines_have_it(driver, monkeypatch, tmp_pat
 # machines of which something is hidden, over the stand-in for the driver ----------------------------------------------
 
 #: What is hidden of NVIDIA's libraries, what the stand-in says, and the reason that ``devices()`` gives.
-MACHINES: dict[str, tuple[list[str], dict[str, str], str]] = {
-    "whole": ([], {}, ""),
-    "without libNVVM": (["libnvvm*"], {}, r"libnvvm.so.4, a part of NVIDIA's compiler, cannot be loaded: pip install "
+MACHINES: dict[str, tuple[tuple[str, ...], dict[str, str], str]] = {
+    "whole": ((), {}, ""),
+    "without libNVVM": (("libnvvm",), {}, r"libnvvm.so.4, a part of NVIDIA's compiler, cannot be loaded: pip install "
                         r"'numconv-jit\[cuda13\]' or 'nvidia-nvvm==13.\*'"),
-    "without NVRTC": (["libnvrtc*"], {}, r"libnvrtc.so, .* pip install .*'nvidia-cuda-nvrtc==13.\*'"),
-    "without nvJitLink": (["libnvJitLink*"], {}, ""),  # the driver's own linker does
-    "without any of them": (["*"], {}, r"libnvvm.so.4, .* pip install 'numconv-jit\[cuda13\]'"),
-    "an old driver": ([], {"NUMCONV_STANDIN_VERSION": "12040"}, r"the driver supports CUDA 12.4 and the compiler is that "
+    "without NVRTC": (("libnvrtc",), {}, r"libnvrtc.so, .* pip install .*'nvidia-cuda-nvrtc==13.\*'"),
+    "without nvJitLink": (("libnvJitLink",), {}, ""),  # the driver has a linker of its own
+    "without any of them": (("libnvvm", "libnvrtc", "libnvJitLink"), {}, r"libnvvm.so.4, .*'numconv-jit\[cuda13\]'"),
+    "an old driver": ((), {"NUMCONV_STANDIN_VERSION": "12040"}, r"the driver supports CUDA 12.4 and the compiler is that "
                       r"of CUDA 13.0: update the driver, or pip install 'numconv-jit\[cuda12\]'"),
-    "an old driver, without libNVVM": (["libnvvm*"], {"NUMCONV_STANDIN_VERSION": "12040"},
+    "an old driver, without libNVVM": (("libnvvm",), {"NUMCONV_STANDIN_VERSION": "12040"},
                                        r"libnvvm.so.4, .*'numconv-jit\[cuda12\]' or 'nvidia-cuda-nvcc-cu12==12.\*'"),
-    "a driver that does not start": ([], {"NUMCONV_STANDIN_ERROR": "999"}, "no CUDA driver can be used: .*driver$"),
-    "no GPU": ([], {"NUMCONV_STANDIN_GPUS": "0"}, "the CUDA driver finds no GPU"),
-    "no driver": ([], {"LD_LIBRARY_PATH": ""}, "no CUDA driver can be used: .*; install or update NVIDIA's driver"),
+    "a driver that does not start": ((), {"NUMCONV_STANDIN_ERROR": "999"}, "no CUDA driver can be used: .*driver"),
+    "no GPU": ((), {"NUMCONV_STANDIN_GPUS": "0"}, "the CUDA driver finds no GPU"),
+    "no driver": (("libcuda.so",), {}, "no CUDA driver can be used: .*; install or update NVIDIA's driver"),
 }  # fmt: skip
 
-has_a_driver = any(Path("/proc/driver/nvidia").glob("*"))
-over_a_standin = [
-    needs_a_standin, needs_numba_cuda, pytest.mark.skipif(has_a_driver, reason="this machine has a driver of its own"),
-    pytest.mark.skipif(find_spec("nvidia") is None, reason="NVIDIA's compiler is not installed as wheels"),
-]  # fmt: skip
+SAY = "import numconv; d = numconv.devices()[1]; print(d.usable, d.reason)"
 
 
-def with_marks(test):
-    """A test that runs over the stand-in, in processes of its own."""
-    for mark in over_a_standin:
-        test = mark(test)
-    return test
-
-
-class Machine:
-    """A machine with these libraries of NVIDIA's, over the stand-in: how a process runs there."""
-
-    def __init__(self, folder, hidden, told):
-        self.packages = folder / "packages"
-        self.packages.mkdir()
-        for root in {Path(package.__file__).parents[1] for package in (np, pytest)}:
-            for entry in root.iterdir():
-                if entry.name != "nvidia" and not (self.packages / entry.name).exists():
-                    (self.packages / entry.name).symlink_to(entry)
-        for wheel in map(Path, find_spec("nvidia").submodule_search_locations):
-            for file in wheel.rglob("*"):
-                if file.is_file() and not any(file.match(pattern) for pattern in hidden):
-                    link = self.packages / "nvidia" / file.relative_to(wheel)
-                    link.parent.mkdir(parents=True, exist_ok=True)
-                    link.symlink_to(file)
-        (self.packages / "no_toolkits.py").write_text("from numconv.cuda import _jit\n_jit.TOOLKITS.clear()\n")
-        standin_in(folder)
-        paths = [str(self.packages), str(Path(numconv.__file__).parents[1])]
-        kept = {name: value for name, value in os.environ.items() if name not in ("CUDA_HOME", "CUDA_PATH")}
-        self.environment = {**kept, "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": os.pathsep.join(paths), **told}
-
-    def python(self, *arguments, **told):
-        """Without the packages that this process has: -S."""
-        command = [sys.executable, "-S", *arguments]
-        return subprocess.run(command, env={**self.environment, **told}, capture_output=True, text=True)
-
-
-SAY = "import no_toolkits, numconv; d = numconv.devices()[1]; print(d.usable, d.reason)"
-
-
-@with_marks
+@needs_numba_cuda
+@needs_a_standin
 @pytest.mark.parametrize("machine", MACHINES)
 def test_a_machine_says_what_it_lacks(tmp_path, machine):
     hidden, told, reason = MACHINES[machine]
-    done = Machine(tmp_path, hidden, told).python("-c", SAY)
+    done = Machine(tmp_path, hidden, **told).python("-c", SAY)
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.fullmatch(f"False {reason}.*" if reason else "True ", done.stdout.rstrip("\n")), done.stdout
 
 
-@with_marks
+@needs_numba_cuda
+@needs_a_standin
 @pytest.mark.parametrize(("variable", "place"), [("CUDA_HOME", "lib64"), ("CONDA_PREFIX", "lib")])
 def test_a_hidden_library_is_found_by_the_environment(tmp_path, variable, place):
-    """The real ones: loaded from where they are found, they compile a kernel."""
-    machine = Machine(tmp_path, ["libnvvm*"], {})
+    """The real one: loaded from where it is found, it compiles a kernel."""
+    from cuda.pathfinder import load_nvidia_dynamic_lib
+
+    folder = tmp_path / "home" / place
+    folder.mkdir(parents=True)
+    (folder / "libnvvm.so.4").symlink_to(load_nvidia_dynamic_lib("nvvm").abs_path)
+    machine = Machine(tmp_path, ("libnvvm",))
     assert "libnvvm.so.4" in machine.python("-c", SAY).stdout
-    home = tmp_path / "home"
-    (home / place).mkdir(parents=True)
-    for wheel in map(Path, find_spec("nvidia").submodule_search_locations):
-        for file in wheel.rglob("libnvvm*"):
-            (home / place / file.name).symlink_to(file)
     work = "with numconv.use_device('cuda'): print(numconv.convolve([1.0, 2.0], [1.0, 1.0]).shape)"
-    done = machine.python("-c", f"{SAY}\n{work}", **{variable: str(home)})
+    done = machine.python("-c", f"{SAY}\n{work}", **{variable: str(tmp_path / "home")})
     assert done.stdout == "True \n(3,)\n", done.stdout + done.stderr[-2000:]
 
 
-@with_marks
+@needs_numba_cuda
+@needs_a_standin
 def test_the_tests_for_a_gpu_fail_where_one_cannot_be_used(tmp_path):
     """``pytest -m gpu`` on a machine that has a GPU, as NUMCONV_GPU says here, and lacks a library."""
-    machine = Machine(tmp_path, ["libnvvm*"], {"NUMCONV_GPU": "1"})
-    tests = str(Path(__file__).with_name("test_gpu.py"))
-    command = ["-m", "pytest", "-p", "no:xdist", "-p", "no_toolkits", "-c", str(Path(__file__).parents[1] / "pyproject.toml"), "-q", tests]
-    done = machine.python(*command, "-k", "agree_with_themselves", "-m", "gpu")
+    machine = Machine(tmp_path, ("libnvvm",), NUMCONV_GPU="1")
+    command = ["-m", "pytest", "-q", "-p", "no:xdist", str(Path(__file__).with_name("test_gpu.py")), "-k", "fork"]
+    done = machine.python(*command, "-m", "gpu")
     assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
     assert "there is a GPU, but no GPU can be used: libnvvm.so.4, a part of NVIDIA's compiler" in done.stdout
-    assert machine.python(*command, "-k", "agree_with_themselves").returncode == 0  # who asks for all is not held up
-    done = machine.python(*command, "-k", "agree_with_themselves", "-m", "gpu", NUMCONV_GPU="0")
-    assert done.returncode == 0 and "1 skipped" in done.stdout
+    for chosen, told in (([], {}), (["-m", "gpu"], {"NUMCONV_GPU": "0"})):  # all tests are asked for; no GPU is there
+        done = machine.python(*command, *chosen, **told)
+        assert done.returncode == 0 and "1 skipped" in done.stdout, done.stdout[-2000:]
 
 
 @needs_numba_cuda
