@@ -1,4 +1,4 @@
-"""Every public call with every feature, one table: what runs on the CPU and on a GPU, and what is refused in which words.
+"""Every public call with every feature, one table: what runs on the CPU and on a GPU, what is refused in which words.
 
 The simulator, the stand-in for the driver and a real GPU run the same rows (``test_cuda_table.py``,
 ``test_cuda_standin.py``, ``test_gpu.py``), and ``gpu/table.py`` prints them as ``docs/gpu.md``. A row computes with
@@ -8,9 +8,15 @@ whatever arrays its library makes of NumPy's; what it gives must be what the CPU
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
+import os
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +171,7 @@ PRODUCTS: dict[str, Callable[..., Any]] = {
 MATRICES = ("kernel2row", "kernel2row_local")
 WINDOWS = ("im2col", "col2im")
 LOCAL = ("conv_local", "conv_local_grad_input", "conv_local_grad_weight", "kernel2row_local")
+OPERATOR = "mask and w must live on the CPU for normalized_operator, an operator of SciPy"
 AFFINE = "fill_value must be 0 for a matrix"
 
 GEOMETRIES: dict[str, dict[str, Any]] = {
@@ -356,7 +363,8 @@ def sliding() -> None:
             for layout in LAYOUTS
         ]  # fmt: skip
     row("convolve", "a list beside an array", lambda to: nc.convolve(to(x[0]), [1.0, 2.0]))
-    row("normalized_convolve", "mask=", lambda to: nc.normalized_convolve(to(x), to(weights), mask=to(x > 1)), rounds=True)
+    row("normalized_convolve", "mask=", lambda to: nc.normalized_convolve(
+        to(x), to(weights), mask=to(x > 1)), rounds=True)  # fmt: skip
     row("normalized_convolve", "weights that cancel in part", lambda to: nc.normalized_convolve(to(gaps), to(signed)),
         rounds=True)  # fmt: skip
     row("normalized_convolve", "nothing is there outside", lambda to: nc.normalized_convolve(
@@ -368,11 +376,11 @@ def sliding() -> None:
     row("normalized_convolve", "a mask that is no bool", lambda to: nc.normalized_convolve(
         to(gaps), to(weights), mask=to(x)), refused={"all": "mask must be an array of bool"})  # fmt: skip
     row("normalized_operator", "mask=", lambda to: nc.normalized_operator(to(x > 1), to(weights)).matrix(), refused={
-        "there": "mask and w must live on the CPU for normalized_operator, an operator of SciPy"})  # fmt: skip
+        "there": OPERATOR})  # fmt: skip
     row("normalized_operator", "products", lambda to: [
         getattr(nc.normalized_operator(to(x > 1), to(weights), "same"), name)(to(values((20,), "float32", 7)))
         for name in ("matvec", "rmatvec")], rounds=True,
-        refused={"there": "mask and w must live on the CPU for normalized_operator"})  # fmt: skip
+        refused={"there": OPERATOR})  # fmt: skip
 
 
 def in_torchs_order() -> None:
@@ -399,7 +407,8 @@ def windows() -> None:
     """``unfold``, ``fold``, items of any dtype, means, and CSR products."""
     x = values((2, 3, 4, 5), "float32")
     row("unfold", "torch's order", lambda to: nc.unfold(to(x), (2, 3), 1, (1, 0), 2))
-    row("fold", "torch's order", lambda to: nc.fold(nc.unfold(to(x), (2, 3), 1, (1, 0), 2), (4, 5), (2, 3), 1, (1, 0), 2))
+    row("fold", "torch's order", lambda to: nc.fold(
+        nc.unfold(to(x), (2, 3), 1, (1, 0), 2), (4, 5), (2, 3), 1, (1, 0), 2))  # fmt: skip
     row("im2col", "a plain array", lambda to: nc.im2col(to(x[0, 0]), 2))
     row("col2im", "a mean", lambda to: nc.col2im(nc.im2col(to(x), (2, 2)), x.shape, (2, 2), reduce="mean"), rounds=True)
     row("col2im", "a mean of whole numbers", lambda to: nc.col2im(
@@ -482,7 +491,7 @@ def of_plans() -> None:
         Layer({}).plan(device=to.device).matrix(to(L.w)), to(L.w)),
         refused={"all": "csr must have the structure of this geometry"})  # fmt: skip
     row("ConvPlan.refill", "a matrix that lies elsewhere", lambda to: L.plan(device=to.device).refill(
-        L.plan(device="cpu").matrix(L.w), to(L.w)), refused={"there": "csr.data must"})  # fmt: skip
+        L.plan(device="cpu").matrix(L.w), to(L.w)), refused={"there": "csr.data must live where w does"})  # fmt: skip
     small = nc.plan_convolve((3, 3), (2, 2))
     for name, run in {
         "coverage": lambda to: small.coverage(), "nbytes": lambda to: small.nbytes("im2col"),
@@ -507,7 +516,7 @@ def operated(plan: nc.ConvPlan, L: Layer, to: Library, name: str) -> Any:
 
 def tiled(L: Layer, to: Library, product: str) -> Any:
     """A product tile by tile."""
-    plan = L.plan(device=to.device, max_bytes=20_000)
+    plan = L.plan(device=to.device, max_bytes=50_000)
     x, w = (L.x, L.w) if product in ("forward", "grad_weight") else (L.dy, L.w)
     return getattr(plan, product)(to(x), to(L.dy if product == "grad_weight" else w))
 
@@ -552,10 +561,25 @@ def flat(result: Any, fetch: Callable[[Any], np.ndarray]) -> list[np.ndarray]:
     return [np.asarray(fetch(result))]
 
 
-def wanted(call: Call) -> list[np.ndarray]:
-    """What the CPU gives."""
+def on_the_cpu(call: Call) -> list[np.ndarray]:
+    """What the CPU gives, compiled."""
     with nc.use_device("cpu"):
         return flat(call.run(Library()), lambda array: array)
+
+
+@lru_cache(maxsize=1)
+def by_plain_python() -> dict[str, list[np.ndarray]]:
+    """What the CPU gives where no kernel is compiled, which is quicker for so few pixels; a few rows are lacking."""
+    paths = [str(Path(nc.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1", "NUMBA_ENABLE_CUDASIM": "0", "LD_LIBRARY_PATH": ""}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    done = subprocess.run([sys.executable, "-W", "ignore", __file__], env=environment, capture_output=True, check=True)
+    return pickle.loads(done.stdout)
+
+
+def wanted(call: Call) -> list[np.ndarray]:
+    """What the CPU gives."""
+    return by_plain_python().get(str(call)) or on_the_cpu(call)
 
 
 def same(call: Call, got: list[np.ndarray], want: list[np.ndarray]) -> None:
@@ -568,3 +592,28 @@ def same(call: Call, got: list[np.ndarray], want: list[np.ndarray]) -> None:
             np.testing.assert_allclose(a, b, rtol=64 * max(eps, 2**-50), atol=64 * eps)
         else:
             np.testing.assert_array_equal(a, b)
+
+
+def short(calls: list[Call]) -> list[Call]:
+    """The first row of each function, those that lie or go in any way, and those that are refused in other words."""
+    first = {call.function: call for call in reversed(calls)}
+    chosen = [first[name] for name in dict.fromkeys(call.function for call in calls)]
+    chosen += [call for call in calls if call.function == "conv" and call.feature in UNUSUAL]
+    return list(dict.fromkeys([*chosen, *(call for call in calls if call.refused)]))
+
+
+UNUSUAL = ("no images", "no channels in", "one image", *LAYOUTS, *(f"out= {layout}" for layout in LAYOUTS), "out=")
+
+
+def main() -> None:
+    """The rows as a process without compiled kernels computes them: pickled, for ``by_plain_python``."""
+    found = {}
+    for call in CALLS:
+        if not call.refusal(HERE):
+            with contextlib.suppress(ArithmeticError):  # numbers of NumPy's that do not wrap as compiled ones do
+                found[str(call)] = on_the_cpu(call)
+    sys.stdout.buffer.write(pickle.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -92,7 +92,7 @@ def test_transposes(case, data):
     stride, dilation = (np.broadcast_to(geometry[name], d) for name in ("stride", "dilation"))
     if not isinstance(geometry["padding"], str):
         geometry["output_padding"] = tuple(
-            data.draw(st.integers(0, max(s, dil) - 1)) for s, dil in zip(stride.tolist(), dilation.tolist(), strict=True)
+            data.draw(st.integers(0, max(pair) - 1)) for pair in zip(stride.tolist(), dilation.tolist(), strict=True)
         )
     x = values((1, w.shape[0], *(data.draw(st.integers(1, 3)) for _ in range(d))), case.dtype, case.seed)
     bias = values((w.shape[1] * geometry["groups"],), case.dtype, 1)

@@ -308,7 +308,8 @@ def test_a_compiler_is_found_where_machines_have_it(driver, monkeypatch, tmp_pat
     whole = _jit.compilers()
     monkeypatch.setattr(_jit, "compilers", lambda: [p._replace(ask=ask) if p.file == file else p for p in whole])
     monkeypatch.setattr(_jit.ctypes, "CDLL", loaded.append)
-    monkeypatch.setattr(_jit, "TOOLKITS", [str(tmp_path / p).lstrip("/") for p in _jit.TOOLKITS] if not variable else [])
+    toolkits = [str(tmp_path / pattern).lstrip("/") for pattern in _jit.TOOLKITS]
+    monkeypatch.setattr(_jit, "TOOLKITS", [] if variable else toolkits)
     monkeypatch.setattr(_jit.sys, "prefix", str(tmp_path if variable == "prefix" else tmp_path / "nowhere"))
     wheels = SimpleNamespace(submodule_search_locations=[str(tmp_path / "nvidia")])
     monkeypatch.setattr(_jit, "find_spec", lambda name: wheels if variable == "wheels" else None)
@@ -328,8 +329,8 @@ MACHINES: dict[str, tuple[tuple[str, ...], dict[str, str], str]] = {
     "without NVRTC": (("libnvrtc",), {}, r"libnvrtc.so, .* pip install .*'nvidia-cuda-nvrtc==13.\*'"),
     "without nvJitLink": (("libnvJitLink",), {}, ""),  # the driver has a linker of its own
     "without any of them": (("libnvvm", "libnvrtc", "libnvJitLink"), {}, r"libnvvm.so.4, .*'numconv-jit\[cuda13\]'"),
-    "an old driver": ((), {"NUMCONV_STANDIN_VERSION": "12040"}, r"the driver supports CUDA 12.4 and the compiler is that "
-                      r"of CUDA 13.0: update the driver, or pip install 'numconv-jit\[cuda12\]'"),
+    "an old driver": ((), {"NUMCONV_STANDIN_VERSION": "12040"}, r"the driver supports CUDA 12.4 and the compiler is "
+                      r"that of CUDA 13.0: update the driver, or pip install 'numconv-jit\[cuda12\]'"),
     "an old driver, without libNVVM": (("libnvvm",), {"NUMCONV_STANDIN_VERSION": "12040"},
                                        r"libnvvm.so.4, .*'numconv-jit\[cuda12\]' or 'nvidia-cuda-nvcc-cu12==12.\*'"),
     "a driver that does not start": ((), {"NUMCONV_STANDIN_ERROR": "999"}, "no CUDA driver can be used: .*driver"),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 from conftest import BOUNDARIES, normal, values
+from public_calls import CALLS, LAYOUTS, Library, flat, same, short, wanted
 
 import numconv
 from numconv import dispatch
@@ -158,6 +159,39 @@ def of_cpu(x, w, dy, arguments):
             numconv.conv_grad_input(x.shape, wide[1], wide[2], **arguments),
             numconv.conv_grad_weight(wide[0], w.shape, wide[2], **arguments),
         )
+
+
+class FromTable(Library):
+    """A library as the table of public calls takes it."""
+
+    def __init__(self, library):
+        self.library = library
+        self.name = {OfTorch: "torch", OfCuPy: "cupy", OfNumba: "others", OfHost: "sent"}[type(library)]
+
+    def __call__(self, array):
+        return self.library.send(array)
+
+    def fetch(self, array):
+        return array if isinstance(array, np.ndarray) else self.library.fetch(array)
+
+
+#: NUMCONV_GPU_TABLE=all runs all of it, every dtype among it, for which kernels take minutes to compile.
+TABLE = CALLS if os.environ.get("NUMCONV_GPU_TABLE") == "all" else short(CALLS)
+
+
+@pytest.mark.parametrize("call", TABLE, ids=str)
+def test_the_table_of_public_calls(library, call):
+    """What ``docs/gpu.md`` says: the CPU's values, dtypes and shapes, or an error in its words."""
+    to = FromTable(library)
+    if to.name in call.without or (to.name == "others" and any(layout in call.feature for layout in LAYOUTS)):
+        pytest.skip("the library has no such arrays")
+    refusal = call.refusal(to.name)
+    if not refusal:
+        same(call, flat(call.run(to), to.fetch), wanted(call))
+        return
+    with pytest.raises((TypeError, ValueError, RuntimeError)) as caught:
+        call.run(to)
+    assert str(caught.value).startswith(refusal), caught.value
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -10,6 +10,7 @@ import scipy.sparse
 
 from .. import _memory
 from .._indexing import KERNEL, OUT, SIZE, STRIDE
+from ..dispatch import kind_of
 from ..geometry import ConvGeometry
 from . import direct
 from ._jit import cuda, helper, kernel, source
@@ -185,9 +186,12 @@ def refill(csr: Any, w: DeviceArray, axes: np.ndarray, boundary: int, groups: in
     parts = csr if isinstance(csr, tuple) else [getattr(csr, name, None) for name in ("data", "indices", "indptr")]
     if len(parts) != 3 or any(part is None for part in parts):
         raise TypeError(f"csr must be a CSR matrix on the GPU, or its triple, as matrix(w) makes it, got {type(csr)}")
+    named = {f"csr.{name}": part for name, part in zip(("data", "indices", "indptr"), parts, strict=True)}
+    for name, part in named.items():
+        if (kind := kind_of(name, part)) != w.place.kind:
+            raise TypeError(f"{name} must live where w does, on {w.place.kind}, got {kind or type(part).__name__}")
     data, indices, indptr = (
-        part if isinstance(part, DeviceArray) else read(w.place, f"csr.{name}", part)
-        for name, part in zip(("data", "indices", "indptr"), parts, strict=True)
+        part if isinstance(part, DeviceArray) else read(w.place, name, part) for name, part in named.items()
     )
     if data.size != indices.size or not has_structure(indices, indptr, w, axes, boundary, groups):
         raise ValueError(f"csr must have the structure of this geometry, got one with {data.size} entries")
