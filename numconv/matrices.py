@@ -149,11 +149,14 @@ def _require_matrix(
         _memory.require(arrays.copied(dtype, w) + taken(g, dtype), what, f"use {instead}")
 
 
-def local_matrix(w: np.ndarray, geometry: ConvGeometry) -> scipy.sparse.csr_array:
+def local_matrix(w: np.ndarray, geometry: ConvGeometry, device: str = "cpu") -> scipy.sparse.csr_array:
     """The matrix of ``conv_local``."""
     from scipy.sparse import csr_array
 
     g, dtype = geometry, sparse_dtype(w)
+    if dispatch.device_for(device, w) == "cuda":
+        kernels = arrays.ready(w, dtype).reshape(*g.out, g.K, g.C // g.groups, *g.kernel)
+        return dispatch.backend("cuda", "kernel2row").matrix(kernels, g.axes, g.boundary_code, g.groups)
     _require_matrix(w, g, dtype, dispatch.backend("cpu", "peak").local_matrix, "conv_local, which stores no matrix")
     kernels = arrays.ready(w, dtype).reshape(prod(g.out), g.K, g.C // g.groups * prod(g.kernel))
     W_conv = csr_array(dispatch.backend("cpu", "local").triple(kernels, g), shape=g.matrix_shape, copy=False)

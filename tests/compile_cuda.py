@@ -22,12 +22,14 @@ from typing import NamedTuple
 import numpy as np
 
 from numconv.arrays import computed_in
-from numconv.cuda import adjoint, arrays, csr, depthwise, direct, fft, im2col, implicit, kernel2row, packing, places
+from numconv.cuda import (
+    adjoint, arrays, csr, depthwise, direct, fft, im2col, implicit, kernel2row, local, missing, packing, places,
+)  # fmt: skip
 from numconv.cuda._jit import Kernel, cuda
 from numconv.cuda.driver import Simulator
 from numconv.geometry import conv_geometry
 
-ROOMS = (adjoint, arrays, csr, depthwise, direct, fft, im2col, implicit, kernel2row, packing)
+ROOMS = (adjoint, arrays, csr, depthwise, direct, fft, im2col, implicit, kernel2row, local, missing, packing)
 
 
 class Notebook(Simulator):
@@ -101,6 +103,12 @@ def launches():
         if vectors.kind != "i":  # means of whole numbers are float64
             im2col.divide(place.empty(g.input_shape, vectors), np.ones(g.size, np.int64))
         w.swapaxes(2, 3).astype(dtype).conj()
+        each = place.empty((g.out[0] * g.out[1], 1, 72), dtype)  # a kernel for each output
+        local.forward(x, each, place.empty((1,), vectors), g.axes, 0, vectors.type(0), y)
+        local.grad_input(y, each, g, x)
+        local.grad_weight(x, y, g.axes, 0, vectors.type(0), each)
+        if vectors.kind != "i":
+            averages(x, y, vectors)
         if dtype != np.float16:  # nothing is added in it
             y += y[:1]
             im2col.add_bias(place.empty((1, 4, 6), dtype), place.empty((4,), dtype))
@@ -108,6 +116,14 @@ def launches():
     launched = {kernel for kernel, _ in notebook.launches}
     assert launched == set(names()), [name for kernel, name in names().items() if kernel not in launched]
     return list(notebook.launches)
+
+
+def averages(x, y, dtype):
+    """What ``normalized_convolve`` launches value by value."""
+    x, sums = x.reshape(x.size), y.place.empty((y.size,), dtype)
+    there = missing.there_of(x, [])
+    missing.filled(x, missing.there_of(x, [there]), dtype)
+    missing.average(sums, sums, missing.defined(sums, 1.0, 2.0))
 
 
 def names():

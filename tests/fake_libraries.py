@@ -47,7 +47,12 @@ class CupyArray:
     ndim = property(lambda self: self.numbers.ndim)
 
     def __getitem__(self, key):
-        part = self.numbers[key]
+        return self._part(self.numbers[key])
+
+    def swapaxes(self, a, b):
+        return self._part(self.numbers.swapaxes(a, b))
+
+    def _part(self, part):
         return CupyArray(part.shape, part.dtype, Pointer(self.data.memory, address(part)), part.strides)
 
     def __setitem__(self, key, value):
@@ -110,6 +115,9 @@ class Tensor:
     def __getitem__(self, key):
         return Tensor(self.numbers[key], self.device.index, self.storage)
 
+    def swapaxes(self, a, b):
+        return Tensor(self.numbers.swapaxes(a, b), self.device.index, self.storage)
+
     def detach(self):
         return self
 
@@ -165,7 +173,10 @@ def install(monkeypatch, calls):
         names = "fftn", "ifftn", "rfftn", "irfftn"
         return SimpleNamespace(**{name: named(name) for name in names})
 
-    names = "float16", "float32", "float64", "complex64", "complex128", "int64", "int32", "bool"
+    names = (
+        "float16", "float32", "float64", "complex64", "complex128", "bool", "int8", "uint8", "int16", "uint16", "int32",
+        "uint32", "int64", "uint64",
+    )  # fmt: skip
     dtypes = {name: f"torch.{name}" for name in names}
 
     def torch_empty(shape, dtype, device):

@@ -94,11 +94,14 @@ def _padding(r: random.Random, size: list[int], reach: list[int]) -> Any:
 
 
 class Choices(NamedTuple):
-    """What the cases of a run are drawn from; no dtypes: all of them, two at a time."""
+    """What the cases of a run are drawn from; no dtypes: all of them, two at a time. ``most`` multiply-adds of a case,
+    if it is given.
+    """
 
     products: tuple[str, ...] = tuple(PRODUCTS)
     algorithms: tuple[str, ...] = tuple(ALGORITHMS)
     dtypes: tuple[str, ...] = ()
+    most: int = 0
 
 
 def draw(seed: int, index: int, choices: Choices) -> Case:
@@ -155,7 +158,7 @@ def draw(seed: int, index: int, choices: Choices) -> Case:
             if case["data"] == "wide" and np.dtype(case["out_dtype"]).kind in "fc":
                 case["data"] = "exact"  # sums of floats do not wrap
     _finish(r, case, strides, dils)
-    _limit(case)
+    _limit(case, choices.most)
     return case
 
 
@@ -206,9 +209,9 @@ def product_out(case: Case, axis: Axis) -> int:
     return axis.size if case["product"] == "transpose" else axis.out
 
 
-def _limit(case: Case) -> None:
+def _limit(case: Case, most: int = 0) -> None:
     """Less of the largest, until a case takes milliseconds."""
-    most = 2_000_000 if case["seed"] % 16 else 16_000_000
+    most = most or (2_000_000 if case["seed"] % 16 else 16_000_000)
     dense = case["product"] == "kernel2row"
     plain = case["product"] in ("convolve", "correlate")
     for _ in range(200):

@@ -6,37 +6,35 @@ What is launched, with which arguments, on which stream; that nothing is copied,
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
-import shutil
 import subprocess
 import sys
+import weakref
+from functools import lru_cache
 from importlib.util import find_spec
-from pathlib import Path
 
 import fake_libraries
 import numpy as np
 import pytest
 from conftest import values
 from fake_libraries import Tensor
+from public_calls import CALLS, UNUSUAL, Library, flat, wanted
 from simulator import simulated
+from standin import needs_a_standin, standin_in
 
 import numconv
 
-HERE = Path(__file__).parent
 LIBRARY = os.environ.get("NUMCONV_STANDIN", "")
-COMPILER = shutil.which("cc") or shutil.which("gcc")
 
 over_the_standin = pytest.mark.skipif(not LIBRARY, reason="runs in a process of its own, over the stand-in")
 
 
 @pytest.mark.skipif(bool(LIBRARY) or simulated, reason="this is that process")
 @pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed: pip install '.[cuda-test]'")
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the stand-in is for Linux")
-@pytest.mark.skipif(not COMPILER, reason="the stand-in for the driver is C: a compiler is needed, cc or gcc")
+@needs_a_standin
 def test_over_the_standin(tmp_path):
-    library = tmp_path / "libcuda.so.1"
-    subprocess.run([COMPILER, "-shared", "-fPIC", "-o", library, HERE / "gpu" / "standin.c", "-ldl"], check=True)
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "NUMCONV_STANDIN": str(library)}
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "NUMCONV_STANDIN": str(standin_in(tmp_path))}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", __file__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
@@ -52,11 +50,46 @@ class Event(ctypes.Structure):
     ]  # fmt: skip
 
 
+@lru_cache(maxsize=1)
+def standin():
+    """The stand-in's own functions."""
+    driver = ctypes.CDLL(LIBRARY)
+    driver.standin_event.restype = ctypes.POINTER(Event)
+    driver.standin_take.restype, driver.standin_take.argtypes = ctypes.c_uint64, [ctypes.c_size_t]
+    driver.standin_give_back.argtypes = [ctypes.c_uint64]
+    return driver
+
+
+def on_device(array):
+    """A copy in the stand-in's memory, which is given back with its last view."""
+    array = np.asarray(array)
+    address = standin().standin_take(array.nbytes)
+    memory = (ctypes.c_char * max(array.nbytes, 1)).from_address(address)
+    weakref.finalize(memory, standin().standin_give_back, address)
+    copy = np.ndarray(array.shape, array.dtype, memory)
+    copy[...] = array
+    return copy
+
+
+@pytest.fixture(autouse=True)
+def all_memory_is_allocated(request):
+    """What kernels and copies take lies in memory that is allocated then, every time; unless a test says otherwise."""
+    before = standin().standin_strays() if LIBRARY else 0
+    yield
+    if LIBRARY and "strays" not in request.fixturenames:
+        assert standin().standin_strays() == before
+
+
+@pytest.fixture
+def strays():
+    """How often memory was taken that is not allocated; for tests that do."""
+    return standin().standin_strays
+
+
 @pytest.fixture
 def happened():
     """What has happened since it was asked for last: ``(what, name, stream)``."""
-    driver = ctypes.CDLL(LIBRARY)
-    driver.standin_event.restype = ctypes.POINTER(Event)
+    driver = standin()
     driver.standin_forget()
 
     def look():
@@ -73,12 +106,26 @@ def kernel_of(name):
     return next((k for k in KERNELS if f"{len(k)}{k}B" in name or f"{len(k) + 1}_{k}B" in name), name)
 
 
-KERNELS = ("forward", "depthwise", "grad_weight", "add_parts", "pack", "sum_again")
+KERNELS = ("forward", "depthwise", "grad_weight", "add_parts", "pack", "sum_again", "copy", "copy_run", "add", "im2col")
 
 
 @pytest.fixture
 def torch(monkeypatch):
+    """torch's tensors in the stand-in's memory, and what torch was asked for: shapes and dtypes."""
     fake_libraries.install(monkeypatch, [])
+    asked = []
+
+    def empty(shape, dtype, device):
+        asked.append((tuple(shape), dtype.removeprefix("torch.")))
+        return Tensor(on_device(np.full(shape, 7, asked[-1][1])), int(device.partition(":")[2]))
+
+    monkeypatch.setattr(sys.modules["torch"], "empty", empty)
+    return asked
+
+
+def tensor(array):
+    """A tensor of these numbers on the device."""
+    return Tensor(on_device(array))
 
 
 def of(what, events):
@@ -106,7 +153,7 @@ def test_launches_and_nothing_else(torch, happened, layer, algorithm, forward, g
     x_shape, w_shape, arguments = LAYERS[layer]
     plan = numconv.plan_conv(x_shape, w_shape, algorithm=algorithm, device="cuda", **arguments)
     x, w, b, dy = (
-        Tensor(values(s, np.float32)) for s in (x_shape, w_shape, (plan.geometry.K,), plan.output_shape)
+        tensor(values(s, np.float32)) for s in (x_shape, w_shape, (plan.geometry.K,), plan.output_shape)
     )
     calls = (
         (lambda: plan.forward(x, w, b), forward), (lambda: plan.grad_input(dy, w), grad_input),
@@ -124,7 +171,7 @@ def test_launches_and_nothing_else(torch, happened, layer, algorithm, forward, g
 
 @over_the_standin
 def test_all_goes_to_the_callers_stream(torch, happened, monkeypatch):
-    x, w = Tensor(values((1, 2, 5, 5), np.float32)), Tensor(values((3, 2, 3, 3), np.float32))
+    x, w = tensor(values((1, 2, 5, 5), np.float32)), tensor(values((3, 2, 3, 3), np.float32))
     numconv.conv(x, w)
     for stream in (0x1230, 0x4560):
         monkeypatch.setattr("numconv.cuda.places.Torch.stream", lambda self, stream=stream: stream)
@@ -169,20 +216,142 @@ def test_fft_launches_the_same_again(torch, happened):
         assert len(events) == 8
 
 
+# arrays that have nothing but their interface -------------------------------------------------------------------------
+
+
 class Given:
-    """An array that has nothing but its interface."""
+    """An array that has nothing but the CUDA array interface."""
+
+    def __init__(self, array, **changed):
+        self.kept = array  # the stand-in's memory
+        self.__cuda_array_interface__ = {
+            "data": (array.ctypes.data if array.size else 0, False), "shape": array.shape, "typestr": array.dtype.str,
+            "strides": None if array.flags.c_contiguous else array.strides, "version": 3, **changed,
+        }  # fmt: skip
+
+
+def told(array, **how):
+    """Such an array of a copy of these numbers."""
+    array = on_device(array)
+    if how.pop("readonly", False):
+        how["data"] = (array.ctypes.data if array.size else 0, True)
+    if how.pop("all strides", False):
+        how["strides"] = array.strides
+    given = Given(array, **how)
+    if how.get("version") == 2:
+        del given.__cuda_array_interface__["strides"]
+    return given
+
+
+class Packed:
+    """An array that has nothing but DLPack: a capsule of NumPy's that says CUDA's device."""
 
     def __init__(self, array):
-        from numconv.cuda import places
+        self.kept, self.streams = array, []
 
-        self.kept = places.host().send(array)
-        self.__cuda_array_interface__ = self.kept.__cuda_array_interface__
+    def __dlpack_device__(self):
+        return 2, 0
+
+    def __dlpack__(self, *, stream=None, **_):
+        self.streams.append(stream)
+        capsule = self.kept.__dlpack__()
+        pointer = ctypes.pythonapi.PyCapsule_GetPointer
+        pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+        described = pointer(capsule, b"dltensor")
+        ctypes.c_int32.from_address(described + ctypes.sizeof(ctypes.c_void_p)).value = 2
+        return capsule
+
+
+class Others(Library):
+    """Arrays made by a function of NumPy's; a result is an array of numba's."""
+
+    name = "others"
+
+    def __init__(self, make):
+        self.make = make
+
+    def __call__(self, array):
+        return self.make(np.asarray(array))
+
+    def laid(self, base, view):
+        return Given(view(on_device(base)))
+
+    def fetch(self, array):
+        if isinstance(array, np.ndarray):
+            return array
+        return array.kept if isinstance(array, (Given, Packed)) else array.copy_to_host()
+
+
+INTERFACES = {
+    "version 3": told, "version 2": lambda a: told(a, version=2), "a stream": lambda a: told(a, stream=1),
+    "a read-only one": lambda a: told(a, readonly=True), "all strides": lambda a: told(a, **{"all strides": True}),
+    "no mask": lambda a: told(a, mask=None), "DLPack": lambda a: Packed(on_device(a)),
+}  # fmt: skip
+
+#: A row of the table for each function: the first that computes something of arrays.
+ROWS = {call.function: call for call in reversed(CALLS) if call.feature != "no arrays" and not call.refused.get("all")}
+
+#: What asks the device for an answer, which nobody computes here; and how it then refuses its arguments.
+ASKING = {
+    "csr_matvec": "indices and indptr must be", "csr_rmatvec": "indices and indptr must be",
+    "ConvPlan.refill": "csr must have the structure",
+}  # fmt: skip
+
+
+def run_without_kernels(call, library):
+    """A row where no kernel runs: the result has the shapes and dtypes of the CPU's, or the call says its error."""
+    refusal = call.refusal(library.name) or ASKING.get(call.function, "")
+    if refusal:
+        with pytest.raises((TypeError, ValueError)) as caught:
+            call.run(library)
+        assert str(caught.value).startswith(refusal), caught.value
+        return
+    got, want = flat(call.run(library), library.fetch), wanted(call)
+    assert [(a.shape, a.dtype) for a in got] == [(b.shape, b.dtype) for b in want]
+
+
+@over_the_standin
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numbers that no kernel has written
+@pytest.mark.parametrize("how", INTERFACES)
+@pytest.mark.parametrize("function", sorted(ROWS))
+def test_every_function_reads_what_has_its_interface_alone(function, how):
+    run_without_kernels(ROWS[function], Others(INTERFACES[how]))
+
+
+ODD = [call for call in CALLS if call.function in ("conv", "im2col", "convolve") and call.feature in UNUSUAL]
+
+
+@over_the_standin
+@pytest.mark.parametrize("call", ODD, ids=str)
+def test_arrays_of_any_layout_by_their_interface(call):
+    run_without_kernels(call, Others(told))
+
+
+@over_the_standin
+def test_what_an_interface_says_that_cannot_be_read():
+    x, w = values((4,), np.float32), values((2,), np.float32)
+    for changed, message in {
+        "mask": ({"mask": object()}, "x must be a dense array of a dtype NumPy has, got Given: it is masked"),
+        "order of bytes": ({"typestr": ">f4"}, "x must be a dense array of a dtype NumPy has, got Given: "),
+        "items": ({"typestr": "|O8"}, "x must be "),
+        "strides": ({"strides": (3,)}, "an array on a GPU must have strides of whole items"),
+    }.values():
+        with pytest.raises((TypeError, ValueError)) as caught:
+            numconv.convolve(told(x, **changed), told(w))
+        assert str(caught.value).startswith(message), (changed, caught.value)
+
+
+@over_the_standin
+def test_dlpack_is_asked_for_the_default_stream():
+    x, w = Packed(on_device(values((1, 2, 5, 5), np.float32))), Packed(on_device(values((3, 2, 3, 3), np.float32)))
+    numconv.conv(x, w)
+    assert x.streams[-1] == w.streams[-1] == 1
 
 
 @over_the_standin
 def test_arrays_by_their_interface_are_waited_for_once(happened):
     """Nobody knows which stream they are used on next."""
-    x, w = Given(values((2, 4, 6, 6), np.float32)), Given(values((4, 4, 3, 3), np.float32))
+    x, w = told(values((2, 4, 6, 6), np.float32)), told(values((4, 4, 3, 3), np.float32))
     plan = numconv.plan_conv((2, 4, 6, 6), (4, 4, 3, 3), device="cuda", algorithm="implicit")
     plan.forward(x, w)
     happened()
@@ -192,16 +361,160 @@ def test_arrays_by_their_interface_are_waited_for_once(happened):
     assert events[-1][0] == "wait" or events[-1][0] == "free"
 
 
+# nothing more than need be --------------------------------------------------------------------------------------------
+
+
+class OfTorch(Library):
+    """Tensors in the stand-in's memory."""
+
+    name = "torch"
+
+    def __call__(self, array):
+        return tensor(array)
+
+    def fetch(self, array):
+        return np.array(getattr(array, "numbers", array))
+
+
+#: What looks at numbers on the host: it copies and waits, once for each of so many.
+FETCHED = {"normalized_convolve": 1, "ConvPlan.gram_diagonal": 1}
+
+#: The products of this one are there and back: Lanczos' method, which asks for them, is the host's.
+AWAY = {"ConvPlan.norm"}
+
+
 @over_the_standin
-@pytest.mark.parametrize("call", [
-    lambda x, w, dy: numconv.conv(x, w), lambda x, w, dy: numconv.conv2d(x, w), lambda x, w, dy: numconv.unfold(x, 3),
-    lambda x, w, dy: numconv.im2col(x, (3, 3)), lambda x, w, dy: numconv.conv_transpose2d(dy, w),
-    lambda x, w, dy: numconv.conv_grad_input((2, 4, 6, 6), w, dy),
-    lambda x, w, dy: numconv.conv_grad_weight(x, (4, 4, 3, 3), dy),
-])  # fmt: skip
-def test_every_function_reads_what_has_its_interface_alone(call):
-    given = (Given(values(shape, np.float32)) for shape in ((2, 4, 6, 6), (4, 4, 3, 3), (2, 4, 4, 4)))
-    assert hasattr(call(*given), "copy_to_host")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("function", sorted(set(ROWS) - set(ASKING) - AWAY))
+def test_every_function_stays_on_the_callers_stream_and_waits_for_nothing(torch, happened, monkeypatch, function):
+    call, stream = ROWS[function], 0x1230
+    if call.refusal("torch"):
+        pytest.skip("it is refused")
+    monkeypatch.setattr("numconv.cuda.places.Torch.stream", lambda self: stream)
+    call.run(OfTorch())  # tables are sent to the device, once
+    happened()
+    call.run(OfTorch())
+    events = happened()
+    copies = ["to host"] * FETCHED.get(function, 0)
+    assert {kind for kind, *_ in events} <= {"launch", "copy", "wait"}, events
+    assert of("copy", events) == copies and len(of("wait", events)) == len(copies)
+    assert {where for kind, _, where in events if kind == "launch"} <= {stream}
+
+
+@over_the_standin
+@pytest.mark.parametrize("algorithm", ["direct", "implicit"])
+def test_what_does_not_lie_right_is_copied_once(torch, happened, algorithm):
+    """An input that is strided is copied once; ``out=`` is written straight, or once where it is strided."""
+    plan = numconv.plan_conv((2, 8, 9, 8), (16, 8, 3, 3), algorithm=algorithm, device="cuda", padding=1)
+    whole = {name: values(shape, np.float32) for name, shape in
+             {"x": plan.input_shape, "w": plan.kernel_shape, "dy": plan.output_shape}.items()}  # fmt: skip
+    products = {"forward": ("x", "w"), "grad_input": ("dy", "w"), "grad_weight": ("x", "dy")}
+
+    def launched(product, arrays, **out):
+        for _ in range(2):  # the second one replays
+            happened()
+            torch.clear()
+            getattr(plan, product)(*arrays, **out)
+            events = happened()
+        assert {kind for kind, *_ in events} == {"launch"}
+        return of("launch", events), list(torch)
+
+    for product, names in products.items():
+        right = [tensor(whole[name]) for name in names]
+        usual, memory = launched(product, right)
+        for i, name in enumerate(names):
+            strided = [tensor(np.repeat(whole[n], 2, -1))[..., ::2] if n == name else tensor(whole[n]) for n in names]
+            launches, more = launched(product, strided)
+            assert sorted(launches) == sorted([*usual, "copy"]), (product, name)
+            assert sorted(more) == sorted([*memory, (whole[name].shape, "float32")]), (product, i)
+        shape = getattr(plan, {"forward": "output_shape", "grad_input": "input_shape"}.get(product, "kernel_shape"))
+        launches, less = launched(product, right, out=tensor(np.zeros(shape, np.float32)))
+        assert launches == usual
+        assert sorted([*less, (shape, "float32")]) == sorted(memory), "the result is the only thing that is not taken"
+        room = tensor(np.zeros((*shape[:-1], 2 * shape[-1]), np.float32))
+        launches, same = launched(product, right, out=room[..., ::2])
+        assert launches == [*usual, "copy"] and sorted(same) == sorted(memory)
+
+
+@over_the_standin
+def test_results_are_the_librarys_own_and_alone(torch):
+    """Of its type, from its pool, and no other array's memory."""
+    plan = numconv.plan_conv((2, 8, 9, 8), (16, 8, 3, 3), algorithm="implicit", device="cuda")
+    x, w, dy = (tensor(values(s, np.float32)) for s in (plan.input_shape, plan.kernel_shape, plan.output_shape))
+    results = [call() for _ in range(3) for call in (
+        lambda: plan.forward(x, w), lambda: plan.grad_input(dy, w), lambda: plan.grad_weight(x, dy))]  # fmt: skip
+    assert all(type(result) is Tensor for result in results)
+    assert not any(np.may_share_memory(a.numbers, b.numbers) for a in results for b in results if a is not b)
+    assert {(y.shape, y.numbers.dtype.name) for y in results} <= set(torch)
+
+
+@over_the_standin
+def test_no_buffer_outlives_its_use(torch):
+    """Between two calls torch holds what the caller holds."""
+    plan = numconv.plan_conv((2, 8, 9, 8), (16, 8, 3, 3), algorithm="implicit", device="cuda")
+    x, w = (tensor(values(s, np.float32)) for s in (plan.input_shape, plan.kernel_shape))
+    live, empty = weakref.WeakSet(), sys.modules["torch"].empty
+
+    def noted(*arguments, **named):
+        result = empty(*arguments, **named)
+        live.add(result)
+        return result
+
+    sys.modules["torch"].empty = noted
+    for _ in range(3):
+        y = plan.forward(x, w)
+        gc.collect()
+        assert set(live) == {y}
+    del y
+    gc.collect()
+    assert not live
+
+
+@over_the_standin
+def test_memory_that_was_given_back_is_found_out(torch, strays):
+    """That the stand-in notices: were a kernel given what is freed already, these tests would fail."""
+    from numconv.cuda import places
+
+    place = places.place_of("torch on cuda:0")
+    x, before, seen = tensor(np.ones(8, np.float32)), strays(), standin().standin_arrays()
+    lost, kept = place.read(x).moved(None, x.data_ptr()), place.empty((8,), np.dtype(np.float32))
+    kept[...] = lost
+    assert strays() == before and standin().standin_arrays() > seen
+    numbers = ctypes.cast(x.data_ptr(), ctypes.POINTER(ctypes.c_uint8))
+    del x
+    gc.collect()
+    assert numbers[0] == 0xDD
+    kept[...] = lost
+    assert strays() == before + 1
+
+
+@over_the_standin
+@pytest.mark.parametrize("layout", [
+    lambda a: a, lambda a: a[::2, ::-1], lambda a: a.T, lambda a: np.broadcast_to(a[:1], (3, 5)), lambda a: a[:0],
+    lambda a: a[:, ::3].astype(">f4").astype("f4"),
+], ids=["whole", "reversed", "turned", "repeated", "empty", "strided"])  # fmt: skip
+def test_copies_have_the_numbers_in_their_order(layout):
+    """There and back, whatever lies how on the host."""
+    from numconv.cuda import places
+
+    numbers, place = layout(np.arange(30, dtype=np.float32).reshape(6, 5)), places.host()
+    sent = place.send(numbers)
+    assert sent.flags.c_contiguous
+    there = (ctypes.c_float * max(numbers.size, 1)).from_address(sent.address) if numbers.size else []
+    np.testing.assert_array_equal(np.array(there[: numbers.size]).reshape(numbers.shape), numbers)
+    np.testing.assert_array_equal(place.to_host(sent), numbers)
+    with numconv.use_device("cuda"):
+        assert numconv.convolve(numbers, np.ones((2, 2), np.float32)).flags.c_contiguous if numbers.size else True
+
+
+@over_the_standin
+def test_an_allocator_that_fails_leaves_nothing_behind(torch):
+    from numconv.cuda import places
+
+    with pytest.raises(MemoryError, match="the GPU has no memory left"):
+        places.host().empty((1 << 50,), np.dtype(np.uint8))
+    x, w = tensor(values((1, 2, 5, 5), np.float32)), tensor(values((3, 2, 3, 3), np.float32))
+    assert type(numconv.conv(x, w)) is Tensor
 
 
 def bytes_of(value):

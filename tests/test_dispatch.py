@@ -7,10 +7,12 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from standin import Machine, needs_a_standin
 
 import numconv
 from numconv import dispatch, select
@@ -273,28 +275,111 @@ def test_devices_say_what_is_missing(driver, capsys, lost, message):
     assert re.search(rf"device cuda +NVIDIA GPUs, not usable: {message}", capsys.readouterr().out)
 
 
+#: Where a machine may have NVIDIA's compiler: the environment variable that says so, and the place from there.
+PLACES = [
+    *((variable, place) for variable in ("CUDA_HOME", "CUDA_PATH", "CONDA_PREFIX") for place in (
+        "lib64", "lib", "nvvm/lib64", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib")),
+    ("", "usr/local/cuda/lib64"), ("", "usr/local/cuda/nvvm/lib64"), ("", "usr/local/cuda-13.0/nvvm/lib64"),
+    ("", "opt/cuda/nvvm/lib64"),  # of the system
+    ("wheels", "nvidia/cu13/lib"), ("wheels", "nvidia/cu13/nvvm/lib64"), ("wheels", "nvidia/cuda_nvcc/nvvm/lib64"),
+    ("wheels", "nvidia/cuda_nvrtc/lib"),  # those that torch comes with
+    ("prefix", "lib"),  # conda's environment, if it is not activated
+]  # fmt: skip
+
+
 @needs_numba_cuda
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="libraries are looked for as Linux has them")
-@pytest.mark.parametrize("variable", ["CUDA_HOME", "CUDA_PATH", "CONDA_PREFIX"])
-@pytest.mark.parametrize("place", ["lib64", "lib", "nvvm/lib64"])
-def test_a_compiler_is_found_where_toolkits_have_it(driver, monkeypatch, tmp_path, variable, place):
-    """numba-cuda looks in ``nvvm/lib64`` alone, and takes what is loaded."""
-    from numba.cuda.cudadrv import nvvm
-
-    library = tmp_path / place / "libnvvm.so.4"
+@pytest.mark.parametrize("part", [0, 1], ids=["nvvm", "nvrtc"])
+@pytest.mark.parametrize(("variable", "place"), PLACES, ids=["/".join(filter(None, pair)) for pair in PLACES])
+def test_a_compiler_is_found_where_machines_have_it(driver, monkeypatch, tmp_path, variable, place, part):
+    """numba-cuda looks in fewer places, and takes what is loaded."""
+    driver()
+    file = _jit.compilers()[part].file
+    library = tmp_path / place / (f"{file}.13" if part else file)
     library.parent.mkdir(parents=True)
     library.touch()
     loaded = []
 
     def ask():
-        if loaded != [str(library)]:
+        if str(library) not in loaded:
             raise RuntimeError("not found")
+        return 13, 0
 
-    driver()
-    monkeypatch.setattr(nvvm, "NVVM", ask)
+    whole = _jit.compilers()
+    monkeypatch.setattr(_jit, "compilers", lambda: [p._replace(ask=ask) if p.file == file else p for p in whole])
     monkeypatch.setattr(_jit.ctypes, "CDLL", loaded.append)
-    monkeypatch.setenv(variable, str(tmp_path))
+    toolkits = [str(tmp_path / pattern).lstrip("/") for pattern in _jit.TOOLKITS]
+    monkeypatch.setattr(_jit, "TOOLKITS", [] if variable else toolkits)
+    monkeypatch.setattr(_jit.sys, "prefix", str(tmp_path if variable == "prefix" else tmp_path / "nowhere"))
+    wheels = SimpleNamespace(submodule_search_locations=[str(tmp_path / "nvidia")])
+    monkeypatch.setattr(_jit, "find_spec", lambda name: wheels if variable == "wheels" else None)
+    for name in ("CUDA_HOME", "CUDA_PATH", "CONDA_PREFIX"):
+        monkeypatch.setenv(name, str(tmp_path) if name == variable else "")
     assert _jit.missing() == ""
+    assert loaded[-1] == str(library)
+
+
+# machines of which something is hidden, over the stand-in for the driver ----------------------------------------------
+
+#: What is hidden of NVIDIA's libraries, what the stand-in says, and the reason that ``devices()`` gives.
+MACHINES: dict[str, tuple[tuple[str, ...], dict[str, str], str]] = {
+    "whole": ((), {}, ""),
+    "without libNVVM": (("libnvvm",), {}, r"libnvvm.so.4, a part of NVIDIA's compiler, cannot be loaded: pip install "
+                        r"'numconv-jit\[cuda13\]' or 'nvidia-nvvm==13.\*'"),
+    "without NVRTC": (("libnvrtc",), {}, r"libnvrtc.so, .* pip install .*'nvidia-cuda-nvrtc==13.\*'"),
+    "without nvJitLink": (("libnvJitLink",), {}, ""),  # the driver has a linker of its own
+    "without any of them": (("libnvvm", "libnvrtc", "libnvJitLink"), {}, r"libnvvm.so.4, .*'numconv-jit\[cuda13\]'"),
+    "an old driver": ((), {"NUMCONV_STANDIN_VERSION": "12040"}, r"the driver supports CUDA 12.4 and the compiler is "
+                      r"that of CUDA 13.0: update the driver, or pip install 'numconv-jit\[cuda12\]'"),
+    "an old driver, without libNVVM": (("libnvvm",), {"NUMCONV_STANDIN_VERSION": "12040"},
+                                       r"libnvvm.so.4, .*'numconv-jit\[cuda12\]' or 'nvidia-cuda-nvcc-cu12==12.\*'"),
+    "a driver that does not start": ((), {"NUMCONV_STANDIN_ERROR": "999"}, "no CUDA driver can be used: .*driver"),
+    "no GPU": ((), {"NUMCONV_STANDIN_GPUS": "0"}, "the CUDA driver finds no GPU"),
+    "no driver": (("libcuda.so",), {}, "no CUDA driver can be used: .*; install or update NVIDIA's driver"),
+}  # fmt: skip
+
+SAY = "import numconv; d = numconv.devices()[1]; print(d.usable, d.reason)"
+
+
+@needs_numba_cuda
+@needs_a_standin
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_machine_says_what_it_lacks(tmp_path, machine):
+    hidden, told, reason = MACHINES[machine]
+    done = Machine(tmp_path, hidden, **told).python("-c", SAY)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert re.fullmatch(f"False {reason}.*" if reason else "True ", done.stdout.rstrip("\n")), done.stdout
+
+
+@needs_numba_cuda
+@needs_a_standin
+@pytest.mark.parametrize(("variable", "place"), [("CUDA_HOME", "lib64"), ("CONDA_PREFIX", "lib")])
+def test_a_hidden_library_is_found_by_the_environment(tmp_path, variable, place):
+    """The real one: loaded from where it is found, it compiles a kernel."""
+    from cuda.pathfinder import load_nvidia_dynamic_lib
+
+    folder = tmp_path / "home" / place
+    folder.mkdir(parents=True)
+    (folder / "libnvvm.so.4").symlink_to(load_nvidia_dynamic_lib("nvvm").abs_path)
+    machine = Machine(tmp_path, ("libnvvm",))
+    assert "libnvvm.so.4" in machine.python("-c", SAY).stdout
+    work = "with numconv.use_device('cuda'): print(numconv.convolve([1.0, 2.0], [1.0, 1.0]).shape)"
+    done = machine.python("-c", f"{SAY}\n{work}", **{variable: str(tmp_path / "home")})
+    assert done.stdout == "True \n(3,)\n", done.stdout + done.stderr[-2000:]
+
+
+@needs_numba_cuda
+@needs_a_standin
+def test_the_tests_for_a_gpu_fail_where_one_cannot_be_used(tmp_path):
+    """``pytest -m gpu`` on a machine that has a GPU, as NUMCONV_GPU says here, and lacks a library."""
+    machine = Machine(tmp_path, ("libnvvm",), NUMCONV_GPU="1")
+    command = ["-m", "pytest", "-q", "-p", "no:xdist", str(Path(__file__).with_name("test_gpu.py")), "-k", "fork"]
+    done = machine.python(*command, "-m", "gpu")
+    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "there is a GPU, but no GPU can be used: libnvvm.so.4, a part of NVIDIA's compiler" in done.stdout
+    for chosen, told in (([], {}), (["-m", "gpu"], {"NUMCONV_GPU": "0"})):  # all tests are asked for; no GPU is there
+        done = machine.python(*command, *chosen, **told)
+        assert done.returncode == 0 and "1 skipped" in done.stdout, done.stdout[-2000:]
 
 
 @needs_numba_cuda

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 from conftest import BOUNDARIES, normal, values
+from public_calls import CALLS, LAYOUTS, Library, flat, same, short, wanted
 
 import numconv
 from numconv import dispatch
@@ -22,10 +24,19 @@ pytestmark = pytest.mark.gpu
 def needs_a_gpu(request):
     """Not asked as tests are collected: other tests fork. Who asks for these tests where there is a GPU gets them."""
     if not dispatch.has_gpu():
-        why_not = f"no GPU: {dispatch.no_cuda() or 'this is the simulator'}"
-        if request.config.getoption("-m") == "gpu" and any(Path("/proc/driver/nvidia/gpus").glob("*")):
+        why_not = f"no GPU can be used: {dispatch.no_cuda() or 'this is the simulator'}"
+        if request.config.getoption("-m") == "gpu" and the_system_has_one():
             pytest.fail(f"there is a GPU, but {why_not}")
         pytest.skip(why_not)
+
+
+def the_system_has_one():
+    """Whether there is a GPU, whatever Python can make of it; NUMCONV_GPU=1 or 0 says it where the system does not."""
+    said = os.environ.get("NUMCONV_GPU")
+    if said is not None:
+        return said != "0"
+    signs = (("/proc/driver/nvidia/gpus", "*"), ("/dev", "nvidia[0-9]*"), ("/dev", "dxg"))
+    return any(path for folder, pattern in signs for path in Path(folder).glob(pattern))
 
 
 ALGORITHMS = ("direct", "implicit", "im2col")
@@ -148,6 +159,39 @@ def of_cpu(x, w, dy, arguments):
             numconv.conv_grad_input(x.shape, wide[1], wide[2], **arguments),
             numconv.conv_grad_weight(wide[0], w.shape, wide[2], **arguments),
         )
+
+
+class FromTable(Library):
+    """A library as the table of public calls takes it."""
+
+    def __init__(self, library):
+        self.library = library
+        self.name = {OfTorch: "torch", OfCuPy: "cupy", OfNumba: "others", OfHost: "sent"}[type(library)]
+
+    def __call__(self, array):
+        return self.library.send(array)
+
+    def fetch(self, array):
+        return array if isinstance(array, np.ndarray) else self.library.fetch(array)
+
+
+#: NUMCONV_GPU_TABLE=all runs all of it, every dtype among it, for which kernels take minutes to compile.
+TABLE = CALLS if os.environ.get("NUMCONV_GPU_TABLE") == "all" else short(CALLS)
+
+
+@pytest.mark.parametrize("call", TABLE, ids=str)
+def test_the_table_of_public_calls(library, call):
+    """What ``docs/gpu.md`` says: the CPU's values, dtypes and shapes, or an error in its words."""
+    to = FromTable(library)
+    if to.name in call.without or (to.name == "others" and any(layout in call.feature for layout in LAYOUTS)):
+        pytest.skip("the library has no such arrays")
+    refusal = call.refusal(to.name)
+    if not refusal:
+        same(call, flat(call.run(to), to.fetch), wanted(call))
+        return
+    with pytest.raises((TypeError, ValueError, RuntimeError)) as caught:
+        call.run(to)
+    assert str(caught.value).startswith(refusal), caught.value
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -41,7 +42,7 @@ def conv_local(
     Raises
     ------
     ValueError, TypeError, MemoryError
-        As for ``convolve``. The arrays must be on the CPU.
+        As for ``convolve``.
 
     References
     ----------
@@ -57,30 +58,26 @@ def conv_local(
     >>> numconv.conv_local(np.array([1, 10, 100, 1000]), w)
     array([   1,  110, 1000])
     """
-    (x, w, bias, out), give = _read(x=x, w=w, bias=bias, out=out)
+    (x, w, bias, out), give = dispatch.read(x=x, w=w, bias=bias, out=out)
     g = _geometry(
         x.shape, w.shape, ("x", "w"), stride=stride, padding=padding, dilation=dilation, groups=groups,
         boundary=boundary, fill_value=fill_value, flip=flip,
     )
     (x, w, bias), dtype = arrays.summands(dtype, out, x=x, w=w, bias=bias)
-    computed = arrays.computed_in(dtype)
     if bias is not None:
         arrays.check_shape("bias", bias, (g.K,))
-    fill = arrays.as_fill(g.fill_value, computed)
+    fill = arrays.as_fill(g.fill_value, arrays.computed_in(dtype))
 
-    def compute(y: np.ndarray) -> None:
+    def compute(room: Any, x: np.ndarray, w: np.ndarray, bias: np.ndarray, y: np.ndarray) -> None:
         target = y.reshape(g.N, g.K, *g.out)
-        start = np.zeros(g.K, computed) if bias is None else arrays.as_summand(bias, dtype, computed)
         if not (y.size and w.size):
-            target[...] = start.reshape(g.K, *(1,) * g.d)
+            target[...] = bias.reshape(g.K, *(1,) * g.d)
             return
-        image = arrays.as_summand(x, dtype, computed).reshape(g.N, g.C, *g.size)
-        kernels = arrays.as_summand(w, dtype, computed).reshape(_rows(g))
-        _room().forward(image, kernels, start, g.axes, g.boundary_code, fill, target)
+        image, kernels = x.reshape(g.N, g.C, *g.size), w.reshape(_rows(g))
+        room.forward(image, kernels, bias, g.axes, g.boundary_code, fill, target)
 
-    inputs = (x, w) if bias is None else (x, w, bias)
-    beside = arrays.copied(computed, *inputs)
-    return give(arrays.deliver(compute, g.output_shape, dtype, out, *inputs, computed=computed, beside=beside))
+    inputs = [(x, x.shape), (w, w.shape), (bias, (g.K,))]
+    return give(_computed(compute, inputs, g.output_shape, dtype, out))
 
 
 def conv_local_grad_input(
@@ -116,25 +113,25 @@ def conv_local_grad_input(
     >>> numconv.conv_local_grad_input((4,), w, np.array([1, 10, 100]))
     array([  1,  10,  10, 100])
     """
-    (w, dy, out), give = _read(w=w, dy=dy, out=out)
+    (w, dy, out), give = dispatch.read(w=w, dy=dy, out=out)
     g = _geometry(
         as_shape("input_shape", input_shape), w.shape, ("input_shape", "w"), stride=stride, padding=padding,
         dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
     )
     arrays.check_shape("dy", dy, g.output_shape)
     (w, dy), dtype = arrays.summands(dtype, out, w=w, dy=dy)
-    computed = arrays.computed_in(dtype)
 
-    def compute(dx: np.ndarray) -> None:
+    def compute(room: Any, w: np.ndarray, dy: np.ndarray, dx: np.ndarray) -> None:
         if not (dy.size and w.size and dx.size):
             dx[...] = 0
             return
-        gradient = arrays.as_summand(dy, dtype, computed).reshape(g.N, g.K, *g.out)
-        kernels = arrays.as_summand(w, dtype, computed).reshape(_rows(g))
-        _room().grad_input(gradient, kernels, g, dx.reshape(g.N, g.C, *g.size))
+        gradient, kernels = dy.reshape(g.N, g.K, *g.out), w.reshape(_rows(g))
+        room.grad_input(gradient, kernels, g, dx.reshape(g.N, g.C, *g.size))
 
-    beside = arrays.copied(computed, w, dy) + dispatch.backend("cpu", "peak").local_grad_input(g, computed)
-    return give(arrays.deliver(compute, g.input_shape, dtype, out, w, dy, computed=computed, beside=beside))
+    def beside(where: str, computed: np.dtype) -> int:
+        return int(dispatch.backend(where, "peak").local_grad_input(g, computed))
+
+    return give(_computed(compute, [(w, w.shape), (dy, dy.shape)], g.input_shape, dtype, out, beside))
 
 
 def conv_local_grad_weight(
@@ -170,7 +167,7 @@ def conv_local_grad_weight(
     array([[  1,  10],
            [ 20, 200]])
     """
-    (x, dy, out), give = _read(x=x, dy=dy, out=out)
+    (x, dy, out), give = dispatch.read(x=x, dy=dy, out=out)
     shape = as_shape("kernel_shape", kernel_shape)
     g = _geometry(
         x.shape, shape, ("x", "kernel_shape"), stride=stride, padding=padding, dilation=dilation, groups=groups,
@@ -178,21 +175,16 @@ def conv_local_grad_weight(
     )
     arrays.check_shape("dy", dy, g.output_shape)
     (x, dy), dtype = arrays.summands(dtype, out, x=x, dy=dy)
-    computed = arrays.computed_in(dtype)
-    fill = arrays.as_fill(g.fill_value, computed)
+    fill = arrays.as_fill(g.fill_value, arrays.computed_in(dtype))
 
-    def compute(dw: np.ndarray) -> None:
+    def compute(room: Any, x: np.ndarray, dy: np.ndarray, dw: np.ndarray) -> None:
         if not (dy.size and dw.size):
             dw[...] = 0
             return
-        image, gradient = arrays.as_summand(x, dtype, computed), arrays.as_summand(dy, dtype, computed)
-        _room().grad_weight(
-            image.reshape(g.N, g.C, *g.size), gradient.reshape(g.N, g.K, *g.out), g.axes, g.boundary_code, fill,
-            dw.reshape(_rows(g)),
-        )
+        image, gradient = x.reshape(g.N, g.C, *g.size), dy.reshape(g.N, g.K, *g.out)
+        room.grad_weight(image, gradient, g.axes, g.boundary_code, fill, dw.reshape(_rows(g)))
 
-    beside = arrays.copied(computed, x, dy)
-    return give(arrays.deliver(compute, shape, dtype, out, x, dy, computed=computed, beside=beside))
+    return give(_computed(compute, [(x, x.shape), (dy, dy.shape)], shape, dtype, out))
 
 
 def kernel2row_local(
@@ -212,7 +204,7 @@ def kernel2row_local(
     Returns
     -------
     scipy.sparse.csr_array (prod out, prod in) or (K * prod out, C * prod in)
-        With the structure of ``kernel2row``.
+        With the structure of ``kernel2row``; of a ``w`` on a GPU what ``kernel2row`` gives there.
 
     Raises
     ------
@@ -229,7 +221,7 @@ def kernel2row_local(
     """
     from .. import matrices
 
-    (w,), _ = _read(w=w)
+    (w,), _ = dispatch.read(w=w)
     size = spatial_size("input_size", input_size)
     d = len(size)
     if w.ndim not in (2 * d, 2 * d + 2):
@@ -242,16 +234,33 @@ def kernel2row_local(
         (*channels, *size), w.shape, ("input_size", "w"), stride=stride, padding=padding, dilation=dilation,
         groups=groups, boundary=boundary, flip=flip,
     )
-    return matrices.local_matrix(w, g)
+    return matrices.local_matrix(w, g, dispatch.asked_for())
 
 
-def _read(**arguments: Any) -> tuple[list[Any], Any]:
-    """The caller's arrays, which must be on the CPU."""
-    read, give = dispatch.read(**arguments)
-    for name, array in zip(arguments, read, strict=True):
-        if array is not None and dispatch.device_of(array) != "cpu":
-            raise TypeError(f"{name} must be on the CPU: one kernel for each output has no GPU kernel")
-    return read, give
+def _computed(
+    compute: Callable[..., None], inputs: Sequence[tuple[np.ndarray | None, tuple[int, ...]]], shape: tuple[int, ...],
+    dtype: np.dtype, out: np.ndarray | None, beside: Callable[[str, np.dtype], int] | None = None,
+) -> np.ndarray:
+    """``compute(room, *arrays, result)`` of inputs that are made ready, where they are or NumPy's are to go.
+
+    ``inputs`` are arrays and their shapes; ``None`` stands for zeros. ``beside`` are bytes that it takes itself.
+    """
+    first: Any = inputs[0][0]
+    device = dispatch.asked_for()
+    where = dispatch.device_for(device, first)
+    stored, room = arrays.stored_in(dtype, where), dispatch.backend(where, "local")
+    run = dispatch.placed(device, first, partial(compute, room))
+
+    def fill(target: np.ndarray) -> None:
+        ready = [
+            arrays.zeros_beside(first, need, stored) if array is None else arrays.as_summand(array, dtype, stored)
+            for array, need in inputs
+        ]
+        run(*ready, target)
+
+    given = [array for array, _ in inputs if array is not None]
+    taken = arrays.copied(stored, *given) + (beside(where, stored) if beside else 0)
+    return arrays.deliver(fill, shape, dtype, out, *given, computed=stored, beside=taken)
 
 
 def _geometry(
@@ -279,7 +288,3 @@ def _geometry(
 def _rows(g: ConvGeometry) -> tuple[int, int, int]:
     """The shape of all kernels, each output channel's weights in a row."""
     return prod(g.out), g.K, g.C // g.groups * prod(g.kernel)
-
-
-def _room() -> Any:
-    return dispatch.backend("cpu", "local")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from typing import TYPE_CHECKING, Any, cast
 
@@ -60,7 +61,7 @@ def normalized_convolve(
     ValueError
         If shapes, modes or sizes do not fit, a weight is not finite, or the sum of the weights vanishes.
     TypeError
-        If a dtype has no product, the mask is not of bool, or an array lives on a GPU.
+        If a dtype has no product, or the mask is not of bool.
     MemoryError
         If it would not fit, before anything is allocated.
 
@@ -92,8 +93,6 @@ def normalized_convolve(
             masks["own mask"] = np.broadcast_to(np.False_, x.shape)
         x = x.data
     (x, w, *masked, out), give = dispatch.read(x=x, w=w, **masks, out=out)
-    if dispatch.device_of(x) != "cpu":
-        raise TypeError("x must live on the CPU for normalized_convolve, got an array on a GPU; bring it there first")
     (x, w), dtype, computed = _summands(dtype, out, x=x, w=w)
     arguments: dict[str, Any] = {
         "mode": mode, "boundary": boundary, "stride": stride, "dilation": dilation, "axes": axes,
@@ -101,10 +100,31 @@ def normalized_convolve(
     }
     fill, outside = _outside(boundary, fill_value)
     masked = [_as_mask(m, x.shape) for m in masked]
-    values, kernel = arrays.Ready(x.shape, computed), arrays.Ready(w.shape, computed)
-    shape, product = product_of(values, kernel, fill, arguments)
+    where = dispatch.device_of(x)
+    room, asked = dispatch.backend(where, "missing"), _asked if where == "cpu" else _asked_by_each
+    shape, _ = product_of(arrays.Ready(x.shape, computed), arrays.Ready(w.shape, computed), fill, arguments)
     if out is not None:
         arrays.check_out(out, shape, dtype)
+    with asked(x, w, dtype, computed, shape, fill, outside, arguments, out):
+        total = _total(w, computed)
+        weights = w.astype(computed)
+        there = room.there_of(x, masked)
+        y = convolve(room.filled(x, there, computed), weights, fill_value=fill, **arguments)
+        sums, defined = _sums(there, weights, total, outside, arguments)
+        del there
+        room.average(y, sums, defined)
+        del sums, defined
+        if out is None:
+            return give(arrays.as_result(y, dtype))
+        return give(arrays.deliver(lambda target: np.copyto(target, arrays.as_result(y, dtype)), shape, dtype, out, y))
+
+
+def _asked(
+    x: np.ndarray, w: np.ndarray, dtype: np.dtype, computed: np.dtype, shape: tuple[int, ...], fill: Any, outside: int,
+    arguments: dict[str, Any], out: np.ndarray | None,
+) -> AbstractContextManager[None]:
+    """Memory for all of an average."""
+    _, product = product_of(arrays.Ready(x.shape, computed), arrays.Ready(w.shape, computed), fill, arguments)
     Y, size = prod(shape) * computed.itemsize, prod(shape)
     for_sums = _taken_by_sums(x.shape, w, computed, outside, arguments)
     first = x.size * computed.itemsize + max(product, 0 if x.dtype == computed else x.nbytes)
@@ -112,32 +132,12 @@ def normalized_convolve(
     last = size * dtype.itemsize * ((dtype != computed) + apart)
     taken = max(x.size + max(first, Y + for_sums), 2 * Y + size, Y + size + max(size, last))
     what = f"this average of {x.size:,} values, with a result of shape {shape},"
-    with _memory.required(w.size * computed.itemsize + taken, what):
-        there = _there(x, masked)
-        weights = w.astype(computed)
-        y = convolve(
-            np.where(there, x, x.dtype.type(0)).astype(computed, copy=False), weights, fill_value=fill, **arguments
-        )
-        sums, defined = _sums(there, weights, outside, arguments)
-        del there
-        with np.errstate(all="ignore"):
-            y /= sums
-        del sums
-        y[~defined] = np.nan
-        if out is None:
-            return give(arrays.as_result(y, dtype))
-        return give(arrays.deliver(lambda target: np.copyto(target, arrays.as_result(y, dtype)), shape, dtype, out, y))
+    return _memory.required(w.size * computed.itemsize + taken, what)
 
 
-def _there(x: np.ndarray, masks: list[np.ndarray]) -> np.ndarray:
-    """Where ``x`` has a value."""
-    if not masks:
-        there = np.asarray(np.isnan(x))
-    else:
-        there = masks[0].copy()
-        for mask in masks[1:]:
-            there |= mask
-    return np.logical_not(there, out=there)
+def _asked_by_each(*_: Any) -> AbstractContextManager[None]:
+    """On a GPU each part asks for its own."""
+    return nullcontext()
 
 
 def _taken_by_sums(
@@ -206,7 +206,10 @@ def normalized_operator(
     algorithm = cast(Algorithm, one_of("algorithm", algorithm, ASKED))
     (mask, w), _ = dispatch.read(mask=mask, w=w)
     if dispatch.device_of(w) != "cpu":
-        raise TypeError("mask and w must live on the CPU for normalized_operator, got arrays on a GPU")
+        raise TypeError(
+            "mask and w must live on the CPU for normalized_operator, an operator of SciPy, got arrays on a GPU; bring "
+            "them there first, or use normalized_convolve"
+        )
     mask = _as_mask(mask, mask.shape)
     (w,), _, computed = _summands(dtype, None, w=w)
     fill, outside = _outside(boundary, fill_value)
@@ -218,7 +221,8 @@ def normalized_operator(
     taken = max(sums, outputs * (2 * computed.itemsize + 1)) + mask.size + w.size * computed.itemsize
     with _memory.required(taken, f"this operator of shape {plan.geometry.matrix_shape}"):
         there, weights = ~mask, w.astype(computed)
-        return NormalizedOperator(plan, weights, there, *_sums(there, weights, outside, exact))
+        sums, defined = _sums(there, weights, _total(w, computed), outside, exact)
+        return NormalizedOperator(plan, weights, there, sums, defined)
 
 
 def _as_mask(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -257,30 +261,35 @@ def _for_sums(arguments: dict[str, Any]) -> dict[str, Any]:
     return {**arguments, "algorithm": "direct"} if arguments["algorithm"] == "kernel2row" else arguments
 
 
-def _sums(
-    there: np.ndarray, w: np.ndarray, outside: int, arguments: dict[str, Any]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The sum of the weights that are there, for each output, and where it is more than rounding."""
-    size, real = np.abs(w), w.real.dtype
+def _total(w: Any, computed: np.dtype) -> tuple[float, bool]:
+    """The sum of the sizes of weights, whose own sum must not vanish, and whether they do not cancel."""
+    w = (w if isinstance(w, np.ndarray) else w.place.to_host(w.ready(w.dtype))).astype(computed, copy=False)
     with np.errstate(over="ignore"):
-        total = size.sum()
+        total = np.abs(w).sum()
     if not np.isfinite(total):
         what = "a sum that is too large" if np.isfinite(w).all() else "infinity or NaN"
         raise ValueError(f"w must have finite weights with a finite sum of sizes in {w.dtype}, got {what}")
-    epsilon = max(64, w.size) * float(np.finfo(real).eps)  # a sum of n terms errs by at most n rounding errors
-    if abs(w.sum()) <= epsilon * total:
+    if abs(w.sum()) <= _epsilon(w) * total:
         raise ValueError(
             f"w must have a sum other than 0, got weights that cancel (sum {w.sum():.3g}): no average has such weights"
         )
-    arguments = _for_sums(arguments)
+    return total, _all_positive(w, w.dtype)
+
+
+def _epsilon(w: Any) -> float:
+    """By how much a sum of so many terms errs at most, n rounding errors."""
+    return max(64, w.size) * float(np.finfo(w.dtype).eps)
+
+
+def _sums(there: Any, w: Any, total: tuple[float, bool], outside: int, arguments: dict[str, Any]) -> tuple[Any, Any]:
+    """The sum of the weights that are there, for each output, and where it is more than rounding."""
+    arguments, (size, positive), real = _for_sums(arguments), total, np.empty(0, w.dtype).real.dtype
+    room = dispatch.backend(dispatch.device_of(w), "missing")
     sums = convolve(there.astype(w.dtype), w, fill_value=outside, **arguments)
     if arguments["algorithm"] in ("fft", "winograd"):
-        least: Any = epsilon * total  # a transform errs everywhere by what its largest sums err
-    elif _all_positive(w, w.dtype):
-        return sums, sums != 0  # nothing cancels
+        least: Any = size  # a transform errs everywhere by what its largest sums err
+    elif positive:
+        least = 0  # nothing cancels
     else:
-        least = convolve(there.astype(real), size, fill_value=outside, **arguments)
-        least *= epsilon
-    with np.errstate(invalid="ignore"):
-        none = np.asarray(np.abs(sums) <= least)
-        return sums, np.logical_not(none, out=none)
+        least = convolve(there.astype(real), room.sizes(w), fill_value=outside, **arguments)
+    return sums, room.defined(sums, least, _epsilon(w))

@@ -152,11 +152,12 @@ def _slide(
     if way == "point":  # a row of one pixel
         if out is not None:
             arrays.check_shape("out", out, ())
-        row = _slide(
+        pixel = np.empty((), dtype, like=x) if out is None else out  # a library on a GPU gets whole arrays
+        _slide(
             x.reshape(1), w.reshape(1), mode, flip, boundary, fill_value, stride, dilation, None, algorithm, dtype,
-            None if out is None else out.reshape(1),
+            pixel.reshape(1),
         )
-        return give(row.reshape(()))
+        return give(pixel)
     shape = _shape(way, plan, x, chosen, stride)
     if out is not None:
         arrays.check_out(out, shape, dtype)

@@ -143,11 +143,16 @@ def _candidates(file: str) -> Iterator[Path]:
     named = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH", "CONDA_PREFIX")]
     wheels = find_spec("nvidia")
     parents = [Path(folder) for folder in (wheels.submodule_search_locations or () if wheels else ())]
-    homes = [*map(Path, filter(None, named)), Path("/usr/local/cuda"), Path(sys.prefix)]
+    toolkits = [home for pattern in TOOLKITS for home in sorted(Path("/").glob(pattern), reverse=True)]
+    homes = [*map(Path, filter(None, named)), *toolkits, Path(sys.prefix)]
     homes += [home for parent in parents for home in sorted(parent.glob("*"))]
     for home in homes:
-        for place in ("nvvm/lib64", "lib64", "lib", "nvvm/lib", "targets/x86_64-linux/lib"):
-            yield from sorted((home / place).glob(f"{file}*"))
+        for place in ("nvvm/lib64", "lib64", "lib", "nvvm/lib", "targets/*/lib"):
+            yield from sorted(home.glob(f"{place}/{file}*"))
+
+
+#: Where systems put toolkits, as patterns from the root; the one without a version is a link to the current one.
+TOOLKITS = ["usr/local/cuda", "usr/local/cuda-*", "opt/cuda"]
 
 
 def version(number: tuple[int, ...]) -> str:

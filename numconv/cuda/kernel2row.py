@@ -10,6 +10,7 @@ import scipy.sparse
 
 from .. import _memory
 from .._indexing import KERNEL, OUT, SIZE, STRIDE
+from ..dispatch import kind_of
 from ..geometry import ConvGeometry
 from . import direct
 from ._jit import cuda, helper, kernel, source
@@ -62,8 +63,9 @@ def _structure(
 
 
 @kernel()
-def _values(w, axes, row_slots, rows_before, line_slots, line_before, folds, K, Cg, taps, P, total, data):
-    # The same over the values; the first of the taps that share an entry adds them up. w (K, Cg, taps)
+def _values(w, axes, row_slots, rows_before, line_slots, line_before, folds, K, Cg, taps, P, step, total, data):
+    # The same over the values; the first of the taps that share an entry adds them up. w (K, Cg, taps), and where each
+    # output has a kernel of its own, ``step`` values lie between these.
     i = cuda.grid(1)
     while i < P * Cg * taps:
         tap, rest = i % taps, i // taps
@@ -75,10 +77,11 @@ def _values(w, axes, row_slots, rows_before, line_slots, line_before, folds, K, 
                 first = False
         if first:
             for k in range(K):
-                total_weight = w[(k * Cg + c) * taps + tap]
+                w_at = p * step + (k * Cg + c) * taps
+                total_weight = w[w_at + tap]
                 for other in range(tap + 1, taps if folds else 0):
                     if entry_of(other, p, axes, row_slots, rows_before, line_slots, line_before)[0] == entry:
-                        total_weight += w[(k * Cg + c) * taps + other]
+                        total_weight += w[w_at + other]
                 data[Cg * (k * total + begin) + c * n + entry] = total_weight
         i += cuda.gridsize(1)
 
@@ -92,6 +95,12 @@ def _differ(a, b, n, found):
         i += cuda.gridsize(1)
 
 
+def channels_of(w: Any, axes: np.ndarray) -> tuple[int, int]:
+    """``K`` and ``C/G`` of a kernel, or of one kernel for each output."""
+    K, Cg = w.shape[w.ndim - len(axes) - 2 :][:2]
+    return K, Cg
+
+
 def _tables(w: DeviceArray, entries: Entries) -> list[DeviceArray]:
     return [table(w.place, part.reshape(-1)) for part in entries]
 
@@ -100,28 +109,29 @@ def structure(
     w: DeviceArray, axes: np.ndarray, boundary: int, groups: int, index_dtype: np.dtype
 ) -> tuple[DeviceArray, DeviceArray]:
     """``indices`` and ``indptr`` of W_conv for the kernel ``w (K, C/G, *k)``; they depend on the geometry alone."""
-    (K, Cg), P, size = w.shape[:2], prod(axes[:, OUT].tolist()), prod(axes[:, SIZE].tolist())
+    (K, Cg), P, size = channels_of(w, axes), prod(axes[:, OUT].tolist()), prod(axes[:, SIZE].tolist())
     entries = entries_of(axes, boundary)
     indices = w.place.empty((K * Cg * entries.total,), index_dtype)
     if not indices.size:  # all rows begin and end at 0
         return indices, w.place.zeros((K * P + 1,), index_dtype)
     indptr = w.place.empty((K * P + 1,), index_dtype)
     _structure(
-        blocks_for(P * Cg * prod(w.shape[2:])), table(w.place, axes), *rows_and_taps(w.place, axes, boundary),
-        *_tables(w, entries), boundary, K, Cg, K // groups, P, size, entries.total, indices, indptr, on=w.place,
+        blocks_for(P * Cg * prod(axes[:, KERNEL].tolist())), table(w.place, axes),
+        *rows_and_taps(w.place, axes, boundary), *_tables(w, entries), boundary, K, Cg, K // groups, P, size,
+        entries.total, indices, indptr, on=w.place,
     )  # fmt: skip
     return indices, indptr
 
 
 def values(w: DeviceArray, axes: np.ndarray, boundary: int, data: DeviceArray) -> None:
-    """Write the weights of ``w (K, C/G, *k)`` into the ``data`` of W_conv."""
+    """Write the weights of ``w (K, C/G, *k)``, or ``(*out, K, C/G, *k)``, into the ``data`` of W_conv."""
     if not data.size:
         return
-    (K, Cg), taps, P = w.shape[:2], prod(w.shape[2:]), prod(axes[:, OUT].tolist())
+    (K, Cg), taps, P = channels_of(w, axes), prod(axes[:, KERNEL].tolist()), prod(axes[:, OUT].tolist())
     entries = entries_of(axes, boundary)
     _values(
         blocks_for(P * Cg * taps), w.reshape(w.size), table(w.place, axes), *_tables(w, entries), boundary != 0, K, Cg,
-        taps, P, entries.total, data, on=w.place,
+        taps, P, 0 if w.ndim == 2 + len(axes) else K * Cg * taps, entries.total, data, on=w.place,
     )  # fmt: skip
 
 
@@ -129,7 +139,7 @@ def triple(
     w: DeviceArray, axes: np.ndarray, boundary: int, groups: int
 ) -> tuple[DeviceArray, DeviceArray, DeviceArray]:
     """``data, indices, indptr`` of W_conv ``(K * prod out, C * prod in)``."""
-    K, Cg = w.shape[:2]
+    K, Cg = channels_of(w, axes)
     entries, rows = K * Cg * entries_of(axes, boundary).total, K * prod(axes[:, OUT].tolist())
     columns = groups * Cg * prod(axes[:, SIZE].tolist())
     index_dtype = np.dtype(np.int32 if max(entries, rows, columns) < 2**31 else np.int64)
@@ -145,7 +155,8 @@ def triple(
 
 def matrix(w: Any, axes: np.ndarray, boundary: int, groups: int) -> Any:
     """W_conv as the library of ``w`` has sparse matrices, SciPy's for NumPy; where it has none, the triple."""
-    shape = (w.shape[0] * prod(axes[:, OUT].tolist()), groups * w.shape[1] * prod(axes[:, SIZE].tolist()))
+    K, Cg = channels_of(w, axes)
+    shape = (K * prod(axes[:, OUT].tolist()), groups * Cg * prod(axes[:, SIZE].tolist()))
     if not isinstance(w, np.ndarray):
         return w.place.sparse(triple(w, axes, boundary, groups), shape)
     place = host()
@@ -175,9 +186,12 @@ def refill(csr: Any, w: DeviceArray, axes: np.ndarray, boundary: int, groups: in
     parts = csr if isinstance(csr, tuple) else [getattr(csr, name, None) for name in ("data", "indices", "indptr")]
     if len(parts) != 3 or any(part is None for part in parts):
         raise TypeError(f"csr must be a CSR matrix on the GPU, or its triple, as matrix(w) makes it, got {type(csr)}")
+    named = {f"csr.{name}": part for name, part in zip(("data", "indices", "indptr"), parts, strict=True)}
+    for name, part in named.items():
+        if (kind := kind_of(name, part)) != w.place.kind:
+            raise TypeError(f"{name} must live where w does, on {w.place.kind}, got {kind or type(part).__name__}")
     data, indices, indptr = (
-        part if isinstance(part, DeviceArray) else read(w.place, f"csr.{name}", part)
-        for name, part in zip(("data", "indices", "indptr"), parts, strict=True)
+        part if isinstance(part, DeviceArray) else read(w.place, name, part) for name, part in named.items()
     )
     if data.size != indices.size or not has_structure(indices, indptr, w, axes, boundary, groups):
         raise ValueError(f"csr must have the structure of this geometry, got one with {data.size} entries")

@@ -19,3 +19,8 @@ def of(product: str, choice: Any, g: ConvGeometry, dtype: np.dtype) -> int:
 def col2im(g: ConvGeometry) -> int:
     """Values beside the columns and the images: ``adjoint`` asks for these with their padding."""
     return 0
+
+
+def local_grad_input(g: ConvGeometry, dtype: np.dtype) -> int:
+    """What the input gradient of ``conv_local`` takes beside its arguments: ``adjoint`` asks for it, likewise."""
+    return 0

@@ -104,6 +104,8 @@ class Place:
             raise TypeError("it is masked, and the mask would be lost")
         address, *readonly = interface["data"]
         shape, dtype, strides = tuple(interface["shape"]), np.dtype(interface["typestr"]), interface.get("strides")
+        if not dtype.isnative:
+            raise TypeError("the bytes of its items are in the other order")
         if strides is None:
             strides = strides_of(shape, dtype.itemsize)
         return self.placed(owner, address or 0, shape, tuple(strides), dtype, bool(readonly and readonly[0]))

@@ -310,6 +310,12 @@ def _one_lazy(name: str, value: Any) -> Any:
             raise TypeError(f"{name} must be on the CPU beside Dask arrays, got an array on a GPU")
         return da.from_array(array, chunks=array.shape)
     containers.refuse(name, value._meta)
+    kind = dispatch.kind_of(name, value._meta)
+    if "cuda" in kind:
+        raise TypeError(
+            f"{name} has chunks on a GPU ({kind}), and numconv computes chunks on the CPU: bring them there first, by "
+            f"{name}.map_blocks, or give the array as a whole"
+        )
     if any(np.isnan(n) for n in value.shape):
         raise ValueError(
             f"Dask arrays must have chunks of known size, got shape {value.shape}; compute_chunk_sizes() finds them"

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pylops
 
+from .. import dispatch
+
 if TYPE_CHECKING:
     from ..plan import ConvPlan
 
@@ -33,7 +35,7 @@ class Conv(pylops.LinearOperator):
     ValueError
         For a ``fill_value`` other than 0, which makes the map affine, or a ``w`` of another shape.
     TypeError
-        For a ``w`` that does not cast to the plan's dtype without loss, or a plan of integers.
+        For a ``w`` that does not cast to the plan's dtype without loss or lives on a GPU, or a plan of integers.
 
     References
     ----------
@@ -53,6 +55,12 @@ class Conv(pylops.LinearOperator):
     def __init__(self, plan: ConvPlan, w: Any, name: str = "C") -> None:
         if plan.dtype.kind not in "fc":
             raise TypeError(f"plan must have a floating-point or complex dtype for PyLops, got {plan.dtype}")
+        (array,), _ = dispatch.read(w=w)
+        if dispatch.device_of(array) != "cpu":
+            raise TypeError(
+                f"w must be on the CPU for an operator of PyLops, got one on a GPU ({array.place.kind}); a plan with "
+                "device='cuda' computes on it what comes from the CPU"
+            )
         self._conv = plan.linear_operator(w)
         super().__init__(dtype=plan.dtype, dims=plan.input_shape, dimsd=plan.output_shape, name=name)
 

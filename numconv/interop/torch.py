@@ -487,18 +487,18 @@ def normalized_convolve(
     result = _torch_dtype(np.dtype(np.float64) if sums.kind in "biu" else sums)
     computed = torch.float32 if result == torch.float16 else result
     x, w = x.to(computed), w.to(computed)
-    there = ~torch.isnan(x) if mask is None else ~torch.as_tensor(missing._as_mask(_array("mask", mask), x.shape))
+    there = ~torch.isnan(x) if mask is None else ~_as_mask(mask, x)
     fill, outside = missing._outside(boundary, fill_value)
     algorithm = "direct" if algorithm == "auto" else algorithm
     arguments: dict[str, Any] = {
         "mode": mode, "boundary": boundary, "stride": stride, "dilation": dilation, "axes": axes,
     }  # fmt: skip
-    y = convolve(x.where(there, x.new_zeros(())), w, fill_value=fill, algorithm=algorithm, **arguments)
     with torch.no_grad():
-        _, found = missing._sums(
-            _array("mask", there), _array("w", w), outside, {**arguments, "algorithm": algorithm}
-        )
-    defined = torch.from_numpy(found)
+        (known, weights), give = dispatch.read(mask=there, w=w)
+        total = missing._total(weights, weights.dtype)
+        _, found = missing._sums(known, weights, total, outside, {**arguments, "algorithm": algorithm})
+        defined = give(found)
+    y = convolve(x.where(there, x.new_zeros(())), w, fill_value=fill, algorithm=algorithm, **arguments)
     algorithm = "direct" if algorithm == "kernel2row" else algorithm
     weights = convolve(there.to(computed), w, fill_value=outside, algorithm=algorithm, **arguments)
     average = y / weights.where(defined, weights.new_ones(()))
@@ -788,14 +788,13 @@ def _torch_dtype(dtype: np.dtype) -> torch.dtype:
     return cast(torch.dtype, getattr(torch, dtype.name))
 
 
-def _array(name: str, tensor: Any) -> np.ndarray:
-    """A tensor's numbers, which must be on the CPU."""
-    _need_tensors(**{name: tensor})
+def _as_mask(mask: Any, x: torch.Tensor) -> torch.Tensor:
+    """The mask, looked at."""
+    _need_tensors(mask=mask)
     with torch.no_grad():
-        (array,), _ = dispatch.read(**{name: tensor})
-    if dispatch.device_of(array) != "cpu":
-        raise TypeError(f"{name} must live on the CPU for normalized_convolve, got a tensor on {tensor.device}")
-    return cast(np.ndarray, array)
+        (seen, _), _ = dispatch.read(mask=mask, x=x)
+    missing._as_mask(seen, tuple(x.shape))
+    return cast(torch.Tensor, mask)
 
 
 # what torch differentiates --------------------------------------------------------------------------------------------

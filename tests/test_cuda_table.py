@@ -1,0 +1,94 @@
+"""The table of public calls in numba's simulator: a GPU gives what the CPU gives, or an error before any work."""
+
+from __future__ import annotations
+
+import fake_libraries
+import numpy as np
+import pytest
+from fake_libraries import Tensor, cupy_array
+from public_calls import CALLS, SENT, Library, flat, same, short, wanted
+from simulator import in_simulator, simulated
+from test_cuda_places import ByDLPack, ByInterface
+
+import numconv
+
+pytestmark = [in_simulator, pytest.mark.filterwarnings("ignore::RuntimeWarning")]  # of NumPy's whole numbers
+
+if simulated:
+    from numconv.cuda import driver
+
+
+class Sent(Library):
+    """NumPy's arrays, which go to the GPU and back."""
+
+    name = SENT
+
+
+class OfCupy(Library):
+    """CuPy's, by the stand-in for it."""
+
+    name = "cupy"
+
+    def __call__(self, array):
+        return cupy_array(np.array(array))
+
+    def fetch(self, array):
+        return np.array(getattr(array, "numbers", array))  # its memory goes with it
+
+
+class OfTorch(OfCupy):
+    """torch's, likewise."""
+
+    name = "torch"
+
+    def __call__(self, array):
+        return Tensor(np.array(array))
+
+
+class OfOthers(Library):
+    """Arrays that have nothing but an interface of their own; results are then the simulator's own arrays."""
+
+    name = "others"
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __call__(self, array):
+        return self.kind(np.array(array))
+
+    def laid(self, base, view):
+        return self.kind(view(np.array(base)))
+
+    def fetch(self, array):
+        return np.array(getattr(array, "numbers", array))  # its memory goes with it
+
+
+LIBRARIES = {
+    "sent": Sent(), "cupy": OfCupy(), "torch": OfTorch(), "interface": OfOthers(ByInterface),
+    "dlpack": OfOthers(ByDLPack),
+}  # fmt: skip
+
+
+#: CuPy's arrays go through all of the table, the others through what they could change.
+RUNS = [(name, call) for name in LIBRARIES for call in (CALLS if name == "cupy" else short(CALLS))
+        if LIBRARIES[name].name not in call.without]  # fmt: skip
+
+#: What the device has to be asked for before it is known that an argument is wrong.
+ASKS = {"csr_matvec", "csr_rmatvec", "ConvPlan.refill"}
+
+
+@pytest.mark.parametrize(("name", "call"), RUNS, ids=[f"{name}-{call}" for name, call in RUNS])
+def test_a_gpu_gives_what_the_cpu_gives(name, call, monkeypatch):
+    """Or refuses it in the words that the table says, before anything is launched."""
+    fake_libraries.install(monkeypatch, [])
+    library, launched, launch = LIBRARIES[name], [], driver.Simulator.launch
+    monkeypatch.setattr(driver.Simulator, "launch", lambda *a: (launched.append(a[2].__name__), launch(*a)))
+    refusal = call.refusal(library.name)
+    with numconv.use_device("cuda"):
+        if not refusal:
+            same(call, flat(call.run(library), library.fetch), wanted(call))
+            return
+        with pytest.raises((TypeError, ValueError, RuntimeError)) as caught:
+            call.run(library)
+    assert str(caught.value).startswith(refusal), caught.value
+    assert not launched or call.function in ASKS, launched

@@ -1,0 +1,40 @@
+"""The table of public calls: it has all of them, the CPU computes them, and ``docs/gpu.md`` says what it says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from public_calls import CALLS, HERE, by_plain_python, on_the_cpu, public, same
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_it_has_everything_public():
+    assert {call.function for call in CALLS} == public()
+    assert len({str(call) for call in CALLS}) == len(CALLS)
+
+
+def test_the_page_is_made_of_it():
+    made = subprocess.run([sys.executable, ROOT / "tests/gpu/table.py"], capture_output=True, text=True, check=True)
+    page = (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
+    assert made.stdout == page, "python tests/gpu/table.py > docs/gpu.md"
+
+
+#: Other dtypes have tests of their own, and each takes the compiler seconds.
+FLOAT32 = [call for call in CALLS if "dtype" not in call.feature and not call.function.startswith("ConvPlan.check")]
+
+
+@pytest.mark.parametrize("call", FLOAT32, ids=str)
+def test_the_cpu_computes_it(call):
+    """Compiled as in plain Python, or refused in the words of the table."""
+    refusal = call.refusal(HERE)
+    if not refusal:
+        got = on_the_cpu(call)
+        same(call, got, by_plain_python().get(str(call), got))
+        return
+    with pytest.raises((TypeError, ValueError)) as caught:
+        on_the_cpu(call)
+    assert str(caught.value).startswith(refusal), caught.value
