@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -126,60 +126,54 @@ class Products:
         -------
         array of ``output_shape``
         """
-        g = self.geometry
-        inputs = (("x", x, g.input_shape), ("w", w, g.kernel_shape), ("bias", bias, (g.K,)))
-        return self._run("forward", inputs, g.output_shape, out, cast)
+        return self._run("forward", (x, w, bias), out, cast)
 
     def _grad_input_of(self, dy: np.ndarray, w: np.ndarray, out: np.ndarray | None, cast: bool = False) -> np.ndarray:
         """The same for ``grad_input``."""
-        g = self.geometry
-        inputs = (("dy", dy, g.output_shape), ("w", w, g.kernel_shape))
-        return self._run("grad_input", inputs, g.input_shape, out, cast)
+        return self._run("grad_input", (dy, w), out, cast)
 
     def _grad_weight_of(self, x: np.ndarray, dy: np.ndarray, out: np.ndarray | None, cast: bool = False) -> np.ndarray:
         """The same for ``grad_weight``."""
-        g = self.geometry
-        inputs = (("x", x, g.input_shape), ("dy", dy, g.output_shape))
-        return self._run("grad_weight", inputs, g.kernel_shape, out, cast)
+        return self._run("grad_weight", (x, dy), out, cast)
 
     def _transpose_of(
         self, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, out: np.ndarray | None, cast: bool = False
     ) -> np.ndarray:
         """The same for ``transpose``."""
+        return self._run("transpose", (x, w, bias), out, cast)
+
+    @cached_property
+    def _needs(self) -> dict[str, tuple[tuple[str, tuple[int, ...]], ...]]:
+        """What the arrays of each product are called, and the shapes that they must have."""
         g = self.geometry
-        inputs = (("x", x, g.output_shape), ("w", w, g.kernel_shape), ("bias", bias, (g.C,)))
-        return self._run("transpose", inputs, g.input_shape, out, cast)
+        x, w, dy = ("x", g.input_shape), ("w", g.kernel_shape), ("dy", g.output_shape)
+        return {
+            "forward": (x, w, ("bias", (g.K,))), "grad_input": (dy, w), "grad_weight": (x, dy),
+            "transpose": (("x", g.output_shape), w, ("bias", (g.C,))),
+        }  # fmt: skip
 
     def _run(
-        self, product: str, inputs: Sequence[tuple[str, np.ndarray | None, tuple[int, ...]]], shape: tuple[int, ...],
-        out: np.ndarray | None, cast: bool,
+        self, product: str, arrays: Sequence[np.ndarray | None], out: np.ndarray | None, cast: bool
     ) -> np.ndarray:
+        """A product where its arrays are: those on a GPU are computed there, whatever the plan says of NumPy's."""
+        if dispatch.device_of(arrays[0]) == "cpu":
+            return self._run_once(product, cast, *arrays, out)
+        there = self._on_gpu if self.device == "cpu" else self
+        compute, capture = partial(there._run_once, product, cast), dispatch.backend("cuda", "capture")
+        result: np.ndarray = capture.replayed(there._captures, (product, cast), arrays, out, compute)
+        return result
+
+    def _run_once(self, product: str, cast: bool, *given: np.ndarray | None) -> np.ndarray:
         """Look at everything, ask for all memory, and only then copy, allocate and compute.
 
-        ``inputs`` are names, arrays and the shapes they must have; ``None`` stands for zeros. Arrays on a GPU are
-        computed there, whatever the plan says of NumPy's.
+        ``given`` are the arrays, ``None`` for zeros, and ``out``.
         """
-        first: Any = inputs[0][1]
-        if dispatch.device_of(first) == "cpu":
-            return self._run_once(product, inputs, shape, out, cast)
-        there = self._on_gpu if self.device == "cpu" else self
-
-        def run(*given: Any) -> Any:
-            named = [(name, array, need) for (name, _, need), array in zip(inputs, given[:-1], strict=True)]
-            return there._run_once(product, named, shape, given[-1], cast)
-
-        given: list[Any] = [array for _, array, _ in inputs]
-        return dispatch.backend("cuda", "capture").replayed(there._captures, (product, cast), given, out, run)
-
-    def _run_once(
-        self, product: str, inputs: Sequence[tuple[str, np.ndarray | None, tuple[int, ...]]], shape: tuple[int, ...],
-        out: np.ndarray | None, cast: bool,
-    ) -> np.ndarray:
-        first: Any = inputs[0][1]
+        (*arrays_in, out), needs, shape = given, self._needs[product], getattr(self.geometry, RESULTS[product])
+        first: Any = arrays_in[0]
         computed = self._stored
         exact = computed == self.dtype
         usual, copies = exact and out is None and type(first) is np.ndarray, 0
-        for name, array, need in inputs:
+        for (name, need), array in zip(needs, arrays_in, strict=True):
             if array is None or (exact and array.shape == need and arrays.fits(array, computed)):
                 continue
             usual = False
@@ -192,21 +186,21 @@ class Products:
         if usual:  # the same as below, which takes longer than a small convolution
             self._require(prod(shape) * computed.itemsize + peak, shape, first)
             target = np.empty(shape, computed)
-            compute(*(np.zeros(need, computed) if array is None else array for _, array, need in inputs), target)
+            ready = (np.zeros(need, computed) if a is None else a for (_, need), a in zip(needs, arrays_in, strict=True))
+            compute(*ready, target)
             return target
 
         def fill(target: np.ndarray) -> None:
             ready = [
                 arrays.zeros_beside(first, need, computed) if array is None
                 else arrays.as_summand(array, self.dtype, computed)
-                for _, array, need in inputs
+                for (_, need), array in zip(needs, arrays_in, strict=True)
             ]
             compute(*ready, target)
 
-        given = [array for _, array, _ in inputs if array is not None]
         with np.errstate(all="ignore"):  # the caller's own array may not hold what was computed
             return arrays.deliver(
-                fill, shape, self.dtype, out, *given, computed=computed, beside=copies + peak,
+                fill, shape, self.dtype, out, *(a for a in arrays_in if a is not None), computed=computed, beside=copies + peak,
                 ask=lambda nbytes: self._require(nbytes, shape, first),
             )
 

@@ -240,10 +240,10 @@ class Kernel:
         if blocks:
             on.launch(self, blocks, arguments)
 
-    def compile(self, arguments: tuple[Any, ...]) -> Any:
-        """The kernel for arguments of these types, on the current device, as ``cuda.core`` launches it."""
+    def compile(self, arguments: tuple[Any, ...]) -> int:
+        """The driver's handle of the kernel for arguments of these types, on the current device."""
         types = tuple(self.code.typeof_pyval(argument) for argument in arguments)
-        return self.code.compile(types)._codelibrary.get_cufunc().kernel
+        return int(self.code.compile(types)._codelibrary.get_cufunc().kernel.handle)
 
 
 def kernel(threads: int = 0, resident: int = 0) -> Callable[[Callable[..., None]], Kernel]:
