@@ -252,7 +252,7 @@ def kind_of(name: str, value: Any) -> str:
     if issubclass(type(value), np.ndarray):
         return "numpy"
     if look(value, "__dlpack_device__") is not None:
-        kind, device = ask(name, "an array", value, lambda value: tuple(map(int, value.__dlpack_device__())))
+        kind, device = ask(name, "an array", value, _dlpack_device)
         if kind in _DLPACK_CUDA:
             return f"{library} on cuda:{device}"
         if kind not in _DLPACK_CPU:
@@ -261,8 +261,9 @@ def kind_of(name: str, value: Any) -> str:
                 f"type {int(kind)})"
             )
         return "numpy"
-    if look(value, "__cuda_array_interface__") is not None:
-        return f"{library} on cuda:{ask(name, 'an array', value, _device_by_address)}"
+    interface = look(value, "__cuda_array_interface__")
+    if interface is not None:
+        return f"{library} on cuda:{ask(name, 'an array', value, partial(_device_by_address, interface))}"
     return "numpy" if any(look(value, way) is not None for way in ("__array__", "__array_interface__")) else ""
 
 
@@ -277,10 +278,15 @@ def _library(kind: Any) -> str:
     return "torch" if containers.is_of_torch(kind) else str(kind.__module__).partition(".")[0]
 
 
-def _device_by_address(value: Any) -> int:
+def _dlpack_device(value: Any) -> tuple[int, int]:
+    kind, device = value.__dlpack_device__()
+    return int(kind), int(device)
+
+
+def _device_by_address(interface: dict[str, Any], value: Any) -> int:
     """The GPU of an array that says no more than its address, which the driver knows."""
     device = getattr(getattr(value, "device", None), "id", None)
-    address = value.__cuda_array_interface__["data"][0]
+    address = interface["data"][0]
     if device is None and address and not no_cuda():
         device = backend("cuda", "driver").DRIVER.device_at(address)
     return device or 0

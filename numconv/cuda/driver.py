@@ -36,22 +36,22 @@ class Driver:
     """
 
     def __init__(self) -> None:
-        self._contexts: dict[int, int] = {}
+        self._contexts: dict[int, int] = {}  # of each device
+        self._numbas: dict[int, Any] = {}  # numba's objects for them
 
     def on(self, device: int) -> Any:
         """Make a GPU the current one, and put errors in words that say what helps."""
-        return _EXPLAINED if self._contexts.get(device, 0) == _context() else self._switched(device)
+        return _EXPLAINED if self._contexts.get(device) == _context() else self._switched(device)
 
     @contextmanager
     def _switched(self, device: int) -> Iterator[None]:
         with _EXPLAINED:
             if not _context():  # nothing that belongs to others: as CUDA's run time has it, the GPU stays current
-                cuda.current_context(device)
-                self._contexts[device] = _context()
+                self._numbas[device], self._contexts[device] = cuda.current_context(device), _context()
                 yield
             else:
                 with cuda.gpus[device]:
-                    self._contexts[device] = _context()
+                    self._numbas[device], self._contexts[device] = cuda.current_context(), _context()
                     yield
 
     def allocate(self, device: int, shape: tuple[int, ...], dtype: np.dtype, stream: int = 0) -> Any:
@@ -59,7 +59,7 @@ class Driver:
         with self.on(device):
             strides = strides_of(shape, dtype.itemsize)
             nbytes = shape[0] * strides[0] if shape else dtype.itemsize
-            memory = cuda.current_context().memalloc(nbytes) if nbytes else None
+            memory = self._numbas[device].memalloc(nbytes) if nbytes else None
             return DeviceNDArray(shape, strides, dtype, cuda.external_stream(stream) if stream else 0, memory)
 
     def send(self, device: int, array: np.ndarray) -> Any:
@@ -191,8 +191,8 @@ def _code(device: int, launch: Launch) -> Any:
     kernel, kinds = launch.kernel, tuple(map(_kind, launch.arguments))
     code = kernel.compiled.get((device, kinds))
     if code is None:
-        code = kernel.compiled[device, kinds] = binding.CUfunction(kernel.compile(launch.arguments))
-    return code
+        code = kernel.compiled[device, kinds] = kernel.compile(launch.arguments, kinds)
+    return binding.CUfunction(int(code.handle))
 
 
 def _kind(argument: Any) -> Any:
