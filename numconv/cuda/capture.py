@@ -175,14 +175,26 @@ def replayed(
         None if out is None else (out.layout, *[out.overlaps(array) for array in arguments[:-1]]),
     )  # fmt: skip
     known = captures.get(key)
-    if known is not None:
-        return known.replay(arguments)
-    if len(captures) >= MOST:
-        return compute(*arrays, out)
+    try:
+        if known is not None:
+            return known.replay(arguments)
+        if len(captures) >= MOST:
+            return compute(*arrays, out)
+        return _captured(captures, key, arguments, owners, (*arrays, out), compute)
+    except BaseException:
+        arguments[0].place.settle()  # before memory goes that kernels may be at work in
+        raise
+
+
+def _captured(
+    captures: dict[Any, Capture], key: Any, arguments: list[DeviceArray], owners: list[int],
+    given: Sequence[DeviceArray | None], compute: Callable[..., DeviceArray],
+) -> DeviceArray:
+    """What ``compute(*given)`` gives, of which the first time is captured."""
     capture = captured.capture = Capture(arguments)
     buffers = iter([array.in_buffer(owners.index(id(array.owner))) for array in arguments])
     try:
-        result = compute(*(None if array is None else next(buffers) for array in (*arrays, out)))
+        result = compute(*(None if array is None else next(buffers) for array in given))
     finally:
         captured.capture = None
     capture.ends(result)
