@@ -240,7 +240,8 @@ def shape_of(name: str, value: Any) -> tuple[int, ...]:
 
 def kind_of(name: str, value: Any) -> str:
     """Whose array this is and where it lives, as errors say it: ``"torch on cuda:0"``; empty for what is no array."""
-    library = _library(type(value))
+    type_of: Any = type(value)
+    library = _library(type_of)
     if library == "numconv" and hasattr(value, "place"):
         return str(value.place.kind)
     containers.refuse(name, value)
@@ -249,7 +250,7 @@ def kind_of(name: str, value: Any) -> str:
         if device.type not in ("cpu", "cuda"):
             raise TypeError(f"{name} lives on the device {device}; numconv computes on CPUs and CUDA GPUs")
         return _kind_of_tensor(device)
-    if issubclass(type(value), np.ndarray):
+    if issubclass(type_of, np.ndarray):
         return "numpy"
     if look(value, "__dlpack_device__") is not None:
         kind, device = ask(name, "an array", value, _dlpack_device)

@@ -157,23 +157,23 @@ class Products:
     ) -> np.ndarray:
         """A product where its arrays are: those on a GPU are computed there, whatever the plan says of NumPy's."""
         if dispatch.device_of(arrays[0]) == "cpu":
-            return self._run_once(product, cast, *arrays, out)
+            return self._run_once(product, cast, *arrays, out=out)
         there = self._on_gpu if self.device == "cpu" else self
         compute, capture = partial(there._run_once, product, cast), dispatch.backend("cuda", "capture")
         result: np.ndarray = capture.replayed(there._captures, (product, cast), arrays, out, compute)
         return result
 
-    def _run_once(self, product: str, cast: bool, *given: np.ndarray | None) -> np.ndarray:
+    def _run_once(self, product: str, cast: bool, *there: np.ndarray | None, out: np.ndarray | None) -> np.ndarray:
         """Look at everything, ask for all memory, and only then copy, allocate and compute.
 
-        ``given`` are the arrays, ``None`` for zeros, and ``out``.
+        ``there`` are the arrays of the product, ``None`` for zeros.
         """
-        (*arrays_in, out), needs, shape = given, self._needs[product], getattr(self.geometry, RESULTS[product])
-        first: Any = arrays_in[0]
+        needs, shape = self._needs[product], getattr(self.geometry, RESULTS[product])
+        first: Any = there[0]
         computed = self._stored
         exact = computed == self.dtype
         usual, copies = exact and out is None and type(first) is np.ndarray, 0
-        for (name, need), array in zip(needs, arrays_in, strict=True):
+        for (name, need), array in zip(needs, there, strict=True):
             if array is None or (exact and array.shape == need and arrays.fits(array, computed)):
                 continue
             usual = False
@@ -186,22 +186,22 @@ class Products:
         if usual:  # the same as below, which takes longer than a small convolution
             self._require(prod(shape) * computed.itemsize + peak, shape, first)
             target = np.empty(shape, computed)
-            ready = (np.zeros(need, computed) if a is None else a for (_, need), a in zip(needs, arrays_in, strict=True))
-            compute(*ready, target)
+            given = zip(needs, there, strict=True)
+            compute(*(np.zeros(need, computed) if array is None else array for (_, need), array in given), target)
             return target
 
         def fill(target: np.ndarray) -> None:
             ready = [
                 arrays.zeros_beside(first, need, computed) if array is None
                 else arrays.as_summand(array, self.dtype, computed)
-                for (_, need), array in zip(needs, arrays_in, strict=True)
+                for (_, need), array in zip(needs, there, strict=True)
             ]
             compute(*ready, target)
 
         with np.errstate(all="ignore"):  # the caller's own array may not hold what was computed
             return arrays.deliver(
-                fill, shape, self.dtype, out, *(a for a in arrays_in if a is not None), computed=computed, beside=copies + peak,
-                ask=lambda nbytes: self._require(nbytes, shape, first),
+                fill, shape, self.dtype, out, *(array for array in there if array is not None), computed=computed,
+                beside=copies + peak, ask=lambda nbytes: self._require(nbytes, shape, first),
             )
 
     def _check(self, name: str, array: np.ndarray, need: tuple[int, ...], cast: bool = False) -> None:

@@ -227,12 +227,16 @@ class Cache(caching.FunctionCache):
                 os.makedirs(folder, exist_ok=True)
                 save()
         except OSError as error:
-            message = f"compiled code cannot be kept in {folder} ({error.strerror}), every process compiles it"
-            warn_once(message, stacklevel=4)
+            warn_once(cannot_keep(folder, error), stacklevel=4)
 
     def _index_key(self, sig: Any, codegen: Any) -> Any:
         switches = tuple(str(getattr(numba.config, name, None)) for name in SWITCHES)
         return *super()._index_key(sig, codegen), target.VECTOR_BYTES, target.REGISTERS, switches
+
+
+def cannot_keep(folder: Any, error: OSError) -> str:
+    """What is said where code cannot be written."""
+    return f"compiled code cannot be kept in {folder} ({error.strerror}), every process compiles it"
 
 
 def _warn(message: str, stacklevel: int = 3) -> None:

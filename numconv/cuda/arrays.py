@@ -41,7 +41,7 @@ def at_address(
 
 
 class Layout:
-    """All of an array but where it lies, which is what kernels and copies depend on. ``layout_of`` makes one of a kind."""
+    """All of an array but where it lies: what kernels and copies depend on. ``layout_of`` makes one of a kind."""
 
     __slots__ = (
         "above", "aligned", "below", "c_contiguous", "dtype", "itemsize", "nbytes", "ndim", "shape", "size", "strides",
@@ -126,12 +126,8 @@ class DeviceArray:
 
     def overlaps(self, other: DeviceArray) -> bool:
         """Whether two arrays may have an item in common, by the bounds of their memory."""
-        one, two = self.layout, other.layout
-        if not (one.size and two.size):
-            return False
-        return (
-            self.address + one.below < other.address + two.above and other.address + two.below < self.address + one.above
-        )
+        one, two, apart = self.layout, other.layout, other.address - self.address
+        return bool(one.size and two.size and one.below < apart + two.above and apart + two.below < one.above)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:

@@ -1,17 +1,19 @@
 """Compiled kernels on disk: what the driver loads, a file for each kernel and kind of arguments.
 
 numba's own cache keeps what it needs to go on compiling, and looks at the one file that a kernel stands in. Here the
-driver's code is all, and helpers in other files count. A file says what it was compiled from, with a checksum before it;
-what is damaged, or from other sources, counts as not there, and is written anew in its place.
+driver's code is all, and helpers in other files count. A file has a checksum and says what it was compiled from; what
+is damaged, or from other sources, counts as not there, and is written anew in its place.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable
 from functools import cache
 from importlib import resources
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +25,16 @@ from ..cpu import cache as on_disk
 SOURCES = ("cuda", "_indexing.py")
 
 #: What numba can be told of the code that it makes.
-SWITCHES = ("OPT", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "CUDA_DEBUGINFO_DEFAULT", "CUDA_LOW_OCCUPANCY_WARNINGS")
+SWITCHES = ("OPT", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "CUDA_DEBUGINFO_DEFAULT")
 
 
 @cache
 def _stamp() -> str:
     """A checksum of what all kernels are compiled from, and by."""
-    import numba_cuda
     from numba.cuda.cudadrv import runtime
 
-    switches = [str(getattr(numba.config, name, None)) for name in SWITCHES]  # type: ignore[attr-defined]
-    compiler = numba.__version__, numba_cuda.__version__, *map(str, runtime.get_version()), *switches
+    switches = [str(getattr(numba.config, name, None)) for name in SWITCHES]
+    compiler = numba.__version__, version("numba-cuda"), *map(str, runtime.get_version()), *switches
     checksum = hashlib.sha256(" ".join(compiler).encode())
     for name in SOURCES:
         for text in on_disk.texts(resources.files("numconv") / name):
@@ -71,17 +72,17 @@ class Stored:
             on_disk.warn_once(on_disk.NO_FOLDER)
             return
         file, body = self._folders[-1] / self._file, self._about + name.encode() + b"\n" + code
-        beside = file.with_suffix(f".{os.getpid()}")
+        beside = file.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             beside.write_bytes(hashlib.sha256(body).digest() + body)
             beside.replace(file)
         except OSError as error:
-            on_disk.warn_once(f"compiled code cannot be kept in {file.parent} ({error.strerror}), every process compiles it")
+            on_disk.warn_once(on_disk.cannot_keep(file.parent, error))
 
 
 def identity(value: Any) -> Any:
-    """What tells a function from others that stand in the same line, made with other constants; other values as shown."""
+    """What tells a function from others of the same line, made with other constants; of other values what they show."""
     value = getattr(value, "py_func", value)
     if not callable(value) or not hasattr(value, "__code__"):
         return repr(value)

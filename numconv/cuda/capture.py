@@ -161,12 +161,12 @@ def replayed(
     captures: dict[Any, Capture], product: Any, arrays: Sequence[DeviceArray | None], out: DeviceArray | None,
     compute: Callable[..., DeviceArray],
 ) -> DeviceArray:
-    """What ``compute(*arrays, out)`` gives, captured or replayed. ``captures`` are those of a plan, of which this is a
-    ``product``.
+    """What ``compute(*arrays, out=out)`` gives, captured or replayed. ``captures`` are those of a plan, of which this
+    is a ``product``.
     """
     if captured.capture is not None:  # a call within another's, by a signal's handler say: that one is not kept
         captured.capture.possible = False
-        return compute(*arrays, out)
+        return compute(*arrays, out=out)
     arguments = [array for array in (*arrays, out) if array is not None]
     owners = [id(array.owner) for array in arguments]
     key = (
@@ -179,8 +179,8 @@ def replayed(
         if known is not None:
             return known.replay(arguments)
         if len(captures) >= MOST:
-            return compute(*arrays, out)
-        return _captured(captures, key, arguments, owners, (*arrays, out), compute)
+            return compute(*arrays, out=out)
+        return _captured(captures, key, arguments, owners, arrays, out, compute)
     except BaseException:
         arguments[0].place.settle()  # before memory goes that kernels may be at work in
         raise
@@ -188,13 +188,14 @@ def replayed(
 
 def _captured(
     captures: dict[Any, Capture], key: Any, arguments: list[DeviceArray], owners: list[int],
-    given: Sequence[DeviceArray | None], compute: Callable[..., DeviceArray],
+    arrays: Sequence[DeviceArray | None], out: DeviceArray | None, compute: Callable[..., DeviceArray],
 ) -> DeviceArray:
-    """What ``compute(*given)`` gives, of which the first time is captured."""
+    """The first time."""
     capture = captured.capture = Capture(arguments)
     buffers = iter([array.in_buffer(owners.index(id(array.owner))) for array in arguments])
     try:
-        result = compute(*(None if array is None else next(buffers) for array in given))
+        given = [None if array is None else next(buffers) for array in (*arrays, out)]
+        result = compute(*given[:-1], out=given[-1])
     finally:
         captured.capture = None
     capture.ends(result)

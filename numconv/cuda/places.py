@@ -3,8 +3,8 @@
 Results and workspaces come from the caller's own library, on the caller's device and stream, so that their type, pool
 and lifetime are right and nothing waits. No library is imported that the caller has not.
 
-What keeps streams from races: whatever a kernel reads or writes beside the caller's arrays either belongs to no call, or
-lives and dies in the order of the stream that the kernel is on.
+What keeps streams from races: whatever a kernel reads or writes beside the caller's arrays either belongs to no call,
+or lives and dies in the order of the stream that the kernel is on.
 
 - Tables and constants belong to no call. They are copied from the host and are there when ``Driver.send`` returns, so
   that any stream may read them, and nobody writes to them again. Who launches with them keeps them.
@@ -361,8 +361,8 @@ class CuPy(Place):
 class Foreign(Host):
     """Arrays of a library that numconv does not know, by the CUDA array interface or by DLPack.
 
-    numconv waits for its work, for nobody knows which stream the library goes on with. A result comes from the library's
-    own array namespace where it has one, as the array API standard describes it, else it is an array of numba.
+    numconv waits for its work, for nobody knows which stream the library goes on with. A result comes from the
+    library's own array namespace where it has one, as the array API standard describes it, else it is one of numba.
     """
 
     def __init__(self, library: str, device: int) -> None:

@@ -2,8 +2,10 @@
 
     python tests/gpu/host.py [--json FILE] [--only WORDS]
 
-Microseconds a call that has been made before: the median of batches by the clock, and by the time of the processor, and
-the least of that, which other work on the machine disturbs the least. Where there is no GPU, torch's tensors are real ones of the CPU that say they are on a GPU, and CuPy's arrays are stand-ins.
+Microseconds a call that has been made before, medians of batches: by the clock; by the time of the processor; and steady,
+that time in units of a fixed piece of Python which runs beside every batch, times what this piece takes undisturbed. The
+last says the same on a machine that does other work. Where there is no GPU, torch's tensors are real ones of the CPU that
+say they are on a GPU, and CuPy's arrays are stand-ins.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ LAYERS = {
     "implicit": (*LAYER, {"algorithm": "implicit"}), "direct": (*LAYER, {"algorithm": "direct"}),
     "depthwise": (*DEPTHWISE, {"algorithm": "direct", "groups": 8}), "im2col": (*LAYER, {"algorithm": "im2col"}),
 }  # fmt: skip
-BATCHES, CALLS = 150, 10
+BATCHES, CALLS = 150, 5
 
 
 def calls(nc: Any, send: Callable[[np.ndarray], Any], layer: str) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -52,19 +54,37 @@ def calls(nc: Any, send: Callable[[np.ndarray], Any], layer: str) -> Iterator[tu
     yield "conv_grad_weight", partial(nc.conv_grad_weight, x, w_shape, dy, **given)
 
 
+def piece() -> None:
+    """A fixed piece of Python, as good as any other."""
+    found: dict[Any, int] = {}
+    for i in range(200):
+        found[i, str(i)] = i
+        del found[i, str(i)]
+
+
+def spent(run: Callable[[], object], times: int, clock: Callable[[], float] = time.process_time) -> float:
+    """Microseconds."""
+    begin = clock()
+    for _ in range(times):
+        run()
+    return 1e6 * (clock() - begin) / times
+
+
+UNDISTURBED = min(spent(piece, 1) for _ in range(2000))
+
+
 def timed(call: Callable[[], Any], wait: Callable[[], object]) -> dict[str, float]:
-    """Microseconds of a call by the clock and by the processor, medians of batches, and the least by the processor."""
+    """Microseconds of a call."""
+    found: dict[str, list[float]] = {"clock": [], "processor": [], "steady": []}
     for _ in range(5):
         call()
-    spent = []
     for _ in range(BATCHES):
         wait()
-        begin = time.perf_counter(), time.process_time()
-        for _ in range(CALLS):
-            call()
-        spent.append([1e6 * (now - then) / CALLS for now, then in zip((time.perf_counter(), time.process_time()), begin)])
-    clock, processor = zip(*spent)
-    return {"clock": statistics.median(clock), "processor": statistics.median(processor), "least": min(processor)}
+        beside = spent(piece, 2)
+        found["processor"].append(spent(call, CALLS))
+        found["steady"].append(found["processor"][-1] / beside * UNDISTURBED)
+        found["clock"].append(spent(call, CALLS, time.perf_counter))
+    return {name: statistics.median(values) for name, values in found.items()}
 
 
 # whose arrays -------------------------------------------------------------------------------------------------------
@@ -125,7 +145,7 @@ def main() -> None:
     """A table, and JSON where it is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="a file for the figures")
-    parser.add_argument("--only", default="", help="libraries, layers or calls, by parts of their names: torch,implicit")
+    parser.add_argument("--only", default="", help="parts of the names of libraries, layers, calls")
     given = parser.parse_args()
     import numconv as nc
 
@@ -139,7 +159,7 @@ def main() -> None:
 
     wait = (lambda: None) if over else cuda.synchronize
     words, rows = given.only.split(",") if given.only else [], []
-    print(f"{'arrays':18}{'layer':11}{'call':20}{'clock':>8}{'processor':>11}{'least':>8}   microseconds a call")
+    print(f"{'arrays':18}{'layer':11}{'call':20}{'clock':>9}{'processor':>11}{'steady':>9}   microseconds a call")
     for library, send in libraries(not over).items():
         for layer in LAYERS:
             for call, run in calls(nc, send, layer):
@@ -147,9 +167,11 @@ def main() -> None:
                 if all(word in name for word in words):
                     row = {"arrays": library, "layer": layer, "call": call, **timed(run, wait)}
                     rows.append(row)
-                    print(f"{library:18}{layer:11}{call:20}{row['clock']:8.1f}{row['processor']:11.1f}{row['least']:8.1f}")
+                    figures = f"{row['clock']:9.1f}{row['processor']:11.1f}{row['steady']:9.1f}"
+                    print(f"{library:18}{layer:11}{call:20}{figures}", flush=True)
     if given.json:
-        given.json.write_text(json.dumps({"over": "the stand-in" if over else nc.devices()[1].description, "rows": rows}))
+        where = "the stand-in" if over else nc.devices()[1].description
+        given.json.write_text(json.dumps({"over": where, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":
