@@ -130,14 +130,14 @@ class Capture:
         place = arguments[0].place
         room = [0] * (len(self.begins) - self.given)
         owners, addresses = [a.owner for a in arguments] + room, [a.address for a in arguments] + room
-        try:
-            frame = self.frames.pop()
-        except IndexError:  # the first replay, or another thread is in one
-            frame = DRIVER.frame(place.device, self.launches)
-        replay = Replay(place, frame, owners, addresses)
-        for buffer, array in enumerate(arguments):
-            frame.put(buffer, array.address)
         with DRIVER.on(place.device):
+            try:
+                frame = self.frames.pop()
+            except IndexError:  # the first replay, or another thread is in one
+                frame = DRIVER.frame(place.device, self.launches)
+            for buffer, array in enumerate(arguments):
+                frame.put(buffer, array.address)
+            replay = Replay(place, frame, owners, addresses)
             for step in self.steps:
                 step(replay)
         self.frames.append(frame)

@@ -175,11 +175,15 @@ class Place:
 class Host(Place):
     """Memory that numba allocates, for NumPy arrays that are computed on a GPU, and for numba's own arrays.
 
-    The stream is that of the arrays, the first one's if they name several, else the default one.
+    For the arrays of one call the stream is that which they name, the first one's if they name several; else, and where
+    arrays outlive a call, it is the default one.
     """
 
     library = "simulator" if SIMULATED else "numba"
-    _stream: int | None = None
+
+    def __init__(self, device: int, library: str = "", stream: int | None = None) -> None:
+        super().__init__(device, library)
+        self._stream = stream
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """A device array of numba."""
@@ -228,11 +232,15 @@ class Torch(Place):
 
     library = "torch"
 
+    def __init__(self, device: int) -> None:
+        super().__init__(device)
+        self.where = f"cuda:{device}"
+
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """An empty tensor."""
         import torch
 
-        return torch.empty(shape, dtype=_dtype_for_torch(dtype), device=f"cuda:{self.device}")
+        return torch.empty(shape, dtype=_dtype_for_torch(dtype), device=self.where)
 
     def read(self, owner: Any) -> DeviceArray:
         """A tensor, without its history."""
@@ -428,7 +436,7 @@ def _shared(kind: str) -> Place | None:
 
 def host(device: int = 0) -> Host:
     """Where NumPy arrays are computed."""
-    return Host(device)
+    return Host(device, stream=0)
 
 
 def read(place: Place, name: str, value: Any) -> DeviceArray:

@@ -2,10 +2,10 @@
 
     python tests/gpu/host.py [--json FILE] [--only WORDS]
 
-Microseconds a call that has been made before, medians of batches: by the clock; by the time of the processor; and steady,
-that time in units of a fixed piece of Python which runs beside every batch, times what this piece takes undisturbed. The
-last says the same on a machine that does other work. Where there is no GPU, torch's tensors are real ones of the CPU that
-say they are on a GPU, and CuPy's arrays are stand-ins.
+Microseconds a call that has been made before, medians of batches: by the clock; by the time of the processor; and
+steady, that time in units of a fixed piece of Python which runs beside every batch, times what this piece takes
+undisturbed. The last says the same on a machine that does other work. Where there is no GPU, torch's tensors are real
+ones of the CPU that say they are on a GPU, and CuPy's arrays are stand-ins.
 """
 
 from __future__ import annotations
