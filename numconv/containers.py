@@ -113,10 +113,14 @@ def _packages(kind: Any) -> list[str]:
     return [package for package in found if package not in ("builtins", "numpy")] or ["numpy"]
 
 
+def is_of_torch(kind: Any) -> bool:
+    """Whether a type is one of torch's, or made from one."""
+    return "torch" in _packages(kind)
+
+
 def is_tensor(value: Any) -> bool:
     """Whether this is a tensor of torch, or of a type made from it."""
-    kind: Any = type(value)
-    return "torch" in _packages(kind) and hasattr(value, "detach")
+    return is_of_torch(type(value)) and hasattr(value, "detach")
 
 
 @lru_cache(maxsize=1024)
@@ -126,13 +130,20 @@ def _computes_itself(kind: Any) -> bool:
     return own is not np.ndarray.__array_ufunc__ and not hasattr(kind, "__cuda_array_interface__")
 
 
+def _has_tangent(tensor: Any) -> bool:
+    """Whether torch differentiates a tensor forwards, which it does inside of levels alone: none is -1."""
+    forward_ad = sys.modules.get("torch.autograd.forward_ad")
+    if forward_ad is None or getattr(forward_ad, "_current_level", 0) < 0:
+        return False
+    return forward_ad.unpack_dual(tensor).tangent is not None
+
+
 def _refuse_tensor(name: str, tensor: Any) -> None:
     """Refuse what torch differentiates, as its own ``numpy()`` does, and what has a mask."""
     if hasattr(tensor, "get_mask"):
         raise TypeError(f"{name} is a masked tensor, whose mask would be lost; fill it first: {name}.to_tensor(value)")
     backward = getattr(tensor, "requires_grad", False) and sys.modules["torch"].is_grad_enabled()
-    forward_ad = sys.modules.get("torch.autograd.forward_ad")
-    if backward or (forward_ad is not None and forward_ad.unpack_dual(tensor).tangent is not None):
+    if backward or _has_tangent(tensor):
         raise TypeError(
             f"{name} is a tensor that torch differentiates, and the gradient would be lost: the functions of "
             f"numconv.interop.torch keep it; without any, give {name}.detach() or call under torch.no_grad()"

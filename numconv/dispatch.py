@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial, wraps
+from functools import cache, lru_cache, partial, wraps
 from importlib import import_module
 from inspect import signature
 from types import ModuleType
@@ -163,7 +163,7 @@ def or_dask(function: F) -> F:
     @wraps(function)
     def either(*arguments: Any, **options: Any) -> Any:
         known = _NO_DASK.issuperset(map(type, arguments)) and _NO_DASK.issuperset(map(type, options.values()))
-        if not known and True in map(is_dask, map(type, (*arguments, *options.values()))):
+        if not known and _any_dask({type(value) for value in (*arguments, *options.values())}):
             try:
                 signature(function).bind(*arguments, **options)  # what one takes the other takes
             except TypeError as error:
@@ -174,8 +174,16 @@ def or_dask(function: F) -> F:
     return cast(F, either)
 
 
-#: Types of most arguments, told in one look.
-_NO_DASK = frozenset({np.ndarray, type(None), int, float, bool, str, tuple, list})
+#: Types that are none of Dask's, told in one look.
+_NO_DASK: set[Any] = {np.ndarray, type(None), int, float, bool, str, tuple, list}
+
+
+def _any_dask(kinds: set[Any]) -> bool:
+    """Whether a type is one of Dask's; others are known from now on."""
+    found = any(map(is_dask, kinds))
+    if not found:
+        _NO_DASK.update(kinds)
+    return found
 
 
 @cache
@@ -201,12 +209,15 @@ def read(**arguments: Any) -> tuple[list[Any], Callable[[Any], Any]]:
             arguments.get("out")
         )
     out = arguments.get("out")
-    kinds = {name: kind_of(name, value) for name, value in arguments.items() if value is not None}
+    kinds, named = {}, {}
     for name, value in arguments.items():
-        if value is None and name not in _OPTIONAL:
+        if value is not None:
+            kind = kinds[name] = kind_of(name, value)
+            if kind:
+                named[name] = kind
+        elif name not in _OPTIONAL:
             raise TypeError(f"{name} must be an array, got None")
-    named = {name: kind for name, kind in kinds.items() if kind}
-    if len(set(named.values())) > 1:
+    if len({*named.values()}) > 1:
         raise TypeError(
             "all arrays must live in one place and be of one kind, got "
             + ", ".join(f"{name}: {kind}" for name, kind in named.items())
@@ -229,18 +240,20 @@ def shape_of(name: str, value: Any) -> tuple[int, ...]:
 
 def kind_of(name: str, value: Any) -> str:
     """Whose array this is and where it lives, as errors say it: ``"torch on cuda:0"``; empty for what is no array."""
-    containers.refuse(name, value)
-    if issubclass(type(value), np.ndarray):
-        return "numpy"
-    library = str(type(value).__module__).partition(".")[0]
+    type_of: Any = type(value)
+    library = _library(type_of)
     if library == "numconv" and hasattr(value, "place"):
         return str(value.place.kind)
-    if containers.is_tensor(value):
-        if value.device.type not in ("cpu", "cuda"):
-            raise TypeError(f"{name} lives on the device {value.device}; numconv computes on CPUs and CUDA GPUs")
-        return f"torch on {value.device}"
+    containers.refuse(name, value)
+    if library == "torch" and hasattr(value, "detach"):
+        device = value.device
+        if device.type not in ("cpu", "cuda"):
+            raise TypeError(f"{name} lives on the device {device}; numconv computes on CPUs and CUDA GPUs")
+        return _kind_of_tensor(device)
+    if issubclass(type_of, np.ndarray):
+        return "numpy"
     if look(value, "__dlpack_device__") is not None:
-        kind, device = ask(name, "an array", value, lambda value: tuple(map(int, value.__dlpack_device__())))
+        kind, device = ask(name, "an array", value, _dlpack_device)
         if kind in _DLPACK_CUDA:
             return f"{library} on cuda:{device}"
         if kind not in _DLPACK_CPU:
@@ -249,15 +262,32 @@ def kind_of(name: str, value: Any) -> str:
                 f"type {int(kind)})"
             )
         return "numpy"
-    if look(value, "__cuda_array_interface__") is not None:
-        return f"{library} on cuda:{ask(name, 'an array', value, _device_by_address)}"
+    interface = look(value, "__cuda_array_interface__")
+    if interface is not None:
+        return f"{library} on cuda:{ask(name, 'an array', value, partial(_device_by_address, interface))}"
     return "numpy" if any(look(value, way) is not None for way in ("__array__", "__array_interface__")) else ""
 
 
-def _device_by_address(value: Any) -> int:
+@lru_cache(maxsize=64)
+def _kind_of_tensor(device: Any) -> str:
+    return f"torch on {device}"
+
+
+@lru_cache(maxsize=1024)
+def _library(kind: Any) -> str:
+    """The library that a type is of; torch for what is made from its tensors, too."""
+    return "torch" if containers.is_of_torch(kind) else str(kind.__module__).partition(".")[0]
+
+
+def _dlpack_device(value: Any) -> tuple[int, int]:
+    kind, device = value.__dlpack_device__()
+    return int(kind), int(device)
+
+
+def _device_by_address(interface: dict[str, Any], value: Any) -> int:
     """The GPU of an array that says no more than its address, which the driver knows."""
     device = getattr(getattr(value, "device", None), "id", None)
-    address = value.__cuda_array_interface__["data"][0]
+    address = interface["data"][0]
     if device is None and address and not no_cuda():
         device = backend("cuda", "driver").DRIVER.device_at(address)
     return device or 0
@@ -285,11 +315,11 @@ def _read_gpu(arguments: dict[str, Any], kinds: dict[str, str], kind: str) -> tu
         name = next(iter(kinds))
         raise RuntimeError(f"{name} lives on a GPU ({kind}), but numconv cannot use it: {no_cuda()}")
     rooms = backend("cuda", "places")
-    own = next((value for value in arguments.values() if isinstance(value, rooms.DeviceArray)), None)
-    place = own.place if own is not None else rooms.place_of(kind)
+    own = [value for value in arguments.values() if type(value) is rooms.DeviceArray]
+    place = own[0].place if own else rooms.place_of(kind)
     arrays = []
     for name, value in arguments.items():
-        if value is None or isinstance(value, rooms.DeviceArray):
+        if value is None or type(value) is rooms.DeviceArray:
             arrays.append(value)
         elif name in kinds:
             arrays.append(rooms.read(place, name, value))
@@ -297,7 +327,7 @@ def _read_gpu(arguments: dict[str, Any], kinds: dict[str, str], kind: str) -> tu
             arrays.append(place.bring(_read_host(name, value)))
     out = arguments.get("out")
     if out is None:
-        return arrays, _as_is if own is not None else place.give
+        return arrays, _as_is if own else place.give
 
     def give_out(result: Any) -> Any:
         place.settle()

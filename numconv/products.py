@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -135,61 +135,56 @@ class Products:
         -------
         array of ``output_shape``
         """
-        g = self.geometry
-        inputs = (("x", x, g.input_shape), ("w", w, g.kernel_shape), ("bias", bias, (g.K,)))
-        return self._run("forward", inputs, g.output_shape, out, cast)
+        return self._run("forward", (x, w, bias), out, cast)
 
     def _grad_input_of(self, dy: np.ndarray, w: np.ndarray, out: np.ndarray | None, cast: bool = False) -> np.ndarray:
         """The same for ``grad_input``."""
-        g = self.geometry
-        inputs = (("dy", dy, g.output_shape), ("w", w, g.kernel_shape))
-        return self._run("grad_input", inputs, g.input_shape, out, cast)
+        return self._run("grad_input", (dy, w), out, cast)
 
     def _grad_weight_of(self, x: np.ndarray, dy: np.ndarray, out: np.ndarray | None, cast: bool = False) -> np.ndarray:
         """The same for ``grad_weight``."""
-        g = self.geometry
-        inputs = (("x", x, g.input_shape), ("dy", dy, g.output_shape))
-        return self._run("grad_weight", inputs, g.kernel_shape, out, cast)
+        return self._run("grad_weight", (x, dy), out, cast)
 
     def _transpose_of(
         self, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, out: np.ndarray | None, cast: bool = False
     ) -> np.ndarray:
         """The same for ``transpose``."""
+        return self._run("transpose", (x, w, bias), out, cast)
+
+    @cached_property
+    def _needs(self) -> dict[str, tuple[tuple[str, tuple[int, ...]], ...]]:
+        """What the arrays of each product are called, and the shapes that they must have."""
         g = self.geometry
-        inputs = (("x", x, g.output_shape), ("w", w, g.kernel_shape), ("bias", bias, (g.C,)))
-        return self._run("transpose", inputs, g.input_shape, out, cast)
+        x, w, dy = ("x", g.input_shape), ("w", g.kernel_shape), ("dy", g.output_shape)
+        return {
+            "forward": (x, w, ("bias", (g.K,))), "grad_input": (dy, w), "grad_weight": (x, dy),
+            "transpose": (("x", g.output_shape), w, ("bias", (g.C,))),
+        }  # fmt: skip
 
     def _run(
-        self, product: str, inputs: Sequence[tuple[str, np.ndarray | None, tuple[int, ...]]], shape: tuple[int, ...],
-        out: np.ndarray | None, cast: bool,
+        self, product: str, arrays: Sequence[np.ndarray | None], out: np.ndarray | None, cast: bool
     ) -> np.ndarray:
-        """Look at everything, ask for all memory, and only then copy, allocate and compute.
-
-        ``inputs`` are names, arrays and the shapes they must have; ``None`` stands for zeros. Arrays on a GPU are
-        computed there, whatever the plan says of NumPy's.
-        """
-        first: Any = inputs[0][1]
+        """A product where its arrays are: those on a GPU are computed there, whatever the plan says of NumPy's."""
+        first: Any = arrays[0]
         if dispatch.device_of(first) == "cpu":
             here = self if self.device == "cpu" else self._on_gpu(dispatch.backend("cuda", "places").host())
-            return here._run_once(product, inputs, shape, out, cast)
+            return here._run_once(product, cast, *arrays, out=out)
         there = self._on_gpu(first.place)
+        compute, capture = partial(there._run_once, product, cast), dispatch.backend("cuda", "capture")
+        result: np.ndarray = capture.replayed(there._captures, (product, cast), arrays, out, compute)
+        return result
 
-        def run(*given: Any) -> Any:
-            named = [(name, array, need) for (name, _, need), array in zip(inputs, given[:-1], strict=True)]
-            return there._run_once(product, named, shape, given[-1], cast)
+    def _run_once(self, product: str, cast: bool, *there: np.ndarray | None, out: np.ndarray | None) -> np.ndarray:
+        """Look at everything, ask for all memory, and only then copy, allocate and compute.
 
-        given: list[Any] = [array for _, array, _ in inputs]
-        return dispatch.backend("cuda", "capture").replayed(there._captures, (product, cast), given, out, run)
-
-    def _run_once(
-        self, product: str, inputs: Sequence[tuple[str, np.ndarray | None, tuple[int, ...]]], shape: tuple[int, ...],
-        out: np.ndarray | None, cast: bool,
-    ) -> np.ndarray:
-        first: Any = inputs[0][1]
+        ``there`` are the arrays of the product, ``None`` for zeros.
+        """
+        needs, shape = self._needs[product], getattr(self.geometry, RESULTS[product])
+        first: Any = there[0]
         computed = self._stored
         exact = computed == self.dtype
         usual, copies = exact and out is None and type(first) is np.ndarray, 0
-        for name, array, need in inputs:
+        for (name, need), array in zip(needs, there, strict=True):
             if array is None or (exact and array.shape == need and arrays.fits(array, computed)):
                 continue
             usual = False
@@ -202,22 +197,22 @@ class Products:
         if usual:  # the same as below, which takes longer than a small convolution
             self._require(prod(shape) * computed.itemsize + peak, shape, first)
             target = np.empty(shape, computed)
-            compute(*(np.zeros(need, computed) if array is None else array for _, array, need in inputs), target)
+            given = zip(needs, there, strict=True)
+            compute(*(np.zeros(need, computed) if array is None else array for (_, need), array in given), target)
             return target
 
         def fill(target: np.ndarray) -> None:
             ready = [
                 arrays.zeros_beside(first, need, computed) if array is None
                 else arrays.as_summand(array, self.dtype, computed)
-                for _, array, need in inputs
+                for (_, need), array in zip(needs, there, strict=True)
             ]
             compute(*ready, target)
 
-        given = [array for _, array, _ in inputs if array is not None]
         with np.errstate(all="ignore"):  # the caller's own array may not hold what was computed
             return arrays.deliver(
-                fill, shape, self.dtype, out, *given, computed=computed, beside=copies + peak,
-                ask=lambda nbytes: self._require(nbytes, shape, first),
+                fill, shape, self.dtype, out, *(array for array in there if array is not None), computed=computed,
+                beside=copies + peak, ask=lambda nbytes: self._require(nbytes, shape, first),
             )
 
     def _check(self, name: str, array: np.ndarray, need: tuple[int, ...], cast: bool = False) -> None:

@@ -38,7 +38,7 @@ class Notebook(Simulator):
     def __init__(self):
         self.launches = {}
 
-    def allocate(self, device, shape, dtype):
+    def allocate(self, device, shape, dtype, stream=0):
         return np.empty(shape, dtype)
 
     def available(self, device):

@@ -109,8 +109,14 @@ class Tensor:
     def __init__(self, numbers, device=0, storage=None):
         self.numbers, self.device, self.storage = numbers, Device(device), numbers if storage is None else storage
 
+    requires_grad = False
     shape = property(lambda self: self.numbers.shape)
     dtype = property(lambda self: f"torch.{self.numbers.dtype.name}")
+
+    def is_conj(self):
+        return False
+
+    is_neg = is_conj
 
     def __getitem__(self, key):
         return Tensor(self.numbers[key], self.device.index, self.storage)
@@ -186,8 +192,8 @@ def install(monkeypatch, calls):
     modules = {
         "torch": {
             **dtypes, "empty": torch_empty, "matmul": multiply, "fft": transforms("dim"),
+            "_C": SimpleNamespace(_cuda_getCurrentRawStream=lambda index: stream.cuda_stream),
             "cuda": SimpleNamespace(
-                current_stream=lambda index: stream,
                 memory=SimpleNamespace(memory_stats_as_nested_dict=lambda index: {}),
             ),
         },

@@ -45,3 +45,9 @@ class Machine:
         """A process there."""
         command = [sys.executable, *arguments]
         return subprocess.run(command, env={**self.environment, **told}, capture_output=True, text=True)
+
+
+def over_standin(folder: Path) -> dict[str, str]:
+    """The environment of a process over the stand-in, which is built into a folder."""
+    library = standin_in(folder)
+    return {**os.environ, "LD_LIBRARY_PATH": str(folder), "NUMCONV_STANDIN": str(library)}

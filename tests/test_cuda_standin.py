@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import os
+import shutil
 import subprocess
 import sys
 import weakref
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 
 import fake_libraries
 import numpy as np
@@ -21,7 +24,7 @@ from conftest import values
 from fake_libraries import Tensor
 from public_calls import CALLS, UNUSUAL, Library, flat, wanted
 from simulator import simulated
-from standin import needs_a_standin, standin_in
+from standin import HERE, needs_a_standin, over_standin
 
 import numconv
 
@@ -34,7 +37,7 @@ over_the_standin = pytest.mark.skipif(not LIBRARY, reason="runs in a process of 
 @pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed: pip install '.[cuda-test]'")
 @needs_a_standin
 def test_over_the_standin(tmp_path):
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "NUMCONV_STANDIN": str(standin_in(tmp_path))}
+    environment = {**over_standin(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", __file__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
@@ -517,6 +520,103 @@ def test_an_allocator_that_fails_leaves_nothing_behind(torch):
     assert type(numconv.conv(x, w)) is Tensor
 
 
+@over_the_standin
+@pytest.mark.parametrize("stream", [None, 1, 2, 0x1230])
+def test_work_goes_to_the_stream_that_an_array_names(happened, stream):
+    """As the CUDA array interface has it: 1 is the default stream of all threads, 2 that of this one."""
+    x, w = (told(values(shape, np.float32), stream=stream) for shape in ((2, 4, 6, 6), (4, 4, 3, 3)))
+    for _ in range(2):
+        happened()
+        numconv.conv(x, w, algorithm="implicit")
+    events = happened()
+    assert [event for event in events if event[0] != "free"] == [
+        ("alloc", "", 0), ("launch", "pack", stream or 0), ("launch", "forward", stream or 0),
+        ("wait", "stream", stream or 0),
+    ]  # fmt: skip
+
+
+@over_the_standin
+def test_arrays_of_several_streams_are_put_in_order(happened):
+    """By events: the work of the other streams first, and nobody waits for it."""
+    from numba import cuda
+
+    streams = [cuda.stream() for _ in range(3)]
+    handles = [int(stream.handle) for stream in streams]
+    shapes = (2, 4, 6, 6), (4, 4, 3, 3), (4,)
+    x, w, b = (cuda.to_device(values(shape, np.float32), stream) for shape, stream in zip(shapes, streams, strict=True))
+    for _ in range(2):
+        happened()
+        y = numconv.conv(x, w, b, algorithm="implicit")
+    events = [(what, stream) for what, _, stream in happened() if what not in ("alloc", "free")]
+    assert events == [
+        ("record", handles[1]), ("follow", handles[0]), ("record", handles[2]), ("follow", handles[0]),
+        ("launch", handles[0]), ("launch", handles[0]),
+    ]  # fmt: skip
+    assert y.__cuda_array_interface__["stream"] == handles[0]
+
+
+@over_the_standin
+def test_a_kept_workspace_is_of_one_stream(happened):
+    """What one stream still works with is not given to another; the next call on the same one takes no new memory."""
+    from numconv.cuda import places
+
+    taken, place = [], places.Host(0)
+    for stream in (0x10, 0x20, 0x10):
+        place = places.Host(0)
+        place.follow(stream)
+        taken.append(place.workspace((512,), np.dtype(np.float32)))
+        place.release(taken[-1])
+    assert taken[0] is taken[2] and taken[0] is not taken[1]
+    inner, outer = place.workspace((512,), np.dtype(np.float32)), place.workspace((512,), np.dtype(np.float32))
+    assert inner is taken[0] and outer is not inner  # a call within a call gets its own
+    large = place.workspace((4096,), np.dtype(np.float32))
+    assert large.nbytes >= 4096 * 4
+
+
+@over_the_standin
+def test_what_is_sent_is_there_before_it_is_used(torch, happened):
+    """Tables may be read on any stream at once: the copy has been waited for. Lists are copied where they are read."""
+    x, w = Tensor(values((1, 2, 7, 9), np.float32)), Tensor(values((3, 2, 3, 2), np.float32))
+    numconv.conv(x, w, algorithm="implicit")
+    events = happened()
+    first = [what for what, *_ in events].index("launch")
+    assert "copy" in [what for what, *_ in events[:first]]
+    for i, (what, *_) in enumerate(events):
+        if what == "copy":
+            assert ("wait", "stream", 0) in events[i + 1 : i + 3]
+    numconv.conv(x, w, [1.0, 2.0, 3.0], dtype="float32", algorithm="implicit")
+    happened()
+    numconv.conv(x, w, [1.0, 2.0, 3.0], dtype="float32", algorithm="implicit")
+    copied, waited, *rest = happened()
+    assert copied == ("copy", "to device", 41) and waited == ("wait", "stream", 41)
+    assert {what for what, *_ in rest} == {"launch"}
+
+
+@over_the_standin
+def test_a_call_within_a_replay_has_its_own_arguments(torch, monkeypatch):
+    """As two threads have: what the driver reads belongs to one call until it is launched."""
+    from numconv.cuda import places
+
+    plan = numconv.plan_conv((1, 2, 5, 5), (3, 2, 3, 3), device="cuda", algorithm="implicit")
+    x, w = Tensor(values((1, 2, 5, 5), np.float32)), Tensor(values((3, 2, 3, 3), np.float32))
+    for _ in range(2):
+        plan.forward(x, w)
+    (capture,) = plan._captures.values()
+    (frame,), allocate, within = capture.frames, places.Torch.allocate, []
+
+    def interrupted(self, shape, dtype):
+        if not within:
+            within.append(None)
+            plan.forward(Tensor(values((1, 2, 5, 5), np.float32, 1)), w)
+            assert x.data_ptr() in frame.cells
+        return allocate(self, shape, dtype)
+
+    monkeypatch.setattr(places.Torch, "allocate", interrupted)
+    y = plan.forward(x, w)
+    assert len(capture.frames) == 2
+    assert x.data_ptr() in frame.cells and y.data_ptr() in frame.cells
+
+
 def bytes_of(value):
     """A value as the driver would read it from the arguments of a kernel."""
     if isinstance(value, (bool, np.bool_)):
@@ -536,16 +636,40 @@ def test_launches_take_what_numbas_own_take(monkeypatch, dtype):
     from numconv.cuda import driver, places
     from numconv.cuda.arrays import DeviceArray
 
-    compared, launch, running = set(), driver.launch, []
+    compared = set()
 
-    def beside_numba(stream, grid, code, *values):
-        kernel, blocks, arguments = running[-1]
-        theirs = []
-        with monkeypatch.context() as now:
-            now.setattr(numba.cuda.dispatcher, "launch", lambda *given: theirs.append(given))
-            kernel.code[blocks, kernel.threads, 0](*arguments)
-        ((their_stream, their_grid, their_code, *their_values),) = theirs
-        free, at = set(), 0  # the stride of an axis with one item may be anything
+    class Compared(driver.Frame):
+        def __init__(self, device, launches):
+            super().__init__(device, launches)
+            self.given, self.addresses = launches, {}
+
+        def put(self, buffer, address):
+            super().put(buffer, address)
+            self.addresses[buffer] = address
+
+        def start(self, i, stream):
+            kernel, blocks, arguments, buffers = self.given[i]
+            arguments = list(arguments)
+            for at, buffer, offset in buffers:
+                arguments[at] = arguments[at].moved(None, self.addresses[buffer] + offset)
+            theirs = []
+            with monkeypatch.context() as now:
+                now.setattr(numba.cuda.dispatcher, "launch", lambda *given: theirs.append(given))
+                kernel.code[blocks, kernel.threads, 0](*arguments)
+            ((their_stream, their_grid, their_code, *their_values),) = theirs
+            code, blocks, threads, pointers = self.launches[i]
+            pointers = ctypes.cast(pointers, ctypes.POINTER(ctypes.c_void_p))
+            free = strides_that_mean_nothing(arguments)
+            for j, value in enumerate(map(bytes_of, their_values)):
+                assert j in free or ctypes.string_at(pointers[j], len(value)) == value, (kernel.__name__, j, value)
+            assert (blocks, threads) == (their_grid.grid[0], their_grid.block[0])
+            assert stream == int(their_stream.handle)
+            assert ctypes.string_at(int(code)) == ctypes.string_at(int(their_code.handle))  # a handle is the name
+            compared.add(kernel)
+            super().start(i, stream)
+
+    def strides_that_mean_nothing(arguments):
+        free, at = set(), 0
         for argument in arguments:
             if isinstance(argument, DeviceArray):
                 empty = not argument.size
@@ -553,34 +677,9 @@ def test_launches_take_what_numbas_own_take(monkeypatch, dtype):
                 at += 5 + 2 * argument.ndim
             else:
                 at += len(argument) if isinstance(argument, tuple) else 1 + isinstance(argument, np.complexfloating)
-        pairs = list(zip(map(bytes_of, values), map(bytes_of, their_values), strict=True))
-        assert all(a == b or i in free for i, (a, b) in enumerate(pairs)), (kernel.__name__, values, their_values)
-        assert (grid.grid, grid.block) == (their_grid.grid, their_grid.block)
-        assert int(stream.handle) == int(their_stream.handle) and code.handle == their_code.handle
-        compared.add(kernel)
-        return launch(stream, grid, code, *values)
+        return free
 
-    def noted(method, told):
-        def run(self, *given):
-            running.append(told(*given))
-            try:
-                return method(self, *given)
-            finally:
-                running.pop()
-
-        return run
-
-    def replayed(captured, device, addresses, stream):
-        arguments = list(captured.arguments)
-        for i, buffer, offset in captured.buffers:
-            arguments[i] = arguments[i].moved(None, addresses[buffer] + offset)
-        return captured.kernel, captured.blocks, tuple(arguments)
-
-    start = noted(driver.Driver.start, replayed)
-    straight = noted(driver.Driver.launch, lambda device, *given: given[:3])
-    monkeypatch.setattr(driver, "launch", beside_numba)
-    monkeypatch.setattr(driver.Driver, "launch", straight)
-    monkeypatch.setattr(driver.Driver, "start", start)
+    monkeypatch.setattr(driver, "Frame", Compared)
     monkeypatch.setattr(places.Host, "has_library", True)
     monkeypatch.setattr(places.Host, "fft", lambda *given: None)  # numba has none
     place = places.host()
@@ -596,3 +695,64 @@ def test_launches_take_what_numbas_own_take(monkeypatch, dtype):
             plan.grad_input(dy, w)
             plan.grad_weight(x, dy)
     assert len(compared) >= 7
+
+
+# code on disk -------------------------------------------------------------------------------------------------------
+
+USES = """
+import json, sys, warnings
+import numpy as np
+warnings.simplefilter("ignore", RuntimeWarning)
+import numconv
+from numconv.cuda import places
+from numba.cuda.cudadrv import nvvm
+
+compiled, compile_ir = [], nvvm.compile_ir
+nvvm.compile_ir = lambda *given, **options: compiled.append(1) or compile_ir(*given, **options)
+place = places.host()
+x, few, many = (place.send(np.ones(shape, np.float32)) for shape in ((1, 2, 6, 6), (4, 2, 3, 3), (16, 2, 3, 3)))
+for w in (few, many):  # kernels of one line with other constants
+    numconv.conv(x, w, algorithm="direct")
+print(json.dumps([len(compiled), numconv.__file__]))
+"""
+
+
+def compilations(folder, cache):
+    """How often a process that uses the sources in a folder compiles."""
+    environment = {**os.environ, "PYTHONPATH": str(folder), "NUMBA_CACHE_DIR": str(cache)}
+    done = subprocess.run([sys.executable, "-c", USES], env=environment, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    count, file = json.loads(done.stdout.splitlines()[-1])
+    assert Path(file).is_relative_to(folder)
+    return count
+
+
+@over_the_standin
+def test_a_second_process_compiles_nothing(tmp_path):
+    """Unless a source has changed, be it of a helper in another file, or what is on disk is damaged."""
+    sources, cache = tmp_path / "sources", tmp_path / "cache"
+    shutil.copytree(HERE.parent / "numconv", sources / "numconv", ignore=shutil.ignore_patterns("__pycache__"))
+    every = compilations(sources, cache)
+    files = sorted(cache.rglob("*.cubin"))
+    assert len(files) == 3 <= every  # packing, and a kernel for each
+    assert compilations(sources, cache) == 0
+    files[0].write_bytes(files[0].read_bytes()[:-1])
+    assert 0 < compilations(sources, cache) < every
+    assert compilations(sources, cache) == 0
+    with (sources / "numconv" / "_indexing.py").open("a") as helpers:
+        helpers.write("# changed\n")
+    assert compilations(sources, cache) == every
+    assert sorted(cache.rglob("*.cubin")) == files  # in the place of the old ones
+    no_folder = tmp_path / "file"
+    no_folder.write_text("")
+    assert compilations(sources, no_folder) == every
+
+
+@over_the_standin
+def test_processes_that_compile_at_once(tmp_path):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    several = [subprocess.Popen([sys.executable, "-c", USES], env=environment, cwd=HERE.parent) for _ in range(2)]
+    assert [process.wait() for process in several] == [0, 0]
+    assert compilations(HERE.parent, tmp_path) == 0
+    left = {file.suffix for file in tmp_path.rglob("*") if file.is_file()}
+    assert left <= {".cubin", ".nbi", ".nbc"}  # nothing half written

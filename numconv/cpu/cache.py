@@ -31,6 +31,8 @@ DAMAGED = (
     OverflowError, MemoryError,
 )
 
+NO_FOLDER = "there is no folder for compiled code, every process compiles it: NUMBA_CACHE_DIR may name one"
+
 #: What kernels are compiled from, in numconv's folder. numba looks at the file alone in which a kernel stands.
 SOURCES = ("cpu", "_indexing.py", "_memory.py", "costs.py", "select.py")
 
@@ -46,19 +48,20 @@ def sources() -> str:
     """A checksum of the sources that kernels are compiled from."""
     checksum = hashlib.sha256(sys.modules["numconv"].__version__.encode())
     for name in SOURCES:
-        for text in _texts(resources.files("numconv") / name):
+        for text in texts(resources.files("numconv") / name):
             checksum.update(text)
     return checksum.hexdigest()
 
 
-def _texts(place: Any) -> Iterator[bytes]:
+def texts(place: Any) -> Iterator[bytes]:
+    """The names and contents of sources."""
     if place.is_file():
         yield place.name.encode()
         yield place.read_bytes()
     elif place.is_dir():
         for entry in sorted(place.iterdir(), key=lambda entry: entry.name):
             if entry.name.endswith(".py") or (entry.is_dir() and entry.name != "__pycache__"):
-                yield from _texts(entry)
+                yield from texts(entry)
 
 
 class Files(caching.IndexDataCacheFile):
@@ -130,6 +133,12 @@ class Place(caching.CompileResultCacheImpl):
 
 
 def places(loop: Callable[..., Any]) -> tuple[list[Place], bool]:
+    """Folders for the code of a function, of which the last can be written to, and whether it can."""
+    found, writable = locators(loop)
+    return [Place(loop, locator) for locator in found], writable
+
+
+def locators(loop: Callable[..., Any]) -> tuple[list[Any], bool]:
     """Where numba would look, up to the first folder that can be written to, and whether there is such a one.
 
     numba takes that one alone, so what somebody else has compiled, and may be read, it would compile again.
@@ -140,7 +149,7 @@ def places(loop: Callable[..., Any]) -> tuple[list[Place], bool]:
         locator = anywhere.from_function(loop, inspect.getfile(loop))
         if locator is None:
             continue
-        found.append(Place(loop, locator))
+        found.append(locator)
         if _writable(kind, locator):
             return found, True
     return found, False
@@ -195,7 +204,7 @@ class Cache(caching.FunctionCache):
         if not self._enabled:
             return
         if not self._writable:
-            _warn_once("there is no folder for compiled code, every process compiles it: NUMBA_CACHE_DIR may name one")
+            warn_once(NO_FOLDER)
             return
         place = self._places[-1]
         if place.check_cachable(data):
@@ -218,16 +227,20 @@ class Cache(caching.FunctionCache):
                 os.makedirs(folder, exist_ok=True)
                 save()
         except OSError as error:
-            message = f"compiled code cannot be kept in {folder} ({error.strerror}), every process compiles it"
-            _warn_once(message, stacklevel=4)
+            warn_once(cannot_keep(folder, error), stacklevel=4)
 
     def _index_key(self, sig: Any, codegen: Any) -> Any:
         switches = tuple(str(getattr(numba.config, name, None)) for name in SWITCHES)
         return *super()._index_key(sig, codegen), target.VECTOR_BYTES, target.REGISTERS, switches
 
 
+def cannot_keep(folder: Any, error: OSError) -> str:
+    """What is said where code cannot be written."""
+    return f"compiled code cannot be kept in {folder} ({error.strerror}), every process compiles it"
+
+
 def _warn(message: str, stacklevel: int = 3) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel)
 
 
-_warn_once = cache(_warn)  # Python forgets what it has said where somebody catches warnings, as numba does
+warn_once = cache(_warn)  # Python forgets what it has said where somebody catches warnings, as numba does

@@ -303,10 +303,20 @@ class Kernel:
         if blocks:
             on.launch(self, blocks, arguments)
 
-    def compile(self, arguments: tuple[Any, ...]) -> Any:
-        """The kernel for arguments of these types, on the current device, as ``cuda.core`` launches it."""
-        types = tuple(self.code.typeof_pyval(argument) for argument in arguments)
-        return self.code.compile(types)._codelibrary.get_cufunc().kernel
+    def compile(self, arguments: tuple[Any, ...], kinds: tuple[Any, ...]) -> Any:
+        """The kernel for arguments of these kinds, loaded on the current device; compiled if it is not on disk."""
+        from cuda.core import ObjectCode
+
+        from .cache import Stored
+
+        stored = Stored(self.loop, (kinds, self.options, cuda.get_current_device().compute_capability))
+        found = stored.load()
+        if found is None:
+            made = self.code.compile(tuple(self.code.typeof_pyval(argument) for argument in arguments))
+            found = made.entry_name, bytes(made._codelibrary.get_cubin().code)
+            stored.save(*found)
+        name, code = found
+        return ObjectCode.from_cubin(code).get_kernel(name)
 
 
 def kernel(threads: int = 0, resident: int = 0) -> Callable[[Callable[..., None]], Kernel]:

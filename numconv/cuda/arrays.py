@@ -6,7 +6,9 @@ A ``DeviceArray`` is a view; ``places`` knows whose memory it lies in.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from math import prod
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,26 +41,55 @@ def at_address(
     return np.asarray(_At(interface))
 
 
+class Layout:
+    """All of an array but where it lies: what kernels and copies depend on. ``layout_of`` makes one of a kind."""
+
+    __slots__ = (
+        "above", "aligned", "below", "c_contiguous", "dtype", "itemsize", "nbytes", "ndim", "shape", "size", "strides",
+        "writeable",
+    )  # fmt: skip
+
+    def __init__(
+        self, shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: np.dtype, writeable: bool, aligned: bool
+    ) -> None:
+        self.shape, self.dtype, self.writeable, self.aligned = shape, dtype, writeable, aligned
+        self.itemsize, self.ndim, self.size = dtype.itemsize, len(shape), prod(shape)
+        self.nbytes, plain = self.size * self.itemsize, strides_of(shape, self.itemsize)
+        strides = plain if strides is None else strides
+        self.c_contiguous = not self.size or all(
+            step == its for n, step, its in zip(shape, strides, plain, strict=True) if n != 1
+        )
+        self.strides = plain if self.c_contiguous else strides  # that of an axis with one item may be anything
+        reach = [(n - 1) * step for n, step in zip(shape, self.strides, strict=True)] if self.size else []
+        self.below, self.above = sum(r for r in reach if r < 0), sum(r for r in reach if r > 0) + self.itemsize
+
+
+@lru_cache(maxsize=4096)
+def layout_of(
+    shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: np.dtype, writeable: bool = True,
+    aligned: bool = True,
+) -> Layout:
+    """The layout of these; equal ones are the same object, so that it takes one look to tell."""
+    return Layout(shape, strides, dtype, writeable, aligned)
+
+
 class DeviceArray:
     """A view of an array on a GPU, with as much of ``numpy.ndarray`` as numconv uses."""
 
-    __slots__ = ("_seen", "address", "buffer", "dtype", "owner", "place", "readonly", "shape", "strides")
+    __slots__ = ("_seen", "address", "buffer", "layout", "owner", "place")
 
-    def __init__(
-        self, place: Place, owner: Any, address: int, shape: tuple[int, ...], strides: tuple[int, ...],
-        dtype: np.dtype, readonly: bool = False,
-    ) -> None:
-        self.place, self.owner, self.address, self.dtype, self.readonly = place, owner, address, dtype, readonly
-        self.shape, self.strides = shape, strides  # in bytes
-        self.buffer = -1  # which of those of a call, where the call is captured
+    def __init__(self, place: Place, owner: Any, address: int, layout: Layout, buffer: int = -1) -> None:
+        self.place, self.owner, self.address, self.layout = place, owner, address, layout
+        self.buffer = buffer  # which of those of a call, where the call is captured
         self._seen: np.ndarray | None = None
 
     @classmethod
     def of(cls, place: Place, owner: Any, shadow: np.ndarray, buffer: int = -1) -> DeviceArray:
         """What a NumPy array over the same memory describes."""
-        address, _ = shadow.__array_interface__["data"]
-        array = cls(place, owner, address, shadow.shape, shadow.strides, shadow.dtype, not shadow.flags.writeable)
-        array.buffer, array._seen = buffer, shadow
+        address, flags = shadow.__array_interface__["data"][0], shadow.flags
+        layout = layout_of(shadow.shape, shadow.strides, shadow.dtype, flags.writeable, flags.aligned)
+        array = cls(place, owner, address, layout, buffer)
+        array._seen = shadow
         return array
 
     def __repr__(self) -> str:
@@ -68,32 +99,36 @@ class DeviceArray:
     def _shadow(self) -> np.ndarray:
         """A NumPy array over this memory, for its arithmetic of shapes; only in the simulator its numbers are there."""
         if self._seen is None:
-            self._seen = at_address(self.address, self.shape, self.strides, self.dtype, self.readonly)
+            layout = self.layout
+            self._seen = at_address(self.address, layout.shape, layout.strides, layout.dtype, not layout.writeable)
         return self._seen
 
-    ndim = property(lambda self: len(self.shape))
-    size = property(lambda self: prod(self.shape))
-    itemsize = property(lambda self: self.dtype.itemsize)
-    nbytes = property(lambda self: self.size * self.itemsize)
-    flags = property(lambda self: self._shadow.flags)
+    flags = property(attrgetter("layout"))
+    shape = property(attrgetter("layout.shape"))
+    strides = property(attrgetter("layout.strides"))  # in bytes
+    dtype = property(attrgetter("layout.dtype"))
+    ndim = property(attrgetter("layout.ndim"))
+    size = property(attrgetter("layout.size"))
+    itemsize = property(attrgetter("layout.itemsize"))
+    nbytes = property(attrgetter("layout.nbytes"))
 
     @property
     def numbers(self) -> np.ndarray:
         """What the array holds, in the simulator, where it lies on the host."""
         return self._shadow
 
-    @property
-    def layout(self) -> tuple[Any, ...]:
-        """All but where it lies, so far as kernels and copies depend on it."""
-        return self.shape, self.strides, self.dtype, self.readonly, self.address % 16
-
     def in_buffer(self, buffer: int) -> DeviceArray:
         """The same array, known to be a buffer of a call that is captured; its views are, too."""
-        return DeviceArray.of(self.place, self.owner, self._shadow, buffer)
+        return DeviceArray(self.place, self.owner, self.address, self.layout, buffer)
 
     def moved(self, owner: Any, address: int) -> DeviceArray:
         """The same view of other memory."""
-        return DeviceArray(self.place, owner, address, self.shape, self.strides, self.dtype, self.readonly)
+        return DeviceArray(self.place, owner, address, self.layout)
+
+    def overlaps(self, other: DeviceArray) -> bool:
+        """Whether two arrays may have an item in common, by the bounds of their memory."""
+        one, two, apart = self.layout, other.layout, other.address - self.address
+        return bool(one.size and two.size and one.below < apart + two.above and apart + two.below < one.above)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -137,7 +172,7 @@ class DeviceArray:
             copy(source, target)
             return None
         if function is np.may_share_memory:
-            return np.may_share_memory(*(array._shadow for array in args))
+            return args[0].overlaps(args[1])
         return NotImplemented
 
     # moves ----------------------------------------------------------------------------------------------------------
@@ -288,9 +323,8 @@ def _merged(shape: Any, *steps: Any) -> tuple[list[int], ...]:
 
 def _memory_of(array: DeviceArray) -> tuple[DeviceArray, int]:
     """The stretch of memory that an array lies in, as items one behind the other, and where it begins there."""
-    reach = [(n - 1) * step for n, step in zip(array.shape, array.strides, strict=True)]
-    low, high = sum(r for r in reach if r < 0), sum(r for r in reach if r > 0)
+    low, high = array.layout.below, array.layout.above
     if any(step % array.itemsize for step in array.strides):
         raise ValueError(f"an array on a GPU must have strides of whole items, got strides {array.strides}")
-    items = at_address(array.address + low, ((high - low) // array.itemsize + 1,), None, array.dtype)
+    items = at_address(array.address + low, ((high - low) // array.itemsize,), None, array.dtype)
     return array._view(items), -low // array.itemsize

@@ -11,43 +11,44 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from .. import _memory
 from ._jit import Kernel
-from .arrays import DeviceArray
+from .arrays import DeviceArray, Layout
+from .driver import Launch
 from .places import DRIVER, Place, captured
 
 
-class Launch:
-    """A kernel and its arguments, some of them at an offset in a buffer of the call: ``(argument, buffer, offset)``."""
+class Start:
+    """A launch, by its number in the frame."""
 
-    def __init__(
-        self, kernel: Kernel, blocks: int, arguments: tuple[Any, ...], buffers: list[tuple[int, int, int]]
-    ) -> None:
-        self.kernel, self.blocks, self.arguments, self.buffers = kernel, blocks, arguments, buffers
-        self.ready: Any = None  # what a driver makes of it
+    def __init__(self, number: int, launch: Launch) -> None:
+        self.number, self.used = number, [buffer for _, buffer, _ in launch.buffers]
 
     def __call__(self, replay: Replay) -> None:
-        DRIVER.start(self, replay.place.device, replay.addresses, replay.stream)
+        replay.frame.start(self.number, replay.stream)
 
 
 class Allocation:
-    """Memory from the caller's library, for one buffer."""
+    """Memory from the caller's library, for one buffer: the result, or a workspace."""
 
-    def __init__(self, buffer: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        self.buffer, self.shape, self.dtype = buffer, shape, dtype
+    used: Sequence[int] = ()
+
+    def __init__(self, buffer: int, layout: Layout) -> None:
+        self.buffer, self.layout, self.kept = buffer, layout, False
 
     def __call__(self, replay: Replay) -> None:
-        owner = replay.owners[self.buffer] = replay.place.allocate(self.shape, self.dtype)
-        replay.addresses[self.buffer] = replay.place.address_of(owner)
+        place = replay.place
+        take = place.allocate if self.kept else place.workspace
+        owner = replay.owners[self.buffer] = take(self.layout.shape, self.layout.dtype)
+        address = replay.addresses[self.buffer] = place.address_of(owner)
+        replay.frame.put(self.buffer, address)
 
 
 class Product:
     """``out = a @ b`` by the caller's BLAS; each is a view of a buffer: ``(buffer, offset, view)``."""
 
     def __init__(self, operands: list[tuple[int, int, DeviceArray]]) -> None:
-        self.operands = operands
+        self.operands, self.used = operands, [buffer for buffer, _, _ in operands]
 
     def views(self, replay: Replay) -> list[DeviceArray]:
         """The arrays of this call."""
@@ -73,22 +74,26 @@ class Transform(Product):
 
 
 class Release:
-    """The last use of a buffer is over."""
+    """The last use of a workspace is over."""
+
+    used: Sequence[int] = ()
 
     def __init__(self, buffer: int) -> None:
         self.buffer = buffer
 
     def __call__(self, replay: Replay) -> None:
-        replay.owners[self.buffer] = None
+        owner, replay.owners[self.buffer] = replay.owners[self.buffer], None
+        replay.place.release(owner)
 
 
 class Replay:
     """Buffers of one call."""
 
-    __slots__ = ("addresses", "owners", "place", "stream")
+    __slots__ = ("addresses", "frame", "owners", "place", "stream")
 
-    def __init__(self, place: Place, owners: list[Any], addresses: list[int]) -> None:
-        self.place, self.owners, self.addresses, self.stream = place, owners, addresses, place.stream()
+    def __init__(self, place: Place, frame: Any, owners: list[Any], addresses: list[int]) -> None:
+        self.place, self.frame, self.owners, self.addresses = place, frame, owners, addresses
+        self.stream = place.stream()
 
 
 class Capture:
@@ -96,22 +101,28 @@ class Capture:
 
     def __init__(self, arguments: Sequence[DeviceArray]) -> None:
         self.steps: list[Any] = []
+        self.launches: list[Launch] = []
+        self.layouts = [array.layout for array in arguments]
         self.begins = [array.address for array in arguments]
         self.given, self.nbytes, self.result, self.possible = len(arguments), 0, -1, True
+        self.frames: list[Any] = []  # those that no call uses now
 
     def allocates(self, array: DeviceArray) -> DeviceArray:
         """New memory."""
-        self.steps.append(Allocation(len(self.begins), array.shape, array.dtype))
+        self.steps.append(Allocation(len(self.begins), array.layout))
+        self.layouts.append(array.layout)
         self.begins.append(array.address)
         self.nbytes += array.nbytes
         return array.in_buffer(len(self.begins) - 1)
 
-    def launches(self, kernel: Kernel, blocks: int, arguments: tuple[Any, ...]) -> None:
+    def starts(self, kernel: Kernel, blocks: int, arguments: tuple[Any, ...]) -> None:
         """A kernel."""
         buffers = [
             (i, a.buffer, self._offset(a)) for i, a in enumerate(arguments) if type(a) is DeviceArray and a.buffer >= 0
         ]
-        self.steps.append(Launch(kernel, blocks, tuple(map(_forgotten, arguments)), buffers))
+        launch = Launch(kernel, blocks, tuple(map(_forgotten, arguments)), buffers)
+        self.steps.append(Start(len(self.launches), launch))
+        self.launches.append(launch)
 
     def multiplies(self, *operands: DeviceArray) -> None:
         """A product of the caller's BLAS."""
@@ -131,13 +142,13 @@ class Capture:
         """With this result. What a call allocates is let go after its last use."""
         self.result = result.buffer
         self.possible &= self.result >= 0 and self._offset(result) == 0
-        last: dict[int, int] = {}
+        last = {buffer: i for i, step in enumerate(self.steps) for buffer in step.used}
+        steps = []
         for i, step in enumerate(self.steps):
-            used = step.buffers if type(step) is Launch else step.operands if isinstance(step, Product) else []
-            last.update((entry[1] if type(step) is Launch else entry[0], i) for entry in used)
-        ended = {i: [b for b, at in last.items() if at == i and b >= self.given and b != self.result]
-                 for i in set(last.values())}  # fmt: skip
-        self.steps = [s for i, step in enumerate(self.steps) for s in (step, *map(Release, ended.get(i, ())))]
+            if type(step) is Allocation:
+                step.kept = step.buffer == self.result
+            steps += [step, *(Release(b) for b, at in last.items() if at == i and self.given <= b != self.result)]
+        self.steps = steps
 
     def replay(self, arguments: Sequence[DeviceArray]) -> DeviceArray:
         """The same work for other arguments of the same layout."""
@@ -145,11 +156,21 @@ class Capture:
         if self.nbytes >= _memory.ALWAYS_THERE:
             _memory.require(self.nbytes, "this convolution", "use smaller pieces", place.available)
         room = [0] * (len(self.begins) - self.given)
-        replay = Replay(place, [a.owner for a in arguments] + room, [a.address for a in arguments] + room)
+        owners, addresses = [a.owner for a in arguments] + room, [a.address for a in arguments] + room
         with DRIVER.on(place.device):
+            try:
+                frame = self.frames.pop()
+            except IndexError:  # the first replay, or another thread is in one
+                frame = DRIVER.frame(place.device, self.launches)
+            for buffer, array in enumerate(arguments):
+                frame.put(buffer, array.address)
+            replay = Replay(place, frame, owners, addresses)
             for step in self.steps:
                 step(replay)
-        return arguments[self.result] if self.result < self.given else place.read(replay.owners[self.result])
+        self.frames.append(frame)
+        if self.result < self.given:
+            return arguments[self.result]
+        return DeviceArray(place, owners[self.result], addresses[self.result], self.layouts[self.result])
 
 
 def _forgotten(argument: Any) -> Any:
@@ -167,28 +188,42 @@ def replayed(
     captures: dict[Any, Capture], product: Any, arrays: Sequence[DeviceArray | None], out: DeviceArray | None,
     compute: Callable[..., DeviceArray],
 ) -> DeviceArray:
-    """What ``compute(*arrays, out)`` gives, captured or replayed. ``captures`` are those of a plan, of which this is a
-    ``product``.
+    """What ``compute(*arrays, out=out)`` gives, captured or replayed. ``captures`` are those of a plan, of which this
+    is a ``product``.
     """
     if captured.capture is not None:  # a call within another's, by a signal's handler say: that one is not kept
         captured.capture.possible = False
-        return compute(*arrays, out)
+        return compute(*arrays, out=out)
     arguments = [array for array in (*arrays, out) if array is not None]
+    owners = [id(array.owner) for array in arguments]
     key = (
-        product, arguments[0].place, tuple(None if array is None else array.layout for array in (*arrays, out)),
-        tuple(map([id(array.owner) for array in arguments].index, (id(array.owner) for array in arguments))),
-        out is not None and tuple(np.may_share_memory(out, array) for array in arguments[:-1]),
+        product, arguments[0].place, tuple([None if array is None else array.layout for array in arrays]),
+        tuple([array.address & 15 for array in arguments]),  # kernels load and store sixteen bytes where they can
+        None if len({*owners}) == len(owners) else tuple(map(owners.index, owners)),
+        None if out is None else (out.layout, *[out.overlaps(array) for array in arguments[:-1]]),
     )  # fmt: skip
     known = captures.get(key)
-    if known is not None:
-        return known.replay(arguments)
-    if len(captures) >= MOST:
-        return compute(*arrays, out)
+    try:
+        if known is not None:
+            return known.replay(arguments)
+        if len(captures) >= MOST:
+            return compute(*arrays, out=out)
+        return _captured(captures, key, arguments, owners, arrays, out, compute)
+    except BaseException:
+        arguments[0].place.settle()  # before memory goes that kernels may be at work in
+        raise
+
+
+def _captured(
+    captures: dict[Any, Capture], key: Any, arguments: list[DeviceArray], owners: list[int],
+    arrays: Sequence[DeviceArray | None], out: DeviceArray | None, compute: Callable[..., DeviceArray],
+) -> DeviceArray:
+    """The first time."""
     capture = captured.capture = Capture(arguments)
-    owners = [id(array.owner) for array in arguments]
     buffers = iter([array.in_buffer(owners.index(id(array.owner))) for array in arguments])
     try:
-        result = compute(*(None if array is None else next(buffers) for array in (*arrays, out)))
+        given = [None if array is None else next(buffers) for array in (*arrays, out)]
+        result = compute(*given[:-1], out=given[-1])
     finally:
         captured.capture = None
     capture.ends(result)

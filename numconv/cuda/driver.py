@@ -2,92 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from array import array as cells_of
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import _memory
+from ..arrays import strides_of
 from . import _jit
 from ._jit import SIMULATED, Kernel, cuda
 from .arrays import DeviceArray
 
-if TYPE_CHECKING:
-    from .capture import Launch
-
 if cuda is not None and not SIMULATED:
     from cuda.bindings import driver as binding
-    from cuda.core import LaunchConfig, Stream, launch
+    from numba.cuda.cudadrv.devicearray import DeviceNDArray
+
+
+class Launch(NamedTuple):
+    """A kernel and its arguments, some of them at an offset in a buffer of a captured call."""
+
+    kernel: Kernel
+    blocks: int
+    arguments: tuple[Any, ...]
+    buffers: Sequence[tuple[int, int, int]] = ()  # argument, buffer, offset
 
 
 class Driver:
-    """The driver of NVIDIA's GPUs, by numba. ``device`` is the number of a GPU, ``stream`` the handle of a stream."""
+    """The driver of NVIDIA's GPUs. ``device`` is the number of a GPU, ``stream`` the handle of a stream.
+
+    The handles 0 and 1 both are the default stream of all threads, and 2 is that of each thread.
+    """
 
     def __init__(self) -> None:
-        self._contexts: dict[int, int] = {}
+        self._contexts: dict[int, int] = {}  # of each device
+        self._numbas: dict[int, Any] = {}  # numba's objects for them
 
     def on(self, device: int) -> Any:
         """Make a GPU the current one, and put errors in words that say what helps."""
-        return _EXPLAINED if self._contexts.get(device, 0) == _context() else self._switched(device)
+        return _EXPLAINED if self._contexts.get(device) == _context() else self._switched(device)
 
     @contextmanager
     def _switched(self, device: int) -> Iterator[None]:
         with _EXPLAINED:
             if not _context():  # nothing that belongs to others: as CUDA's run time has it, the GPU stays current
-                cuda.current_context(device)
-                self._contexts[device] = _context()
+                self._numbas[device], self._contexts[device] = cuda.current_context(device), _context()
                 yield
             else:
                 with cuda.gpus[device]:
-                    self._contexts[device] = _context()
+                    self._numbas[device], self._contexts[device] = cuda.current_context(), _context()
                     yield
 
-    def allocate(self, device: int, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-        """An array that nobody has filled."""
+    def allocate(self, device: int, shape: tuple[int, ...], dtype: np.dtype, stream: int = 0) -> Any:
+        """An array of numba that nobody has filled; numba's own ``device_array`` takes twice as long."""
         with self.on(device):
-            return cuda.device_array(shape, dtype)
+            strides = strides_of(shape, dtype.itemsize)
+            nbytes = shape[0] * strides[0] if shape else dtype.itemsize
+            memory = self._numbas[device].memalloc(nbytes) if nbytes else None
+            return DeviceNDArray(shape, strides, dtype, cuda.external_stream(stream) if stream else 0, memory)
 
     def send(self, device: int, array: np.ndarray) -> Any:
         """A copy of a contiguous host array; it is there when this returns."""
         with self.on(device):
             copied = cuda.to_device(array)
-            cuda.default_stream().synchronize()
+            self.wait(device, 0)
             return copied
+
+    def fill(self, device: int, array: DeviceArray, source: np.ndarray, stream: int) -> None:
+        """Copy a contiguous host array into one on the device; it is there when this returns."""
+        with self.on(device):
+            _checked(binding.cuMemcpyHtoDAsync(array.address, source.ctypes.data, source.nbytes, stream))
+            self.wait(device, stream)
 
     def fetch(self, device: int, array: DeviceArray, target: np.ndarray, stream: int) -> None:
         """Copy a contiguous array into a contiguous one of the host, when the stream's work before it is done."""
         with self.on(device):
-            flat = cuda.as_cuda_array(array.reshape(array.size), sync=False)
             self.wait(device, stream)
-            flat.copy_to_host(target.reshape(-1))
+            if target.nbytes:
+                _checked(binding.cuMemcpyDtoH(target.ctypes.data, array.address, target.nbytes))
 
     def launch(self, device: int, kernel: Kernel, blocks: int, arguments: tuple[Any, ...], stream: int) -> None:
-        """Start a kernel: by ``cuda.core`` itself, for numba's launcher takes longer than many a kernel."""
-        kinds, values, _ = flattened(arguments)
+        """Start a kernel."""
         with self.on(device):
-            code = kernel.compiled.get((device, kinds))
-            if code is None:
-                code = kernel.compiled[device, kinds] = kernel.compile(arguments)
-            launch(_core_stream(stream), _grid(blocks, kernel.threads), code, *values)
+            self.frame(device, (Launch(kernel, blocks, arguments),)).start(0, stream)
 
-    def start(self, captured: Launch, device: int, addresses: list[int], stream: int) -> None:
-        """Start a captured kernel, on the GPU that is the current one."""
-        if captured.ready is None:
-            kinds, values, at = flattened(captured.arguments)
-            grid, code = _grid(captured.blocks, captured.kernel.threads), captured.kernel.compiled[device, kinds]
-            captured.ready = grid, code, values, [(at[i], buffer, offset) for i, buffer, offset in captured.buffers]
-        grid, code, values, buffers = captured.ready
-        values = values.copy()
-        for at, buffer, offset in buffers:
-            values[at] = addresses[buffer] + offset
-        launch(_core_stream(stream), grid, code, *values)
+    def frame(self, device: int, launches: Sequence[Launch]) -> Frame:
+        """Launches as the driver takes them."""
+        return Frame(device, launches)
 
     def wait(self, device: int, stream: int) -> None:
         """Until the work of a stream is done."""
         with self.on(device):
-            (_external(device, stream) or cuda.default_stream()).synchronize()
+            _checked(binding.cuStreamSynchronize(stream))
+
+    def order(self, device: int, first: int, then: int) -> None:
+        """What a stream gets from now on begins after what another one has by now is done; the host does not wait."""
+        if max(first, 1) == max(then, 1):
+            return
+        with self.on(device):
+            event = _checked(binding.cuEventCreate(binding.CUevent_flags.CU_EVENT_DISABLE_TIMING))
+            _checked(binding.cuEventRecord(event, first))
+            _checked(binding.cuStreamWaitEvent(then, event, 0))
+            _checked(binding.cuEventDestroy(event))  # the driver keeps it until it has happened
 
     def device_at(self, address: int) -> int:
         """The GPU in whose memory an address lies."""
@@ -101,7 +118,88 @@ class Driver:
     def available(self, device: int) -> int:
         """Bytes that are free."""
         with self.on(device):
-            return int(binding.cuMemGetInfo()[1])
+            return int(_checked(binding.cuMemGetInfo())[0])
+
+
+class Frame:
+    """The arguments of launches where the driver reads them: a cell of eight bytes for each value.
+
+    Only addresses of buffers change from call to call. So a call writes these and hands pointers over, which takes a
+    microsecond where numba's launcher takes a hundred. The driver has read the cells when a launch returns; until then
+    they belong to one call.
+    """
+
+    def __init__(self, device: int, launches: Sequence[Launch]) -> None:
+        values: list[int] = []
+        pointers: list[list[int]] = []
+        addresses: dict[tuple[int, int], int] = {}  # the cell of each buffer and offset
+        for launch in launches:
+            own: list[int] = []
+            at = {i: (buffer, offset) for i, buffer, offset in launch.buffers}
+            for i, argument in enumerate(launch.arguments):
+                begin, its = len(values), _cells(argument)
+                cells = list(range(begin, begin + len(its)))
+                if i in at:
+                    cells[ADDRESS] = addresses.setdefault(at[i], begin + ADDRESS)
+                own += cells
+                values += its
+            pointers.append(own)
+        self.cells = cells_of("Q", values)
+        begin, _ = self.cells.buffer_info()
+        self.pointers = [cells_of("Q", [begin + 8 * cell for cell in own]) for own in pointers]
+        self.launches = [
+            (_code(device, launch), launch.blocks, launch.kernel.threads, own.buffer_info()[0])
+            for launch, own in zip(launches, self.pointers, strict=True)
+        ]
+        self.buffers: dict[int, list[tuple[int, int]]] = {}
+        for (buffer, offset), cell in addresses.items():
+            self.buffers.setdefault(buffer, []).append((cell, offset))
+
+    def put(self, buffer: int, address: int) -> None:
+        """Say where a buffer of this call lies."""
+        for cell, offset in self.buffers.get(buffer, ()):
+            self.cells[cell] = address + offset
+
+    def start(self, i: int, stream: int) -> None:
+        """Launch one of them, on the GPU that is the current one."""
+        code, blocks, threads, arguments = self.launches[i]
+        answer = binding.cuLaunchKernel(code, blocks, 1, 1, threads, 1, 1, 0, stream, arguments, 0)
+        if answer[0]:
+            _checked(answer)
+
+
+#: Which cell of an array has its address: numba's kernels take two pointers of its own, sizes, and then the address.
+ADDRESS = 4
+
+
+def _cells(argument: Any) -> list[int]:
+    """A kernel's argument as numba's kernels take it, each value in the low bytes of a cell."""
+    if type(argument) is DeviceArray:
+        layout = argument.layout
+        values = 0, 0, layout.size, layout.itemsize, argument.address, *layout.shape, *layout.strides
+    elif isinstance(argument, (int, tuple)):  # a bool, too
+        values = argument if isinstance(argument, tuple) else (argument,)
+    elif isinstance(argument, np.complexfloating):
+        return [*_cells(argument.real), *_cells(argument.imag)]
+    else:
+        return [int.from_bytes(np.asarray(argument).tobytes(), "little")]
+    return [value & 0xFFFF_FFFF_FFFF_FFFF for value in values]
+
+
+def _code(device: int, launch: Launch) -> Any:
+    """The kernel for arguments of these types, compiled on first use."""
+    kernel, kinds = launch.kernel, tuple(map(_kind, launch.arguments))
+    code = kernel.compiled.get((device, kinds))
+    if code is None:
+        code = kernel.compiled[device, kinds] = kernel.compile(launch.arguments, kinds)
+    return binding.CUfunction(int(code.handle))
+
+
+def _kind(argument: Any) -> Any:
+    """What a kernel is compiled for, in short."""
+    if type(argument) is DeviceArray:
+        return argument.dtype.num, argument.ndim
+    return len(argument) if type(argument) is tuple else type(argument)
 
 
 class Simulator(Driver):
@@ -111,13 +209,17 @@ class Simulator(Driver):
         """Every device is this one."""
         return _EXPLAINED
 
-    def allocate(self, device: int, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+    def allocate(self, device: int, shape: tuple[int, ...], dtype: np.dtype, stream: int = 0) -> Any:
         """Memory of the host, never 0 by chance."""
         return np.full(shape, -1 if dtype.kind != "u" else 1).astype(dtype)
 
     def send(self, device: int, array: np.ndarray) -> Any:
         """A copy."""
         return array.copy()
+
+    def fill(self, device: int, array: DeviceArray, source: np.ndarray, stream: int) -> None:
+        """A copy."""
+        array.numbers[...] = source
 
     def fetch(self, device: int, array: DeviceArray, target: np.ndarray, stream: int) -> None:
         """A copy."""
@@ -128,14 +230,14 @@ class Simulator(Driver):
         configured = kernel.code[blocks, kernel.threads]
         configured(*(_jit.fake(a.numbers) if isinstance(a, DeviceArray) else a for a in arguments))
 
-    def start(self, captured: Launch, device: int, addresses: list[int], stream: int) -> None:
-        """The same with other addresses."""
-        arguments = list(captured.arguments)
-        for i, buffer, offset in captured.buffers:
-            arguments[i] = arguments[i].moved(None, addresses[buffer] + offset)
-        self.launch(device, captured.kernel, captured.blocks, tuple(arguments), stream)
+    def frame(self, device: int, launches: Sequence[Launch]) -> Any:
+        """The arguments as they are, with other addresses."""
+        return SimulatedFrame(device, launches)
 
     def wait(self, device: int, stream: int) -> None:
+        """All is done."""
+
+    def order(self, device: int, first: int, then: int) -> None:
         """All is done."""
 
     def device_at(self, address: int) -> int:
@@ -147,28 +249,33 @@ class Simulator(Driver):
         return _memory.available()
 
 
-def flattened(arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Any], list[int]]:
-    """The types of a kernel's arguments, in short, their values as numba's kernels take them, and where each has its
-    address among the values, if it is an array.
-    """
-    kinds: list[Any] = []
-    values: list[Any] = []
-    at: list[int] = []
-    for argument in arguments:
-        kind: Any = type(argument)
-        at.append(len(values) + 4)
-        if kind is DeviceArray:
-            kind = argument.dtype.num, argument.ndim
-            values += 0, 0, argument.size, argument.itemsize, argument.address, *argument.shape, *argument.strides
-        elif kind is tuple:
-            kind = len(argument)
-            values += argument
-        elif kind is np.complex64 or kind is np.complex128:
-            values += argument.real, argument.imag
-        else:
-            values.append(argument)
-        kinds.append(kind)
-    return tuple(kinds), values, at
+class SimulatedFrame:
+    """The same as a ``Frame``."""
+
+    def __init__(self, device: int, launches: Sequence[Launch]) -> None:
+        self.device, self.launches = device, launches
+        self.addresses: dict[int, int] = {}
+
+    def put(self, buffer: int, address: int) -> None:
+        """Say where a buffer of this call lies."""
+        self.addresses[buffer] = address
+
+    def start(self, i: int, stream: int) -> None:
+        """Run one of them."""
+        kernel, blocks, arguments, buffers = self.launches[i]
+        given = list(arguments)
+        for at, buffer, offset in buffers:
+            given[at] = given[at].moved(None, self.addresses[buffer] + offset)
+        DRIVER.launch(self.device, kernel, blocks, tuple(given), stream)
+
+
+def _checked(answer: tuple[Any, ...]) -> Any:
+    """What the driver gave, or its error."""
+    error, *given = answer
+    if error:
+        text = binding.cuGetErrorString(error)[1]
+        raise RuntimeError(f"{error.name}: {text.decode() if text else 'unknown'}")
+    return given[0] if len(given) == 1 else given
 
 
 class _Explained:
@@ -189,22 +296,6 @@ def _context() -> int:
     """The driver's handle of the context that is current in this thread; 0 without one."""
     _, handle = binding.cuCtxGetCurrent()
     return int(handle or 0)  # none where the driver has not been started
-
-
-@lru_cache(maxsize=1024)
-def _grid(blocks: int, threads: int) -> Any:
-    return LaunchConfig(grid=blocks, block=threads)
-
-
-@lru_cache(maxsize=256)
-def _core_stream(stream: int) -> Any:
-    return Stream.from_handle(stream)
-
-
-@lru_cache(maxsize=256)
-def _external(device: int, stream: int) -> Any:
-    """A stream by its handle, for the device that is the current one; 0 is the default stream."""
-    return cuda.external_stream(stream) if stream else 0
 
 
 DRIVER: Driver = Simulator() if SIMULATED else Driver()

@@ -2,6 +2,21 @@
 
 Results and workspaces come from the caller's own library, on the caller's device and stream, so that their type, pool
 and lifetime are right and nothing waits. No library is imported that the caller has not.
+
+What keeps streams from races: whatever a kernel reads or writes beside the caller's arrays either belongs to no call,
+or lives and dies in the order of the stream that the kernel is on.
+
+- Tables and constants belong to no call. They are copied from the host and are there when ``Driver.send`` returns, so
+  that any stream may read them, and nobody writes to them again. Who launches with them keeps them.
+- Results and workspaces are allocated on the stream that a call's kernels are on, which is asked for once. torch's and
+  CuPy's pools give memory that has gone back to those first who ask on the same stream, so it may go while kernels run.
+- numba's memory has no stream. It goes back to the driver, which waits for the device first; a workspace that is kept
+  for the next call (``Host.workspace``) is that of one stream.
+- A library that nobody knows may give memory away at once. So what a call took of it is kept until its stream has been
+  waited for (``Foreign``), as are the caller's arrays that came by DLPack.
+
+The stream is the one that the library says is current, or the one that an array names (``__cuda_array_interface__``). A
+result that is used on another stream is the caller's to order, as with all that the library does itself.
 """
 
 from __future__ import annotations
@@ -14,9 +29,9 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import plain_steps, strides_of
+from .._memory import KEPT
 from ._jit import SIMULATED, Kernel
-from .arrays import DeviceArray, at_address, copy
+from .arrays import DeviceArray, Layout, layout_of
 from .driver import DRIVER
 
 
@@ -37,14 +52,10 @@ class Place:
     #: Whether the library has a BLAS and an FFT.
     has_library = False
 
-    def __init__(self, device: int) -> None:
-        self.device = device
+    def __init__(self, device: int, library: str = "") -> None:
+        self.device, self.library = device, library or self.library
+        self.kind = f"{self.library} on cuda:{device}"  # what errors call it
         self._hash = hash(("place", device))
-
-    @property
-    def kind(self) -> str:
-        """What errors call it."""
-        return f"{self.library} on cuda:{self.device}"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Place) and (self.library, self.device) == (other.library, other.device)
@@ -58,6 +69,13 @@ class Place:
         """A new array of the library, not filled."""
         raise NotImplementedError
 
+    def workspace(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """The same for the time of a call."""
+        return self.allocate(shape, dtype)
+
+    def release(self, owner: Any) -> None:
+        """A workspace has been used for the last time, by what is on the stream now."""
+
     def read(self, owner: Any) -> DeviceArray:
         """An array of the library as numconv sees it."""
         return self.seen(owner, owner.__cuda_array_interface__)
@@ -67,8 +85,12 @@ class Place:
         return self.read(owner).address
 
     def stream(self) -> int:
-        """The driver's handle of the stream that the caller works on; 0 is the default stream."""
+        """The driver's handle of the stream that the caller works on; 0 and 1 are the default stream."""
         return 0
+
+    def follow(self, stream: int) -> None:
+        """The stream that an array names, whose work on it comes before ours."""
+        DRIVER.order(self.device, stream, self.stream())
 
     def settle(self) -> None:
         """See to it that the library's next work on a result comes after the work that makes it."""
@@ -102,23 +124,22 @@ class Place:
         """An array as its ``__cuda_array_interface__`` describes it."""
         if interface.get("mask") is not None:
             raise TypeError("it is masked, and the mask would be lost")
+        if interface.get("stream") is not None:
+            self.follow(int(interface["stream"]))
         address, *readonly = interface["data"]
-        shape, dtype, strides = tuple(interface["shape"]), np.dtype(interface["typestr"]), interface.get("strides")
+        shape, strides, dtype = tuple(interface["shape"]), interface.get("strides"), np.dtype(interface["typestr"])
         if not dtype.isnative:
             raise TypeError("the bytes of its items are in the other order")
-        if strides is None:
-            strides = strides_of(shape, dtype.itemsize)
-        return self.placed(owner, address or 0, shape, tuple(strides), dtype, bool(readonly and readonly[0]))
+        strides = None if strides is None else tuple(strides)
+        return self.placed(owner, address or 0, shape, strides, dtype, bool(sum(readonly)))
 
     def placed(
-        self, owner: Any, address: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype,
+        self, owner: Any, address: int, shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: np.dtype,
         readonly: bool = False,
     ) -> DeviceArray:
         """An array by where and how it lies."""
-        if not address or 1 in shape or 0 in shape:  # strides may be anything then
-            shadow = at_address(address, shape, strides, dtype, readonly)
-            return DeviceArray.of(self, owner, plain_steps(shadow))
-        return DeviceArray(self, owner, address, shape, strides, dtype, readonly)
+        layout = layout_of(shape, strides, dtype, not readonly, not address % dtype.itemsize)
+        return DeviceArray(self, owner, address, layout)
 
     def empty(self, shape: Any, dtype: np.dtype) -> DeviceArray:
         """A new array."""
@@ -144,7 +165,7 @@ class Place:
     def bring(self, array: np.ndarray) -> DeviceArray:
         """A host array, to be used beside arrays that are here."""
         target = self.empty(array.shape, array.dtype)
-        copy(host(self.device).send(array), target)
+        DRIVER.fill(self.device, target, np.ascontiguousarray(array), self.stream())
         return target
 
     def to_host(self, array: DeviceArray) -> np.ndarray:
@@ -171,22 +192,55 @@ class Place:
         """Start a kernel on the caller's stream."""
         DRIVER.launch(self.device, kernel, blocks, arguments, self.stream())
         if captured.capture is not None:
-            captured.capture.launches(kernel, blocks, arguments)
+            captured.capture.starts(kernel, blocks, arguments)
 
 
 class Host(Place):
-    """Memory that numba allocates, for NumPy arrays that are computed on a GPU, and for numba's own arrays."""
+    """Memory that numba allocates, for NumPy arrays that are computed on a GPU, and for numba's own arrays.
+
+    For the arrays of one call the stream is that which they name, the first one's if they name several; else, and where
+    arrays outlive a call, it is the default one.
+    """
 
     library = "simulator" if SIMULATED else "numba"
     has_library = SIMULATED
 
+    def __init__(self, device: int, library: str = "", stream: int | None = None) -> None:
+        super().__init__(device, library)
+        self._stream = stream
+
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """A device array of numba."""
-        return DRIVER.allocate(self.device, shape, dtype)
+        return DRIVER.allocate(self.device, shape, dtype, self.stream())
+
+    def workspace(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """Of what the last call on this stream used, if it is large enough: numba's memory is slow to get."""
+        spare = _spare.pop((self.device, self.stream()), None)
+        if spare is not None and spare.nbytes >= prod(shape) * dtype.itemsize:
+            return spare
+        return Host.allocate(self, shape, dtype)
+
+    def release(self, owner: Any) -> None:
+        """Keep it for the next call."""
+        if owner.nbytes <= KEPT:
+            _spare[self.device, self.stream()] = owner
+
+    def stream(self) -> int:
+        """That of the arrays."""
+        return self._stream or 0
+
+    def follow(self, stream: int) -> None:
+        """Work goes there, or after what is there."""
+        if self._stream is None:
+            self._stream = stream
+        super().follow(stream)
 
     def read(self, owner: Any) -> DeviceArray:
         """A device array of numba; in the simulator it is NumPy's."""
-        return DeviceArray.of(self, owner, plain_steps(owner)) if isinstance(owner, np.ndarray) else super().read(owner)
+        if not isinstance(owner, np.ndarray):
+            return super().read(owner)
+        address = owner.__array_interface__["data"][0]
+        return self.placed(owner, address, owner.shape, owner.strides, owner.dtype, not owner.flags.writeable)
 
     def send(self, array: np.ndarray) -> DeviceArray:
         """A copy of a host array."""
@@ -202,24 +256,32 @@ class Host(Place):
         target.numbers[...] = getattr(np.fft, name)(source.numbers, sizes, axes=axes, norm=norm)
 
 
+#: A workspace that numba allocated and that the next call may have, by device and stream.
+_spare: dict[tuple[int, int], Any] = {}
+
+
 class Torch(Place):
     """torch's CUDA tensors."""
 
     library = "torch"
     has_library = True
 
+    def __init__(self, device: int) -> None:
+        super().__init__(device)
+        self.where = f"cuda:{device}"
+
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """An empty tensor."""
         import torch
 
-        return torch.empty(shape, dtype=_dtype_for_torch(dtype), device=f"cuda:{self.device}")
+        return torch.empty(shape, dtype=_dtype_for_torch(dtype), device=self.where)
 
     def read(self, owner: Any) -> DeviceArray:
         """A tensor, without its history."""
-        owner = owner.detach().resolve_conj().resolve_neg()
-        dtype, shape, address = _dtype_of_torch(owner.dtype), tuple(owner.shape), owner.data_ptr()
-        strides = tuple([step * dtype.itemsize for step in owner.stride()])
-        return self.placed(owner, address, shape, strides, dtype)
+        if owner.requires_grad or owner.is_conj() or owner.is_neg():
+            owner = owner.detach().resolve_conj().resolve_neg()
+        address = owner.data_ptr()
+        return DeviceArray(self, owner, address, _layout(owner.shape, owner.stride(), owner.dtype, address % 16))
 
     def address_of(self, owner: Any) -> int:
         """A new tensor's."""
@@ -229,7 +291,8 @@ class Torch(Place):
         """torch's current stream."""
         import torch
 
-        return int(torch.cuda.current_stream(self.device).cuda_stream)
+        handle: int = torch._C._cuda_getCurrentRawStream(self.device)  # as torch's compiler asks; no object is made
+        return handle
 
     def matmul(self, a: DeviceArray, b: DeviceArray, out: DeviceArray) -> bool:
         """By cuBLAS."""
@@ -265,9 +328,12 @@ class Torch(Place):
         return super().available() + reserved.get("current", 0) - allocated.get("current", 0)
 
 
-@lru_cache(maxsize=64)
-def _dtype_of_torch(dtype: Any) -> np.dtype:
-    return np.dtype(str(dtype).removeprefix("torch."))
+@lru_cache(maxsize=4096)
+def _layout(shape: Any, steps: tuple[int, ...], dtype: Any, off: int) -> Layout:
+    """The layout of a tensor, so many bytes off an address that suits every dtype."""
+    dtype = np.dtype(str(dtype).removeprefix("torch."))
+    strides = tuple([step * dtype.itemsize for step in steps])
+    return layout_of(tuple(shape), strides, dtype, aligned=not off % dtype.itemsize)
 
 
 @lru_cache(maxsize=64)
@@ -357,21 +423,21 @@ class CuPy(Place):
 class Foreign(Host):
     """Arrays of a library that numconv does not know, by the CUDA array interface or by DLPack.
 
-    Work goes to the default stream, and numconv waits for it, for nobody knows which stream the library goes on with. A
-    result comes from the library's own array namespace where it has one, as the array API standard describes it, else
-    it is an array of numba.
+    numconv waits for its work, for nobody knows which stream the library goes on with. A result comes from the
+    library's own array namespace where it has one, as the array API standard describes it, else it is one of numba.
     """
 
     def __init__(self, library: str, device: int) -> None:
-        super().__init__(device)
-        self.library = library
+        super().__init__(device, library)
         self.namespace: Any = None
         self.where: dict[str, Any] = {}
+        self.kept: list[Any] = []  # what the library allocated for this call
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """An empty array of the library's; of numba where it has no such dtype, or by name only, as JAX int64."""
         if hasattr(self.namespace, dtype.name):
             array = self.namespace.empty(shape, dtype=getattr(self.namespace, dtype.name), **self.where)
+            self.kept.append(array)
             if self.read(array).dtype == dtype:
                 return array
         return super().allocate(shape, dtype)
@@ -381,24 +447,20 @@ class Foreign(Host):
         if self.namespace is None and hasattr(owner, "__array_namespace__"):
             self.namespace = owner.__array_namespace__()
             self.where = {"device": owner.device} if hasattr(owner, "device") else {}
-        interface = getattr(owner, "__cuda_array_interface__", None)
-        if interface is not None:
-            if interface.get("stream") is not None:  # its work has to be done before ours
-                DRIVER.wait(self.device, interface["stream"])
-            return self.seen(owner, interface)
-        if isinstance(owner, np.ndarray):  # what the simulator allocates
+        if isinstance(owner, np.ndarray) or getattr(owner, "__cuda_array_interface__", None) is not None:
             return super().read(owner)
         from cuda.core.utils import StridedMemoryView
 
-        view = StridedMemoryView.from_dlpack(owner, stream_ptr=1)  # the library makes the default stream wait for it
+        if self._stream is None:
+            self._stream = 1
+        view = StridedMemoryView.from_dlpack(owner, stream_ptr=self._stream)  # the library makes this stream wait
         steps = None if view.strides is None else tuple(step * view.dtype.itemsize for step in view.strides)
-        return self.seen((owner, view), {
-            "data": (view.ptr, view.readonly), "shape": view.shape, "strides": steps, "typestr": view.dtype.str,
-        })  # fmt: skip
+        return self.placed((owner, view), view.ptr, tuple(view.shape), steps, view.dtype, view.readonly)
 
     def settle(self) -> None:
         """Wait."""
         DRIVER.wait(self.device, self.stream())
+        self.kept.clear()
 
     def give(self, array: DeviceArray) -> Any:
         """The array that the library made."""
@@ -406,18 +468,29 @@ class Foreign(Host):
         return array.owner[0] if isinstance(array.owner, tuple) else array.owner
 
 
-_known: dict[str, Callable[[int], Place]] = {"torch": Torch, "cupy": CuPy, "simulator": Host}
+_known: dict[str, Callable[[int], Place]] = {"torch": Torch, "cupy": CuPy, "numba": Host, "simulator": Host}
 
 
 def place_of(kind: str) -> Place:
-    """The place that is called ``"library on cuda:device"``."""
+    """The place that is called ``"library on cuda:device"``, for one call."""
+    return _shared(kind) or _own(kind)
+
+
+def _own(kind: str) -> Place:
     library, _, device = kind.partition(" on cuda:")
     return _known[library](int(device)) if library in _known else Foreign(library, int(device))
 
 
+@lru_cache(maxsize=64)
+def _shared(kind: str) -> Place | None:
+    """The place where it is one for all calls: what has nothing of one call."""
+    place = _own(kind)
+    return None if isinstance(place, Host) else place
+
+
 def host(device: int = 0) -> Host:
     """Where NumPy arrays are computed."""
-    return Host(device)
+    return Host(device, stream=0)
 
 
 def read(place: Place, name: str, value: Any) -> DeviceArray:

@@ -36,7 +36,7 @@ class Part(NamedTuple):
 def parts(out: Path) -> list[Part]:
     """The most valuable first."""
     python = sys.executable
-    script = {name: str(HERE / f"{name}.py") for name in ("smoke", "times", "every_kernel", "profiled")}
+    script = {name: str(HERE / f"{name}.py") for name in ("smoke", "times", "host", "every_kernel", "profiled")}
     several = ["-n", "6"] if find_spec("xdist") else []
     sections = ["SpeedOfLight", "Occupancy", "WarpStateStats", "InstructionStats", "MemoryWorkloadAnalysis"]
     chosen = [word for section in sections for word in ("--section", section)]
@@ -46,6 +46,7 @@ def parts(out: Path) -> list[Part]:
         Part("smoke", 60, [python, script["smoke"]]),
         Part("tests", 130, [python, "-m", "pytest", "-m", "gpu", "-q", "-rs", "tests/test_gpu.py", *several], "pytest"),
         Part("times", 100, [python, script["times"], str(out / "times.json"), "90"], "torch", False),
+        Part("host", 40, [python, script["host"], "--json", str(out / "host.json")], "pytest"),
         Part("memcheck", 60, [*sanitizer, "memcheck", python, script["every_kernel"]], "compute-sanitizer", False),
         Part("racecheck", 60, [*sanitizer, "racecheck", python, script["every_kernel"]], "compute-sanitizer", False),
         Part("ncu", 45, ["ncu", "--clock-control", "none", "-k", "regex:forward", "-c", "4", *chosen, python,

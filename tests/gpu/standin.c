@@ -30,7 +30,7 @@ enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_CONTEXT = 201, NOT_
 /* what happened ------------------------------------------------------------------------------------------------- */
 
 typedef struct {
-  char what[16]; /* "launch", "alloc", "free", "copy", "wait", "stray" */
+  char what[16]; /* "launch", "alloc", "free", "copy", "wait", "stray", and of an event "record" and "follow" */
   char name[112];
   uint64_t blocks, threads, stream, bytes;
 } Event;
@@ -218,10 +218,10 @@ Result cuStreamDestroy(Handle stream) { return OK; }
 Result cuStreamSynchronize(Handle stream) { note("wait", "stream", 0, 0, stream, 0); return OK; }
 Result cuStreamGetCtx(Handle stream, Handle *context) { *context = primary; return OK; }
 Result cuStreamIsCapturing(Handle stream, int *status) { *status = 0; return OK; }
-Result cuStreamWaitEvent(Handle stream, Handle event, unsigned flags) { return OK; }
+Result cuStreamWaitEvent(Handle stream, Handle event, unsigned flags) { note("follow", "", 0, 0, stream, 0); return OK; }
 Result cuEventCreate(Handle *event, unsigned flags) { *event = malloc(8); return OK; }
 Result cuEventDestroy(Handle event) { free(event); return OK; }
-Result cuEventRecord(Handle event, Handle stream) { return OK; }
+Result cuEventRecord(Handle event, Handle stream) { note("record", "", 0, 0, stream, 0); return OK; }
 Result cuEventQuery(Handle event) { return OK; }
 Result cuEventSynchronize(Handle event) { note("wait", "event", 0, 0, NULL, 0); return OK; }
 Result cuEventElapsedTime(float *milliseconds, Handle begin, Handle end) { *milliseconds = 0; return OK; }
