@@ -13,11 +13,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
 from numconv.arrays import computed_in
-from numconv.cuda import adjoint, arrays, csr, direct, im2col, implicit, kernel2row, packing, places
+from numconv.cuda import (
+    adjoint, arrays, csr, direct, direct_weights, im2col, implicit, implicit_weights, kernel2row, packing, places,
+)
 from numconv.cuda._jit import Kernel, cuda
 from numconv.cuda.driver import Simulator
 from numconv.geometry import conv_geometry
@@ -75,6 +78,13 @@ def launches():
             g = conv_geometry((1, 8, 8, 8), (K, deep, 3, 3), groups=8 // deep)
             x, w, y = (place.empty(s, dtype) for s in (g.input_shape, g.kernel_shape, g.output_shape))
             direct.forward(x, w, place.empty((K,), dtype), g.axes, 0, dtype.type(0), y)
+        for wide in (3, 4, 5, 7):
+            for K in (4, 8):
+                g = conv_geometry((1, 4, 8, 8), (K, 1, wide, wide), groups=4)
+                x, w, y = (place.empty(s, dtype) for s in (g.input_shape, g.kernel_shape, g.output_shape))
+                direct.grad_weight(x, y, g.axes, 0, dtype.type(0), w)
+        with patch.object(direct_weights, "FAR", 1):  # as if a plane were so large
+            direct.grad_weight(x, y, g.axes, 0, dtype.type(0), w)
         vectors = computed_in(dtype)  # matrices and vectors of float16 are float32, but for the data of a matrix
         W = place.empty(g.kernel_shape, vectors)
         _, indices, indptr = kernel2row.triple(W, g.axes, 0, 8)
@@ -96,9 +106,11 @@ def launches():
 
 def every_kernel():
     """All that the rooms have, those of the tiles among them."""
-    rooms = (adjoint, arrays, csr, direct, im2col, implicit, kernel2row, packing)
+    rooms = (
+        adjoint, arrays, csr, direct, direct_weights, im2col, implicit, implicit_weights, kernel2row, packing,
+    )
     found = [value for room in rooms for value in vars(room).values()]
-    tiles = [part for value in found if isinstance(value, implicit.Tile) for part in value]
+    tiles = [part for value in found if isinstance(value, tuple) for part in value]
     return {value for value in [*found, *tiles] if isinstance(value, Kernel)}
 
 
