@@ -40,33 +40,38 @@ class Window(NamedTuple):
     grad_weight: Any
 
 
-def window_of(channels: int, rows: int, wide: int) -> Window:
+def window_of(channels: int, rows: int, wide: int, resident: int) -> Window:
     """The kernel whose threads sum ``channels`` by ``rows`` by ``wide`` weights."""
     lines = wide if wide > 1 else rows  # pixels that it keeps: where a row is one tap, of each of them
     weights = channels * rows * wide
     room, lanes = TOGETHER * THREADS, THREADS // TOGETHER
 
-    @kernel(THREADS)
+    @kernel(THREADS, resident)
     def grad_weight(
-        x, dY, axes, rows_met, boundary, fill, N, C, Cg, Kg, Q, P, size, parts, across, pieces, conjugate, partial
+        x, dY, axes, rows_met, boundary, fill, N, Cg, Kg, Q, P, size, x_image, dY_image, parts, across, pieces,
+        conjugate, partial,
     ):
         # x (N, C, prod in), dY (N, K, P), partial (parts, K, Q). A block has a part of the rows of the output, as many
         # at once as fill it, and ``across`` pixels of each: ``pieces`` of them are a row.
         thread, block, last = count(cuda.threadIdx.x), count(cuda.blockIdx.x), at(axes.shape[0] - 1)
-        some, sets, G = count((Kg + channels - 1) // channels), count((Q + rows * wide - 1) // (rows * wide)), C // Cg
+        some, sets = count((Kg + channels - 1) // channels), count((Q + rows * wide - 1) // (rows * wide))
         k0, rest = count(block % some * channels), count(block // some)
         q0, rest = count(rest % sets * (rows * wide)), count(rest // sets)
-        g, part = count(rest % count(G)), count(rest // count(G))
+        G = count(x_image // (Cg * size))
+        g, part = count(rest % G), count(rest // G)
         L_in, L_k, L_out = int32(axes[last, at(SIZE)]), count(axes[last, at(KERNEL)]), count(axes[last, at(OUT)])
         R_out = count(P // L_out)
         taps = count(rows_met.size // R_out * L_k)
         sums = cuda.local.array((channels, rows, wide), partial.dtype)
         gradients = cuda.local.array(channels, partial.dtype)
+        channel_from = cuda.local.array(channels, np.uint32)
         row_at = cuda.local.array(rows, np.uint32)
         channel_at = cuda.local.array(rows, np.uint32)
-        first = cuda.local.array(lines, np.int32)
+        first = cuda.local.array(rows, np.int32)
         pixels = cuda.local.array(lines, np.uint32)
         c0 = count(q0 // taps)
+        for k in range(channels):
+            channel_from[k] = min(k, Kg - 1 - int32(k0)) * P  # one too many is summed and not used
         for r in range(rows):
             q = count(min(q0 + r * wide, Q - 1))
             tap = count(q % taps)
@@ -77,35 +82,34 @@ def window_of(channels: int, rows: int, wide: int) -> Window:
             for k in range(channels):
                 for w in range(wide):
                     sums[k, r, w] = 0
-        if wide > 1:
-            for w in range(lines):
-                first[w] = axes[last, at(START)] + w * axes[last, at(STEP)]
         together = count(THREADS // across)
         slot, within = count(thread // across), count(thread % across)
-        units = (N * R_out + together - 1) // together  # of a piece: so often all of a block's threads have a pixel
-        begin, end = units * pieces * part // parts, units * pieces * (part + 1) // parts
-        piece, unit = begin // units, begin % units
-        left, o, n, O = end - begin, L_out, count(0), count(0)
+        units = count((N * R_out + together - 1) // together)  # of a piece: so often all of a block have a pixel
+        begin = count(units * pieces * part // parts)
+        piece, unit, left = count(begin // units), count(begin % units), units * pieces * (part + 1) // parts - begin
+        x_from, dY_from = at(g * Cg + c0) * at(size), at(g * Kg + k0) * at(P)
         more_n, more_O = count(together // R_out), count(together % R_out)
-        fresh = True
+        n, O, o = count(0), count(0), count(0)
+        left, fresh = count(left), True
         while left > 0:
             if fresh:
                 o = count(piece * across + within)
-                row = unit * together + slot
+                row = at(unit) * at(together) + at(slot)
                 n, O = count(row // R_out), count(row % R_out)
                 for w in range(lines):
-                    pixel = int32(source(int32(first[w] + o * axes[last, at(STRIDE)]), L_in, boundary))
+                    where = axes[last, at(START)] + w * axes[last, at(STEP)] if wide > 1 else first[w]
+                    pixel = int32(source(int32(where + o * axes[last, at(STRIDE)]), L_in, boundary))
                     pixels[w] = NO_PIXEL
                     if pixel >= 0:
                         pixels[w] = pixel
                 fresh = False
             if slot < together and o < L_out and n < N:
-                image = beyond(x, (at(n) * at(C) + at(g * Cg + c0)) * at(size))
-                gradient = beyond(dY, (at(n) * at(G) + at(g)) * at(Kg * P) + at(O * L_out) + at(o))
+                image, gradient = beyond(x, at(n) * at(x_image) + x_from), beyond(dY, at(n) * at(dY_image) + dY_from)
+                p = count(O * L_out + o)
                 for k in range(channels):
-                    gradients[k] = gradient[at(min(k0 + k, Kg - 1)) * at(P)]
+                    gradients[k] = gradient[at(count(channel_from[k] + p))]
                 for r in range(rows):
-                    row = rows_met[at(row_at[r]) + at(O)]
+                    row = rows_met[at(count(row_at[r] + O))]
                     row_there = count(NO_ROW)
                     if row >= 0:
                         row_there = count(row * L_in + channel_at[r])
@@ -120,9 +124,9 @@ def window_of(channels: int, rows: int, wide: int) -> Window:
             n, O = count(n + more_n), count(O + more_O)
             if O >= R_out:
                 n, O = count(n + 1), count(O - R_out)
-            left, unit = left - 1, unit + 1
+            left, unit = count(left - 1), count(unit + 1)
             if unit == units:
-                piece, unit, fresh = piece + 1, 0, True
+                piece, unit, fresh = count(piece + 1), count(0), True
         shared = cuda.shared.array(room, partial.dtype)
         which, lane = count(thread // lanes), count(thread % lanes)
         for begin_with in range(0, weights, TOGETHER):
@@ -152,8 +156,9 @@ def window_of(channels: int, rows: int, wide: int) -> Window:
     return Window(channels, rows, wide, grad_weight)
 
 
-ONE, ANY, ANY_FOUR = window_of(1, 1, 1), window_of(1, 8, 1), window_of(4, 8, 1)
-THREE, THREE_FOUR, FIVE, SEVEN = window_of(1, 3, 3), window_of(4, 3, 3), window_of(1, 5, 5), window_of(1, 7, 7)
+ONE, ANY, ANY_FOUR = window_of(1, 1, 1, 4), window_of(1, 8, 1, 2), window_of(4, 8, 1, 2)
+THREE, THREE_FOUR = window_of(1, 3, 3, 3), window_of(4, 3, 3, 2)
+FIVE, SEVEN = window_of(1, 5, 5, 2), window_of(1, 7, 7, 2)
 
 
 def window_for(Kg: int, Cg: int, kernel: tuple[int, int], size: int, P: int, itemsize: int) -> Window:
@@ -184,8 +189,8 @@ def grad_weight(
     parts = max(1, min(BLOCKS // blocks, units // PIXELS, PARTS // (dW.size * sums.itemsize)))
     add_up(parts, sums, dW, lambda partial: window.grad_weight(
         blocks * parts, x.reshape(x.size), dY.reshape(dY.size), table(x.place, axes),
-        rows_and_taps(x.place, axes, boundary)[0], boundary, sums.type(fill), N, C, Cg, K // G, Q, P, size, parts,
-        across, pieces, x.dtype.kind == "c", partial, on=x.place,
+        rows_and_taps(x.place, axes, boundary)[0], boundary, sums.type(fill), N, Cg, K // G, Q, P, size, C * size,
+        K * P, parts, across, pieces, x.dtype.kind == "c", partial, on=x.place,
     ))  # fmt: skip
 
 
