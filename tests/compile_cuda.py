@@ -18,18 +18,23 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 
 from numconv.arrays import computed_in
 from numconv.cuda import (
-    adjoint, arrays, csr, depthwise, direct, fft, im2col, implicit, kernel2row, local, missing, packing, places,
+    adjoint, arrays, csr, depthwise, direct, direct_weights, fft, im2col, implicit, implicit_weights, kernel2row, local,
+    missing, packing, places,
 )  # fmt: skip
 from numconv.cuda._jit import Kernel, cuda
 from numconv.cuda.driver import Simulator
 from numconv.geometry import conv_geometry
 
-ROOMS = (adjoint, arrays, csr, depthwise, direct, fft, im2col, implicit, kernel2row, local, missing, packing)
+ROOMS = (
+    adjoint, arrays, csr, depthwise, direct, direct_weights, fft, im2col, implicit, implicit_weights, kernel2row, local,
+    missing, packing,
+)  # fmt: skip
 
 
 class Notebook(Simulator):
@@ -93,6 +98,13 @@ def launches():
             g = conv_geometry((1, 8, 8, 20), (8, 1, 3, width), stride=(1, stride), groups=8)
             x, w, y = (place.empty(s, dtype) for s in (g.input_shape, g.kernel_shape, g.output_shape))
             direct.forward(x, w, place.empty((8,), dtype), g.axes, 0, dtype.type(0), y)
+        for wide in (3, 4, 5, 7):
+            for K in (4, 8):
+                g = conv_geometry((1, 4, 8, 8), (K, 1, wide, wide), groups=4)
+                x, w, y = (place.empty(s, dtype) for s in (g.input_shape, g.kernel_shape, g.output_shape))
+                direct.grad_weight(x, y, g.axes, 0, dtype.type(0), w)
+        with patch.object(direct_weights, "FAR", 1):  # as if a plane were so large
+            direct.grad_weight(x, y, g.axes, 0, dtype.type(0), w)
         vectors = computed_in(dtype)  # matrices and vectors of float16 are float32, but for the data of a matrix
         W = place.empty(g.kernel_shape, vectors)
         _, indices, indptr = kernel2row.triple(W, g.axes, 0, 8)

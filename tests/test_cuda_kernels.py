@@ -101,7 +101,7 @@ def test_dtypes(room, dtype):
     np.testing.assert_array_equal(numbers(dw), naive.narrow(naive.conv_grad_weight(x, w.shape, dy, padding=1), dtype))
 
 
-def test_every_tile_and_split():
+def test_every_tile():
     """More rows, columns, channels and pixels than a tile has, none of them a multiple of its size."""
     g = conv_geometry((1, 10, 9, 8), (66, 10, 1, 1))
     x, w, bias, dy = data(g, np.float32)
@@ -110,13 +110,9 @@ def test_every_tile_and_split():
         try:
             y, dw = empty(dy.shape, np.float32), empty(w.shape, np.float32)
             implicit.forward(PLACE.send(x), PLACE.send(w), PLACE.send(bias), g.axes, 0, np.float32(0), y)
-            implicit.grad_weight(PLACE.send(x), PLACE.send(dy), g.axes, 0, np.float32(0), dw)
         finally:
             implicit.tile_for = kept
         np.testing.assert_array_equal(numbers(y), np.einsum("kc,ncij->nkij", w[:, :, 0, 0], x) + bias[:, None, None])
-        np.testing.assert_array_equal(numbers(dw)[:, :, 0, 0], np.einsum("nkij,ncij->kc", dy, x))
-    assert implicit.parts_of(9 * 8, 1, 4) == 1
-    assert implicit.parts_of(1 << 20, 1, 1 << 10) == implicit.BLOCKS
 
 
 @pytest.mark.parametrize("dtype", ["bool", "float16", "int32", "complex128"])

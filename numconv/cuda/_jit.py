@@ -267,7 +267,32 @@ def _teach_compiler() -> None:
     teach(put_four, put)
 
 
+def beyond(array, begin):
+    """``array[begin:]``, without a look at its bounds."""
+    return array[begin:]
+
+
 if cuda is not None and not SIMULATED:
+    from llvmlite import ir
+    from numba.cuda.extending import intrinsic
+
+    @intrinsic
+    def beyond(typing, array, begin):  # noqa: F811
+        """The same, at an address of global memory that the compiler takes as it is.
+
+        An index of 32 bits into it is one instruction; with the sum that the address is, the compiler would add that to
+        the index each time, in 64 bits.
+        """
+
+        def generate(context, builder, signature, arguments):
+            view = context.make_array(array)(context, builder, arguments[0])
+            pointer, number = view.data.type, ir.IntType(64)
+            address = builder.ptrtoint(builder.gep(view.data, [arguments[1]]), number)
+            address = builder.asm(ir.FunctionType(number, [number]), "mov.b64 $0, $1;", "=l,l", [address], False)
+            view.data = builder.addrspacecast(builder.inttoptr(address, ir.PointerType(pointer.pointee, 1)), pointer)
+            return view._getvalue()
+
+        return array(array, begin), generate
     _teach_compiler()
 
 

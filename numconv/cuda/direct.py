@@ -17,6 +17,7 @@ from ..geometry import ConvGeometry
 from ._jit import THREADS, at, count, cuda, helper, int32, kernel, source
 from . import depthwise
 from .arrays import DeviceArray, place_of, steps_of
+from .direct_weights import grad_weight, workspace_for_weights
 from .packing import pack
 from .places import table
 from .tables import FAR, rows_and_taps
@@ -157,57 +158,6 @@ def forward(
             table(x.place, steps_of(target, y)), rows, boundary, sums.type(fill), C, Cg, Kg, P, size, many, together,
             wide, pieces, y.reshape(y.size), on=x.place,
         )  # fmt: skip
-
-
-@kernel(THREADS)
-def _grad_weight(x, dY, axes, rows_met, met, boundary, fill, N, C, Cg, Kg, P, size, conjugate, dW):
-    # A block sums one weight: its threads take every 256th pixel, and add their sums up in a tree, always the same.
-    thread, weight = cuda.threadIdx.x, cuda.blockIdx.x
-    last, taps = axes.shape[0] - 1, met.shape[0]
-    tap, c, k = weight % taps, weight // taps % Cg, weight // taps // Cg
-    row_at, first, stride = int32(met[tap, 0]), int32(met[tap, 1]), int32(axes[last, STRIDE])
-    L_in, L_out, channel = int32(axes[last, SIZE]), count(axes[last, OUT]), k // Kg * Cg + c
-    sums = cuda.shared.array(THREADS, dW.dtype)
-    total = dW.dtype.type(0)
-    n, p = count(thread // P), count(thread % P)
-    images, pixels = count(THREADS // P), count(THREADS % P)  # from one of a thread's to its next
-    while n < N:
-        row = rows_met[at(row_at + p // L_out)]
-        where = int32(source(int32(p % L_out) * stride + first, L_in, boundary))
-        pixel = fill
-        if row >= 0 and where >= 0:
-            pixel = dW.dtype.type(x[at((n * C + channel) * size + row * axes[last, SIZE] + where)])
-        if conjugate:
-            pixel = pixel.conjugate()
-        total += dW.dtype.type(dY[at((n * (C // Cg * Kg) + k) * P + p)]) * pixel
-        n, p = count(n + images), count(p + pixels)
-        if p >= P:
-            n, p = count(n + 1), count(p - P)
-    sums[thread] = total
-    cuda.syncthreads()
-    half = THREADS // 2
-    while half > 0:
-        if thread < half:
-            sums[thread] += sums[thread + half]
-        cuda.syncthreads()
-        half //= 2
-    if thread == 0:
-        dW[weight] = sums[0]
-
-
-def grad_weight(
-    x: DeviceArray, dY: DeviceArray, axes: np.ndarray, boundary: int, fill: np.generic, dW: DeviceArray
-) -> None:
-    """``dW[k, c, t] = sum over n, p of dY[n, k, p] * conj(x[n, c, source(p, t)])``, a block for each weight."""
-    (N, C), (K, Cg), sums = x.shape[:2], dW.shape[:2], computed_in(x.dtype)
-    target = dW if dW.dtype == sums else dW.place.empty(dW.shape, sums)
-    _grad_weight(
-        dW.size, x.reshape(x.size), dY.reshape(dY.size), table(x.place, axes),
-        *rows_and_taps(x.place, axes, boundary), boundary, sums.type(fill), N, C, Cg, K * Cg // C,
-        prod(dY.shape[2:]), prod(x.shape[2:]), x.dtype.kind == "c", target.reshape(dW.size), on=x.place,
-    )  # fmt: skip
-    if target is not dW:
-        dW[...] = target
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:

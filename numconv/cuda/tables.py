@@ -18,6 +18,9 @@ from .places import Place, host
 #: Positions, rows and pixels of a plane are 32-bit numbers in kernels.
 FAR = 2**31 - 2**7
 
+#: What lies outside has a row and a pixel that sum up, with any others, to no pixel that there is, in 32 bits.
+NO_ROW, NO_PIXEL = 2**31, 2**31 - 1
+
 
 def met_along(axis: list[int], boundary: int) -> np.ndarray:
     """The pixel that each tap of each output meets along one axis, -1 for the constant: ``(kernel, out)``."""
