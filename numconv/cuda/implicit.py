@@ -174,7 +174,8 @@ def product_of(down_bits: int, across_bits: int, tall: int, broad: int, resident
         for i in range(thread, rows, threads):
             row_places[i] = (g * Kg + k0 + i) * steps[2] if k0 + i < Kg else -1
         for i in range(thread, columns, threads):
-            column_places[i] = place_of(count(q0 + i) // P, count(q0 + i) % P, axes, steps) if q0 + i < columns_all else -1
+            there = count(q0 + i)
+            column_places[i] = place_of(there // P, there % P, axes, steps) if there < columns_all else -1
         last, taps = axes.shape[0] - 1, int32(met.shape[0])
         L_in, L_out = int32(axes[last, SIZE]), count(axes[last, OUT])
         if line == 0:
@@ -273,7 +274,6 @@ def tile_of(side: int, resident: int) -> Tile:
     rows = columns = SIDE * side
     quad = 4 * SIDE  # how far the groups of four of a thread lie apart
     loads = rows * DEPTH // THREADS  # of each operand, for each thread
-    apart = THREADS // rows  # how far in depth a thread's loads lie apart
     lines = THREADS // DEPTH  # and where neighbours run along the depth, how many columns
     wide = columns + PAD
 
