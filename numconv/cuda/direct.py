@@ -170,7 +170,7 @@ def forward(
         depthwise.forward(x, w.ready(sums), bias, *tile, boundary, sums.type(fill), part, y)
         return
     few = Kg <= 4 or sums.itemsize > 4  # sums of wide numbers would not fit the registers
-    channels, kernel = (1, ONE) if Kg == 1 else (4, FEW) if few else (16, MANY)
+    channels, kernel = (1, ONE) if Kg == 1 or sums.itemsize > 8 else (4, FEW) if few else (16, MANY)
     if Kg == Cg == 1:
         kernel, planes, packed = each_channel, -(-C // CHANNELS), w.ready(sums).reshape(w.size)
     else:
