@@ -182,3 +182,16 @@ def test_a_call_within_a_call_is_no_part_of_it(torch, monkeypatch):
     for _ in range(2):
         np.testing.assert_array_equal(plan.forward(Tensor(x), Tensor(w)).numbers, want)
     assert len(plan._captures) == 1
+
+
+def test_where_a_result_begins_is_part_of_a_layout(torch):
+    """Four numbers are stored at once only where they begin at 16 bytes: a replay elsewhere would be a fault."""
+    plan, x, w, _, _ = plan_and_arrays()
+    n = int(np.prod(plan.output_shape))
+    room = np.zeros(n + 4, plan.dtype)
+    want = anew(plan).forward(Tensor(x), Tensor(w)).numbers
+    for begin in (0, 1, 4):
+        out = Tensor(room[begin : begin + n].reshape(plan.output_shape))
+        plan.forward(Tensor(x), Tensor(w), out=out)
+        np.testing.assert_array_equal(out.numbers, want)
+    assert len(plan._captures) == 2

@@ -22,7 +22,7 @@ from numconv.geometry import conv_geometry
 pytestmark = [in_simulator, pytest.mark.filterwarnings("ignore:.*overflow encountered:RuntimeWarning")]  # whole numbers
 
 if simulated:
-    from numconv.cuda import adjoint, csr, direct, im2col, implicit, kernel2row
+    from numconv.cuda import adjoint, csr, depthwise, direct, im2col, implicit, kernel2row
     from numconv.cuda.driver import Simulator
     from numconv.cuda.places import Place
 
@@ -45,6 +45,14 @@ CASES = {
 def case(request):
     x_shape, w_shape, arguments = CASES[request.param]
     return conv_geometry(x_shape, w_shape, **arguments), {"flip": False, **arguments}
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The names of the kernels that were launched."""
+    found, launch = [], Simulator.launch
+    monkeypatch.setattr(Simulator, "launch", lambda *a: (found.append(a[2].__name__), launch(*a))[1])
+    return found
 
 
 def data(g, dtype):
@@ -101,18 +109,103 @@ def test_dtypes(room, dtype):
     np.testing.assert_array_equal(numbers(dw), naive.narrow(naive.conv_grad_weight(x, w.shape, dy, padding=1), dtype))
 
 
-def test_every_tile():
+def test_every_tile(monkeypatch):
     """More rows, columns, channels and pixels than a tile has, none of them a multiple of its size."""
     g = conv_geometry((1, 10, 9, 8), (66, 10, 1, 1))
     x, w, bias, dy = data(g, np.float32)
-    for tile in (implicit.SMALL, implicit.LARGE):
-        implicit.tile_for, kept = lambda *_, tile=tile: tile, implicit.tile_for
-        try:
-            y, dw = empty(dy.shape, np.float32), empty(w.shape, np.float32)
-            implicit.forward(PLACE.send(x), PLACE.send(w), PLACE.send(bias), g.axes, 0, np.float32(0), y)
-        finally:
-            implicit.tile_for = kept
+    for product in (implicit.SMALL_PRODUCT, implicit.LARGE_PRODUCT, implicit.WIDE_PRODUCT):
+        monkeypatch.setattr(implicit, "product_for", lambda *_, product=product: product)
+        y = empty(dy.shape, np.float32)
+        implicit.forward(PLACE.send(x), PLACE.send(w), PLACE.send(bias), g.axes, 0, np.float32(0), y)
         np.testing.assert_array_equal(numbers(y), np.einsum("kc,ncij->nkij", w[:, :, 0, 0], x) + bias[:, None, None])
+
+
+@pytest.mark.parametrize("split", [True, False], ids=["blocks", "turns"])
+@pytest.mark.parametrize(("dtype", "least"), [("float32", 1), ("float16", 3), ("complex64", 2), ("int64", 3)])
+def test_a_sum_in_parts(monkeypatch, dtype, least, split):
+    """Each part by blocks of its own, or part by part by the same block: products and input gradients by phases."""
+    monkeypatch.setattr(implicit, "LEAST_STEPS", least)
+    monkeypatch.setattr(implicit, "splits", lambda *given: split and given[4] > 1)
+    dtype, arguments = np.dtype(dtype), {"padding": 1, "stride": 2, "groups": 2, "boundary": "wrap"}
+    g = conv_geometry((2, 18, 6, 5), (6, 9, 3, 2), **arguments)
+    assert implicit.parts_of_sum(3, prod(g.out), 2, 9, 6) == (12 // least, least)
+    x, w, bias, dy = data(g, dtype)
+    y, dx = empty(dy.shape, dtype), empty(x.shape, dtype)
+    implicit.forward(PLACE.send(x), PLACE.send(w), PLACE.send(bias), g.axes, g.boundary_code, dtype.type(0), y)
+    np.testing.assert_array_equal(numbers(y), naive.narrow(naive.conv(x, w, bias, **arguments), dtype))
+    adjoint.grad_input(implicit, PLACE.send(dy), PLACE.send(w.conj()), g, dx)
+    want = naive.conv_grad_input(x.shape, w, dy, flip=False, **arguments)
+    np.testing.assert_array_equal(numbers(dx), naive.narrow(want, dtype))
+
+
+def test_the_bits_of_an_image_are_its_own(monkeypatch, launched):
+    """An image alone has blocks for each part of its sums; in a batch, a block takes part by part."""
+    monkeypatch.setattr(implicit, "LEAST_STEPS", 2)
+    monkeypatch.setattr(implicit, "AT_ONCE", 3)
+    rng, g = np.random.default_rng(0), conv_geometry((4, 16, 4, 5), (16, 16, 3, 1), padding=1)
+    x, w = (rng.standard_normal(s, np.float32) for s in (g.input_shape, g.kernel_shape))
+    dy = rng.standard_normal((4, 16, *g.out), np.float32)
+
+    def products(x, dy):
+        g = conv_geometry(x.shape, w.shape, padding=1)
+        y, dx = empty(dy.shape, np.float32), empty(x.shape, np.float32)
+        bias = PLACE.zeros((16,), np.dtype(np.float32))
+        implicit.forward(PLACE.send(x), PLACE.send(w), bias, g.axes, 0, np.float32(0), y)
+        adjoint.grad_input(implicit, PLACE.send(dy), PLACE.send(w), g, dx)
+        return numbers(y), numbers(dx)
+
+    together, launches = products(x, dy), list(launched)
+    assert "_add_up" not in launches
+    for i in range(4):
+        for one, whole in zip(products(x[i : i + 1], dy[i : i + 1]), together, strict=True):
+            np.testing.assert_array_equal(one[0], whole[i])
+    assert launched.count("_add_up") == 8
+    in_one = naive.conv(x.astype(float), w.astype(float), padding=1).astype(np.float32)
+    assert np.abs(together[0] - in_one).max() < 1e-5
+
+
+DEPTHWISE = {
+    "odd": ((2, 3, 9, 11), (3, 1, 3, 3), {"padding": 1}),
+    "turned": ((1, 2, 6, 7), (4, 1, 3, 3), {"padding": ((0, 2), (2, 1)), "boundary": "reflect", "flip": True}),
+    "stride": ((2, 2, 12, 13), (2, 1, 5, 3), {"padding": 2, "stride": 2, "boundary": "wrap"}),
+    "line": ((2, 2, 13), (2, 1, 7), {"padding": 3, "stride": 2, "boundary": "edge"}),
+    "rows apart": ((1, 2, 9, 40), (2, 1, 2, 5), {"padding": (1, 2), "dilation": (3, 1), "boundary": "symmetric"}),
+    "rows skipped": ((1, 2, 9, 8), (4, 1, 3, 7), {"padding": (0, 3), "stride": (3, 1), "fill_value": 2}),
+    "outside alone": ((1, 2, 3, 2), (2, 1, 2, 2), {"padding": 5, "fill_value": -1}),
+    "many small": ((5, 4, 4, 4), (4, 1, 2, 1), {}),
+    "one tap": ((1, 2, 5, 8), (2, 1, 1, 1), {"stride": (2, 1)}),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int64"])
+@pytest.mark.parametrize("name", DEPTHWISE)
+def test_depthwise(name, dtype, launched):
+    """Tiles of every width and stride; numbers of 8 bytes have no tiles."""
+    x_shape, w_shape, arguments = DEPTHWISE[name]
+    arguments = {"flip": False, "groups": x_shape[1], **arguments}
+    g, dtype = conv_geometry(x_shape, w_shape, **arguments), np.dtype(dtype)
+    x, w, bias, dy = data(g, dtype)
+    y, dx = empty(dy.shape, dtype), empty(x.shape, dtype)
+    fill = dtype.type(g.fill_value)
+    direct.forward(PLACE.send(x), PLACE.send(w), PLACE.send(bias), g.axes, g.boundary_code, fill, y)
+    assert (launched[-1] == "depthwise_tile") == (dtype != np.int64)
+    np.testing.assert_array_equal(numbers(y), naive.narrow(naive.conv(x, w, bias, **arguments), dtype))
+    adjoint.grad_input(direct, PLACE.send(dy), PLACE.send(w), g, dx)
+    np.testing.assert_array_equal(numbers(dx), naive.narrow(naive.conv_grad_input(x.shape, w, dy, **arguments), dtype))
+
+
+def test_where_depthwise_has_no_tile():
+    def tile(x_shape, w_shape, **arguments):
+        g = conv_geometry(x_shape, w_shape, groups=x_shape[1], **arguments)
+        return depthwise.tile_for(g.axes.tobytes())
+
+    assert tile((1, 2, 9, 9), (2, 1, 3, 3)) is not None
+    for x_shape, w_shape, arguments in (
+        ((1, 2, 9, 9), (2, 1, 3, 4), {}), ((1, 2, 9, 9), (2, 1, 3, 3), {"dilation": 2}),
+        ((1, 2, 9, 19), (2, 1, 3, 3), {"stride": 3}), ((1, 2, 3, 9, 9), (2, 1, 3, 3, 3), {}),
+        ((1, 2, 10**4, 9), (2, 1, 2, 3), {"dilation": (10**3, 1)}),
+    ):  # fmt: skip
+        assert tile(x_shape, w_shape, **arguments) is None
 
 
 @pytest.mark.parametrize("dtype", ["bool", "float16", "int32", "complex128"])
@@ -209,14 +302,6 @@ def test_more_than_32_bits_of_elements():
 
 
 # the public functions -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def launched(monkeypatch):
-    """The names of the kernels that were launched."""
-    found, launch = [], Simulator.launch
-    monkeypatch.setattr(Simulator, "launch", lambda *a: (found.append(a[2].__name__), launch(*a))[1])
-    return found
 
 
 @pytest.fixture

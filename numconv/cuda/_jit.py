@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -228,9 +229,8 @@ def put_four(source, begin, target, to):
 def _teach_compiler() -> None:
     """The compiler knows where its own arrays begin and moves four numbers at once; of others it has to be told."""
     from llvmlite import ir
-    from numba.cuda import types
-    from numba.cuda.extending import intrinsic, overload
-
+    extending: Any = import_module("numba.cuda.extending")
+    types: Any = import_module("numba.cuda.types")
     four, index = ir.VectorType(ir.FloatType(), 4), ir.IntType(32)
 
     def pointer(context, builder, signature, arguments, a):
@@ -253,11 +253,11 @@ def _teach_compiler() -> None:
         return context.get_dummy_value()
 
     def teach(move, in_one):
-        @intrinsic
+        @extending.intrinsic
         def at_once(typing, source, begin, target, to):
             return types.void(source, begin, target, to), in_one
 
-        @overload(move)
+        @extending.overload(move)
         def moved(source, begin, target, to):
             if source.dtype == target.dtype == types.float32:
                 return lambda source, begin, target, to: at_once(source, begin, target, to)

@@ -8,7 +8,7 @@ layers whose last axis has another width, stride or dilation than the kernels he
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 

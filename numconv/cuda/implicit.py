@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._indexing import CONSTANT, OUT, SIZE, STRIDE
+from .._indexing import CONSTANT, KERNEL, OUT, SIZE, STRIDE
 from ..arrays import computed_in
 from ..geometry import ConvGeometry, axes_table
 from ._jit import SIMULATED, at, count, cuda, helper, int32, kernel, load_four, put_four, source, take_four
 from .arrays import DeviceArray, blocks_for, place_of, steps_of, straight
-from .implicit_weights import grad_weight, workspace_for_weights
+from .implicit_weights import grad_weight as grad_weight
+from .implicit_weights import workspace_for_weights as workspace_for_weights
 from .packing import pack
 from .places import table
 from .tables import FAR, rows_and_taps
@@ -168,7 +169,8 @@ def product_of(down_bits: int, across_bits: int, tall: int, broad: int, resident
         for i in range(thread, rows, threads):
             row_places[i] = (g * Kg + k0 + i) * steps[2] if k0 + i < Kg else -1
         for i in range(thread, columns, threads):
-            column_places[i] = place_of(count(q0 + i) // P, count(q0 + i) % P, axes, steps) if q0 + i < columns_all else -1
+            there = count(q0 + i)
+            column_places[i] = place_of(there // P, there % P, axes, steps) if there < columns_all else -1
         last, taps = axes.shape[0] - 1, int32(met.shape[0])
         L_in, L_out = int32(axes[last, SIZE]), count(axes[last, OUT])
         if line == 0:
@@ -291,10 +293,8 @@ def product(
     tile = product_for(Kg, x.shape[0] * P, sums.itemsize, groups)
     packed = pack(w, w_terms, k_step, c_step, groups, (Kg, Cg), tile.rows, depth_all, sums)
     rows, met = rows_and_taps(x.place, axes, boundary)
-    part_steps, bias, part = steps_of_part(Kg, P, groups, Cg, w_terms.size), bias.ready(sums), y
-    parts = max(1, -(-w_terms.size * depth_all // DEPTH // part_steps))
-    if place:
-        part = y[(slice(None), slice(None), *place)]
+    parts, part_steps = parts_of_sum(Kg, P, groups, Cg, w_terms.size)
+    bias, part = bias.ready(sums), y[(slice(None), slice(None), *place)] if place else y
     for n in range(0, x.shape[0], max(1, FAR // P)):  # columns are 32-bit numbers
         images, target = (a[n : n + FAR // P] if a.shape[0] * P > FAR else a for a in (x, part))
         N, turns, goal, steps = images.shape[0], parts, y, steps_of(target, y)
@@ -325,13 +325,16 @@ def _depth(Cg: int) -> int:
 
 #: Blocks that a GPU has at once: two for each of an H100's 132 multiprocessors. Where one image has fewer, its sums are
 #: split into parts, of at least so many steps.
-AT_ONCE, LEAST_STEPS = 264, 16
+AT_ONCE, LEAST_STEPS = 264, 18
 
 
-def steps_of_part(Kg: int, P: int, groups: int, Cg: int, taps: int) -> int:
-    """How many steps a part of the sum has, by one image alone: its bits do not depend on the others of a batch."""
+def parts_of_sum(Kg: int, P: int, groups: int, Cg: int, taps: int) -> tuple[int, int]:
+    """Into how many parts a sum is split and how many steps each has, by one image alone: the bits of an image do not
+    depend on the others of a batch.
+    """
     steps = taps * _depth(Cg) // DEPTH
-    return -(-steps // max(1, min(AT_ONCE // max(blocks_of(1, Kg, P, groups), 1), steps // LEAST_STEPS))) or 1
+    part = -(-steps // max(1, min(AT_ONCE // max(blocks_of(1, Kg, P, groups), 1), steps // LEAST_STEPS))) or 1
+    return max(-(-steps // part), 1), part
 
 
 def blocks_of(N: int, Kg: int, P: int, groups: int) -> int:
@@ -376,9 +379,18 @@ def grad_input(dY: DeviceArray, w: DeviceArray, geometry: ConvGeometry, dX: Devi
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
-    """Bytes that a product takes beside its arguments: the turned weights."""
+    """Bytes that a product takes beside its arguments: packed weights, and parts of sums."""
     g = geometry
     Cg, Kg, T = g.C // g.groups, g.K // g.groups, prod(g.kernel)
     if not (Cg and Kg and g.N):
         return 0
-    return g.groups * -(-Kg // LARGE_PRODUCT.rows) * LARGE_PRODUCT.rows * T * -(-Cg // DEPTH) * DEPTH * dtype.itemsize
+    turned = [(Cg, Kg, prod(row[OUT] for row in rows), prod(row[KERNEL] for row in rows)) for *_, rows in g.phases]
+    products = (room_of(g.N, g.groups, *sizes, dtype.itemsize) for sizes in ((Kg, Cg, prod(g.out), T), *turned))
+    return max(products) * dtype.itemsize
+
+
+def room_of(N: int, groups: int, Kg: int, Cg: int, P: int, taps: int, itemsize: int) -> int:
+    """Numbers that a forward product of these sizes takes; where a block takes part by part, only for float16."""
+    rows, (parts, _) = product_for(Kg, N * P, itemsize, groups).rows, parts_of_sum(Kg, P, groups, Cg, taps)
+    each = parts if splits(N, Kg, P, groups, parts, itemsize) else int(parts > 1)
+    return groups * (-(-Kg // rows) * rows * taps * _depth(Cg) + each * N * Kg * P)

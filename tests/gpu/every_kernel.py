@@ -17,7 +17,10 @@ LAYERS = (
 def main():
     """Products by each algorithm and tile, and a matrix."""
     rng = np.random.default_rng(0)
-    for tile in (implicit.LARGE, implicit.SMALL):
+    products = implicit.LARGE_PRODUCT, implicit.SMALL_PRODUCT
+    implicit.LEAST_STEPS = 2  # sums in parts
+    for product, tile in zip(products, (implicit.LARGE, implicit.SMALL), strict=True):
+        implicit.product_for = lambda *_, product=product: product
         implicit.tile_for = lambda *_, tile=tile: tile
         for algorithm in ("implicit", "direct", "im2col"):
             for x_shape, w_shape, arguments in LAYERS:
