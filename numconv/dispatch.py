@@ -218,6 +218,8 @@ def read(**arguments: Any) -> tuple[list[Any], Callable[[Any], Any]]:
         elif name not in _OPTIONAL:
             raise TypeError(f"{name} must be an array, got None")
     if len({*named.values()}) > 1:
+        named = _beside_numba(named)
+    if len({*named.values()}) > 1:
         raise TypeError(
             "all arrays must live in one place and be of one kind, got "
             + ", ".join(f"{name}: {kind}" for name, kind in named.items())
@@ -230,6 +232,17 @@ def read(**arguments: Any) -> tuple[list[Any], Callable[[Any], Any]]:
     reader, give = _on_host[kind]
     arrays = [value if value is None else plain_steps(reader(name, value)) for name, value in arguments.items()]
     return arrays, give if out is None else _way_to(out)
+
+
+def _beside_numba(kinds: dict[str, str]) -> dict[str, str]:
+    """Whose the arrays are, with numba's among those of a library known by its interface alone, which gets numba's."""
+    others = {kind for kind in kinds.values() if not kind.startswith("numba on ")}
+    if not others or len(others) == len(set(kinds.values())):
+        return kinds
+    library, _, device = min(others).partition(" on ")
+    if len(others) > 1 or library in ("numpy", "torch", "cupy"):
+        return kinds
+    return {name: min(others) if kind == f"numba on {device}" else kind for name, kind in kinds.items()}
 
 
 def shape_of(name: str, value: Any) -> tuple[int, ...]:

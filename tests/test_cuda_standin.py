@@ -338,6 +338,17 @@ def test_arrays_of_any_layout_by_their_interface(call):
 
 
 @over_the_standin
+def test_a_matrix_of_numbas_beside_arrays_by_their_interface():
+    """A library that has no arrays of its own to give gets numba's, and may use them with its own."""
+    w, x = told(values((3, 2), np.float32)), told(values((20,), np.float32))
+    parts = numconv.kernel2row(w, (5, 4))
+    with pytest.raises(ValueError, match="indices and indptr must be those of a CSR matrix"):  # no kernel looks at them
+        numconv.csr_matvec(*parts, x)
+    with pytest.raises(TypeError, match=r"all arrays must live in one place .*x: torch on cuda:0"):
+        numconv.csr_matvec(*parts, tensor(values((20,), np.float32)))
+
+
+@over_the_standin
 def test_what_an_interface_says_that_cannot_be_read():
     x, w = values((4,), np.float32), values((2,), np.float32)
     for changed, message in {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import fake_libraries
 import numpy as np
 import pytest
 from fake_libraries import Tensor, cupy_array
-from public_calls import CALLS, SENT, Library, flat, same, short, wanted
+from public_calls import CALLS, SENT, TORCH, Library, flat, same, short, wanted, with_gradient
 from simulator import in_simulator, simulated
 from test_cuda_places import ByDLPack, ByInterface
 
@@ -67,6 +69,31 @@ LIBRARIES = {
     "sent": Sent(), "cupy": OfCupy(), "torch": OfTorch(), "interface": OfOthers(ByInterface),
     "dlpack": OfOthers(ByDLPack),
 }  # fmt: skip
+
+
+class OnTheHost(Library):
+    """torch's tensors on the CPU, which go to the GPU and back."""
+
+    name = SENT
+
+    def __call__(self, array):
+        return sys.modules["torch"].from_numpy(np.array(array))
+
+    def fetch(self, array):
+        return array.numpy()
+
+
+@pytest.mark.parametrize("name", sorted(TORCH))
+def test_what_torch_differentiates_goes_there_and_back(name):
+    """The same values and gradients as on the CPU."""
+    pytest.importorskip("torch")
+    from numconv.interop import torch as room
+
+    want = flat(with_gradient(room, name, OnTheHost()), OnTheHost().fetch)
+    with numconv.use_device("cuda"):
+        got = flat(with_gradient(room, name, OnTheHost()), OnTheHost().fetch)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 #: CuPy's arrays go through all of the table, the others through what they could change.

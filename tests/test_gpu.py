@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 from conftest import BOUNDARIES, normal, values
-from public_calls import CALLS, LAYOUTS, Library, flat, same, short, wanted
+from public_calls import CALLS, LAYOUTS, TORCH, Library, flat, same, short, wanted, with_gradient
 
 import numconv
 from numconv import dispatch
@@ -192,6 +192,20 @@ def test_the_table_of_public_calls(library, call):
     with pytest.raises((TypeError, ValueError, RuntimeError)) as caught:
         call.run(to)
     assert str(caught.value).startswith(refusal), caught.value
+
+
+@pytest.mark.parametrize("name", sorted(TORCH))
+def test_what_torch_differentiates(name):
+    """``numconv.interop.torch`` with tensors on a GPU: the values and gradients that tensors on the CPU have."""
+    of_torch = OfTorch()
+    from numconv.interop import torch as room
+
+    there = with_gradient(room, name, FromTable(of_torch))
+    assert all(map(of_torch.is_ours, there))
+    with numconv.use_device("cpu"):
+        here = with_gradient(room, name, of_torch.torch.from_numpy)
+    for got, want in zip(map(of_torch.fetch, there), here, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

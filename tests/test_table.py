@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from public_calls import CALLS, HERE, by_plain_python, on_the_cpu, public, same
+from public_calls import CALLS, HERE, TORCH, by_plain_python, interop, on_the_cpu, public, same
 
 ROOT = Path(__file__).parents[1]
 
@@ -15,6 +15,10 @@ ROOT = Path(__file__).parents[1]
 def test_it_has_everything_public():
     assert {call.function for call in CALLS} == public()
     assert len({str(call) for call in CALLS}) == len(CALLS)
+
+
+def test_it_has_every_function_that_torch_differentiates():
+    assert set(TORCH) == set(interop("torch"))
 
 
 def test_the_page_is_made_of_it():

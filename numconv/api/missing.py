@@ -215,7 +215,7 @@ def normalized_operator(
     fill, outside = _outside(boundary, fill_value)
     arguments: dict[str, Any] = {"mode": mode, "boundary": boundary, "stride": stride, "dilation": dilation}
     geometry = plain_geometry(mask.shape, w.shape, fill_value=fill, flip=True, names=("mask", "w"), **arguments)
-    plan = make_plan(geometry, computed, "cpu", algorithm)
+    plan = make_plan(geometry, computed, dispatch.asked_for(), algorithm)
     exact = {**arguments, "algorithm": "direct" if algorithm == "auto" else algorithm}
     sums, outputs = _taken_by_sums(mask.shape, w, computed, outside, exact), prod(plan.output_shape)
     taken = max(sums, outputs * (2 * computed.itemsize + 1)) + mask.size + w.size * computed.itemsize

@@ -13,9 +13,9 @@ from .._indexing import KERNEL, OUT, SIZE, STRIDE
 from ..dispatch import kind_of
 from ..geometry import ConvGeometry
 from . import direct
-from ._jit import cuda, helper, kernel, source
+from ._jit import SIMULATED, cuda, helper, kernel, source
 from .arrays import DeviceArray, blocks_for
-from .places import host, read, table
+from .places import Host, Place, host, read, table
 from .tables import Entries, entries_of, rows_and_taps
 
 
@@ -181,17 +181,24 @@ def has_structure(
     return True
 
 
+def _beside(place: Place, name: str, part: Any) -> DeviceArray:
+    """A part of the caller's matrix, which may be numba's beside a ``w`` of a library that has no such dtype."""
+    if isinstance(part, DeviceArray):
+        return part
+    kind, where = kind_of(name, part), place.kind.partition(" on ")[2]
+    simulated = SIMULATED and isinstance(place, Host) and kind == "numpy"
+    if kind.partition(" on ")[2] != where and not simulated:
+        raise TypeError(f"{name} must live where w does, on {where}, got {kind or type(part).__name__}")
+    return read(place, name, part)
+
+
 def refill(csr: Any, w: DeviceArray, axes: np.ndarray, boundary: int, groups: int) -> Any:
     """New weights into a matrix, or a triple, as ``matrix`` made it; an error if its structure is another."""
     parts = csr if isinstance(csr, tuple) else [getattr(csr, name, None) for name in ("data", "indices", "indptr")]
     if len(parts) != 3 or any(part is None for part in parts):
         raise TypeError(f"csr must be a CSR matrix on the GPU, or its triple, as matrix(w) makes it, got {type(csr)}")
-    named = {f"csr.{name}": part for name, part in zip(("data", "indices", "indptr"), parts, strict=True)}
-    for name, part in named.items():
-        if (kind := kind_of(name, part)) != w.place.kind:
-            raise TypeError(f"{name} must live where w does, on {w.place.kind}, got {kind or type(part).__name__}")
     data, indices, indptr = (
-        part if isinstance(part, DeviceArray) else read(w.place, name, part) for name, part in named.items()
+        _beside(w.place, f"csr.{name}", part) for name, part in zip(("data", "indices", "indptr"), parts, strict=True)
     )
     if data.size != indices.size or not has_structure(indices, indptr, w, axes, boundary, groups):
         raise ValueError(f"csr must have the structure of this geometry, got one with {data.size} entries")

@@ -291,7 +291,8 @@ Result cuKernelGetAttribute(int *value, int attribute, Handle k, int device) { r
 Result cuKernelSetAttribute(int attribute, int value, Handle kernel, int device) { return OK; }
 Result cuModuleGetLoadingMode(int *mode) { *mode = 2; return OK; }
 
-/* An array of numba's in the arguments of a kernel is 0, 0, items, bytes of an item, address, shape, strides. */
+/* An array of numba's in the arguments of a kernel is 0, 0, items, bytes of an item, address, shape, strides. Small
+ * numbers in the place of an address are other arguments. */
 static void look_at(const Kernel *kernel, void **arguments, Handle stream) {
   for (int i = 0; i + 6 < kernel->count; i++) {
     uint64_t v[8] = {0};
@@ -301,7 +302,7 @@ static void look_at(const Kernel *kernel, void **arguments, Handle stream) {
       else if (j < 7) wide = 0;
     }
     int item = v[3] == 1 || v[3] == 2 || v[3] == 4 || v[3] == 8 || v[3] == 16;
-    if (!wide || v[0] || v[1] || !item || (v[5] != v[2] && v[5] * v[6] != v[2])) continue;
+    if (!wide || v[0] || v[1] || !item || (v[4] && v[4] < 4096) || (v[5] != v[2] && v[5] * v[6] != v[2])) continue;
     arrays_seen++;
     inside(kernel->name, v[4], v[2] * v[3], stream);
     i += 6;

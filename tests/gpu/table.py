@@ -29,9 +29,11 @@ simulator (values and dtypes against those of the CPU, every kernel thread by th
 - **Others with `__cuda_array_interface__`** (version 2 or 3) **or DLPack** are computed where they lie, when their
   stream's work is done; results are of their array namespace where they have one, else numba's device arrays, and are
   waited for.
-- **NumPy's arrays, and torch's tensors on the CPU**, go there and back where `use_device("cuda")`, `NUMCONV_DEVICE=cuda`
-  or a plan's `device="cuda"` says so, and by themselves where the model of costs expects that it pays with the
-  transfers. What only moves or adds numbers (`im2col`, `kernel2row`, CSR products, `conv_local`) never goes by itself.
+- **NumPy's arrays, and torch's tensors on the CPU**, go there and back where `use_device("cuda")`,
+  `NUMCONV_DEVICE=cuda` or a plan's `device="cuda"` says so, and by themselves where the model of costs expects that it
+  pays with the transfers. What only moves or adds numbers (`im2col`, `kernel2row`, CSR products, `conv_local`) never
+  goes by itself.
+- **Inside `@njit` functions** everything is the CPU's.
 
 """
 
@@ -98,8 +100,9 @@ def by_function() -> list[str]:
 
 #: What the features of the table are about, by how their names begin.
 KINDS = {
-    "boundary": "every boundary", "padding": "padding in words, or wider than the input", "fill_value": "`fill_value=`",
-    "group": "groups and depthwise layers", "stride": "strides", "dilation": "dilation", "flip": "`flip=`",
+    "boundary": "every boundary", "padding": "padding in words, or wider than the input",
+    "fill_value": "`fill_value=`", "group": "groups and depthwise layers",
+    "stride": "strides", "dilation": "dilation", "flip": "`flip=`",
     "axes 0": "one pixel", "axes 1": "one axis", "axes 3": "three axes", "axes 4": "four axes", "axes=": "`axes=`",
     "mode": "every `mode=`", "the kernel is the larger": "a kernel larger than the input", "one image": "no batch",
     "output_padding": "`output_padding=`", "dtype f": "float16, float64", "dtype c": "complex64, complex128",
@@ -142,7 +145,7 @@ def begins(feature: str, begin: str) -> bool:
 ROOMS = {
     "torch": "tensors on the CPU and on a GPU, differentiable, computed where they lie.",
     "autograd": "NumPy's arrays: on the CPU, or sent to a GPU as above.",
-    "pylops": "NumPy's arrays: on the CPU, or sent to a GPU by a plan's `device=\"cuda\"`. A kernel on a GPU is refused: "
+    "pylops": "NumPy's arrays: on the CPU, or sent to a GPU by a plan's `device=\"cuda\"`. A kernel there is refused: "
               "`w must be on the CPU for an operator of PyLops …`",
     "dask": "chunks of NumPy's. Chunks on a GPU are refused: `x has chunks on a GPU …`",
 }  # fmt: skip
@@ -164,7 +167,8 @@ def count() -> str:
     own = [1 for call, library in rows if call.refusal(library) and "all" not in call.refused]
     return (
         f"{len(CALLS)} rows; with arrays that lie on a GPU, of {len(THERE)} kinds of libraries, {len(rows)} calls, of "
-        f"which {len(rows) - len(refused)} work and {len(refused)} are refused by name, {len(own)} of them there alone.\n"
+        f"which {len(rows) - len(refused)} work and {len(refused)} are refused by name, {len(own)} of them there alone."
+        "\n"
     )
 
 
