@@ -3,9 +3,9 @@
     python tests/gpu/host.py [--json FILE] [--only WORDS]
 
 Microseconds a call that has been made before, medians of batches: by the clock, and by the time of the processor; and
-that time in pieces, how often a fixed piece of Python would have run. Pieces compare two versions on a machine that does
-other work, too. Where there is no GPU, torch's tensors are real ones of the CPU that say they are on a GPU (and multiply
-on the CPU: leave out im2col), and CuPy's arrays are stand-ins.
+that time in pieces, how often a fixed piece of Python would have run. Pieces compare two versions even on a machine
+that does other work. Where there is no GPU, torch's tensors are real ones of the CPU that say they are on a GPU (and
+multiply on the CPU: leave out im2col), and CuPy's arrays are stand-ins.
 """
 
 from __future__ import annotations
