@@ -324,8 +324,9 @@ def _depth(Cg: int) -> int:
 # a sum in parts -----------------------------------------------------------------------------------------------------
 
 #: Blocks that a GPU has at once: two for each of an H100's 132 multiprocessors. Where one image has fewer, its sums are
-#: split into parts, of at least so many steps.
-AT_ONCE, LEAST_STEPS = 264, 18
+#: split into parts, of at least so many steps, or to add them takes as long as to sum them. Those that have blocks of
+#: their own take at most so many bytes.
+AT_ONCE, LEAST_STEPS, PARTIAL = 264, 18, 32 << 20
 
 
 def parts_of_sum(Kg: int, P: int, groups: int, Cg: int, taps: int) -> tuple[int, int]:
@@ -346,7 +347,7 @@ def splits(N: int, Kg: int, P: int, groups: int, parts: int, itemsize: int) -> b
     """Whether each part has blocks of its own, and memory for what they sum; else a block takes part by part, and adds
     to its tile of the output in the same order.
     """
-    return parts > 1 and blocks_of(N, Kg, P, groups) < AT_ONCE and parts * N * groups * Kg * P * itemsize <= PARTS
+    return parts > 1 and blocks_of(N, Kg, P, groups) < AT_ONCE and parts * N * groups * Kg * P * itemsize <= PARTIAL
 
 
 @kernel()
