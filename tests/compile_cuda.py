@@ -19,7 +19,17 @@ import numpy as np
 
 from numconv.arrays import computed_in
 from numconv.cuda import (
-    adjoint, arrays, csr, direct, direct_weights, im2col, implicit, implicit_weights, kernel2row, packing, places,
+    adjoint,
+    arrays,
+    csr,
+    direct,
+    direct_weights,
+    im2col,
+    implicit,
+    implicit_weights,
+    kernel2row,
+    packing,
+    places,
 )
 from numconv.cuda._jit import Kernel, cuda
 from numconv.cuda.driver import Simulator

@@ -89,13 +89,16 @@ LAYERS = {
     "layer": ((2, 8, 9, 8), (16, 8, 3, 3), {"padding": 1}),
     "depthwise": ((1, 8, 9, 8), (8, 1, 3, 3), {"groups": 8, "padding": 1}),
     "line": ((1, 3, 50), (4, 3, 3), {"padding": 1}),
+    "image": ((1, 4, 90, 90), (8, 4, 3, 3), {"padding": 1}),
 }
 
 PRODUCTS = [
-    ("layer", "implicit", ["pack", "forward"], ["pack", "forward", "sum_again"], ["grad_weight", "add_parts"]),
+    ("layer", "implicit", ["pack", "forward"], ["pack", "forward", "sum_again"], ["grad_weight"]),
     ("layer", "direct", ["pack", "forward"], None, ["grad_weight"]),
     ("depthwise", "direct", ["depthwise"], None, ["grad_weight"]),
-    ("line", "implicit", ["pack", "forward"], ["pack", "forward", "sum_again"], ["grad_weight", "add_parts"]),
+    ("line", "implicit", ["pack", "forward"], ["pack", "forward", "sum_again"], ["grad_weight"]),
+    ("image", "implicit", ["pack", "forward"], ["pack", "forward", "sum_again"], ["grad_weight", "add_parts"]),
+    ("image", "direct", ["pack", "forward"], None, ["grad_weight", "add_parts"]),
 ]
 
 

@@ -16,7 +16,8 @@ from ..arrays import computed_in
 from ..geometry import ConvGeometry
 from ._jit import THREADS, at, count, cuda, helper, int32, kernel, source
 from .arrays import DeviceArray
-from .direct_weights import grad_weight, workspace_for_weights
+from .direct_weights import grad_weight as grad_weight
+from .direct_weights import workspace_for_weights as workspace_for_weights
 from .packing import pack
 from .places import table
 from .tables import FAR, rows_and_taps

@@ -23,7 +23,8 @@ from ..arrays import computed_in
 from ..geometry import ConvGeometry, axes_table
 from ._jit import SIMULATED, at, cuda, helper, int32, kernel, load_four, source
 from .arrays import DeviceArray
-from .implicit_weights import grad_weight, workspace_for_weights
+from .implicit_weights import grad_weight as grad_weight
+from .implicit_weights import workspace_for_weights as workspace_for_weights
 from .packing import pack
 from .places import table
 from .tables import rows_and_taps
@@ -62,7 +63,6 @@ def tile_of(side: int, resident: int) -> Tile:
     quad = 4 * SIDE  # how far the groups of four of a thread lie apart
     loads = rows * DEPTH // THREADS  # of each operand, for each thread
     apart = THREADS // rows  # how far in depth a thread's loads lie apart
-    lines = THREADS // DEPTH  # and where neighbours run along the depth, how many columns
     wide = columns + PAD
 
     half = DEPTH * wide  # of a shared array is filled while the other half is multiplied
