@@ -144,15 +144,18 @@ LAYERS = {
     "line": ((1, 3, 50), (4, 3, 3), {"padding": 1}),
     "small": ((1, 64, 7, 7), (64, 64, 3, 3), {"padding": 1}),
     "strided": ((1, 8, 9, 12), (8, 1, 3, 3), {"groups": 8, "padding": 1, "stride": 2}),
+    "image": ((1, 4, 90, 90), (8, 4, 3, 3), {"padding": 1}),
 }
 
 PRODUCTS = [
-    ("layer", "implicit", ["pack", "forward"], ["pack", "forward", "sum_again"], ["grad_weight", "add_parts"]),
+    ("layer", "implicit", ["pack", "forward"], ["pack", "forward", "sum_again"], ["grad_weight"]),
     ("layer", "direct", ["pack", "forward"], None, ["grad_weight"]),
     ("depthwise", "direct", ["depthwise_tile"], ["copy_run", "depthwise_tile", "sum_again"], ["grad_weight"]),
     ("strided", "direct", ["depthwise_tile"], ["copy_run"] + ["copy", "depthwise_tile"] * 4 + ["sum_again"], None),
     ("small", "implicit", ["pack", "forward", "add_up"], ["pack", "forward", "add_up", "sum_again"], None),
-    ("line", "implicit", ["pack", "forward"], ["pack", "forward", "sum_again"], ["grad_weight", "add_parts"]),
+    ("line", "implicit", ["pack", "forward"], ["pack", "forward", "sum_again"], ["grad_weight"]),
+    ("image", "implicit", ["pack", "forward"], ["pack", "forward", "sum_again"], ["grad_weight", "add_parts"]),
+    ("image", "direct", ["pack", "forward"], None, ["grad_weight", "add_parts"]),
 ]
 
 

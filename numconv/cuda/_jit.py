@@ -277,7 +277,7 @@ if cuda is not None and not SIMULATED:
     from numba.cuda.extending import intrinsic
 
     @intrinsic
-    def beyond(typing, array, begin):  # noqa: F811
+    def beyond(typing, array, begin):
         """The same, at an address of global memory that the compiler takes as it is.
 
         An index of 32 bits into it is one instruction; with the sum that the address is, the compiler would add that to

@@ -122,7 +122,7 @@ def window_of(channels: int, rows: int, wide: int, resident: int) -> Window:
                         for k in range(channels):
                             sums[k, r, w] += gradients[k] * value
             n, O = count(n + more_n), count(O + more_O)
-            if O >= R_out:
+            if R_out <= O:
                 n, O = count(n + 1), count(O - R_out)
             left, unit = count(left - 1), count(unit + 1)
             if unit == units:
@@ -132,9 +132,10 @@ def window_of(channels: int, rows: int, wide: int, resident: int) -> Window:
         for begin_with in range(0, weights, TOGETHER):
             for i in range(min(TOGETHER, weights - begin_with)):
                 weight = begin_with + i
-                shared[at(i * THREADS) + at(thread)] = sums[weight // (rows * wide), weight // wide % rows, weight % wide]
+                total = sums[weight // (rows * wide), weight // wide % rows, weight % wide]
+                shared[at(i * THREADS) + at(thread)] = total
             cuda.syncthreads()
-            mine, half = at(which * THREADS + lane), count(THREADS // 2)
+            mine = at(which * THREADS + lane)
             total = shared[mine]
             for i in range(1, TOGETHER):
                 total += shared[mine + at(i * lanes)]

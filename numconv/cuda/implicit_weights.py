@@ -141,7 +141,8 @@ def tile_of(down: int, across: int, resident: int, cost: int) -> Tile:
 
     @helper
     def describe(of, k0, q0, sums_of, axes, rows_met, Kg, Q, P, size, room, rows_there, lines_there):
-        # of each column where its row and its pixel in a row are kept, and its channel; of each row where it begins
+        # of each column where its row and its pixel in a row are kept, and where its channel begins; of each row of dY
+        # where that begins; and of the tile what it takes to find positions and to put sums down
         thread, last = count(cuda.threadIdx.x), at(axes.shape[0] - 1)
         L_k, L_out = count(axes[last, at(KERNEL)]), count(axes[last, at(OUT)])
         R_k = count(count(rows_met.size) // count(P // L_out))
@@ -150,7 +151,8 @@ def tile_of(down: int, across: int, resident: int, cost: int) -> Tile:
             q = count(min(q0 + thread, Q - 1))
             row, line, pitch = count(q // L_k), count(q % L_k), room + GAP
             of[at(thread)] = count(count(row - row0) % count(rows_there)) * pitch
-            of[at(thread) + at(line_of)] = (rows_there + count(count(line + L_k - line0) % L_k) % count(lines_there)) * pitch
+            line = count(count(line + L_k - line0) % L_k)
+            of[at(thread) + at(line_of)] = (rows_there + count(line % count(lines_there))) * pitch
             of[at(thread) + at(channel_of)] = count(row // R_k) * size
         if thread < rows:
             of[at(thread) + at(gradient_of)] = min(k0 + thread, Kg - 1) * P
@@ -191,8 +193,8 @@ def tile_of(down: int, across: int, resident: int, cost: int) -> Tile:
         while left > 0:
             there = count(min(left, room))
             find_positions(
-                positions, p, there, count(room), count(rows_there), count(lines_there), of[at(corner)], of[at(corner + 1)], axes,
-                rows_met, count(P), count(C * size), count(G * Kg * P), boundary,
+                positions, p, there, count(room), count(rows_there), count(lines_there), of[at(corner)],
+                of[at(corner + 1)], axes, rows_met, count(P), count(C * size), count(G * Kg * P), boundary,
             )  # fmt: skip
             image = beyond(x, (at(n) * at(C) + at(g * Cg)) * at(size))
             gradient = beyond(dY, (at(n) * at(G) + at(g)) * at(Kg * P))
