@@ -135,11 +135,12 @@ def by_phases(
         dX[...] = 0  # pixels that no tap meets
     every = (slice(None), slice(None))
     for there, taps, rows in geometry.phases:
+        weights = turned[(*every, *taps)].ready(sums)
+        if algorithm is fft:
+            fft.forward(dY, weights, no_bias, axes_table(rows), CONSTANT, nothing, dX, there)
+            continue
         part = dX[(*every, *there)]
         target = part if part.flags.c_contiguous else place.empty(part.shape, dX.dtype)
-        algorithm.forward(
-            dY, turned[(*every, *taps)].ready(sums), no_bias, axes_table(rows), CONSTANT,
-            nothing, target,
-        )  # fmt: skip
+        direct.forward(dY, weights, no_bias, axes_table(rows), CONSTANT, nothing, target)
         if target is not part:
             dX[(*every, *there)] = target
