@@ -45,7 +45,7 @@ def test_registers_and_spills(kernels):
 
 def test_tiles_load_four_numbers_at_once(kernels):
     names = [f"implicit.{tile}_PRODUCT.kernel" for tile in ("LARGE", "SMALL", "WIDE")]
-    names += [f"implicit_weights.{tile}.kernel" for tile in ("LARGE", "SMALL", "WIDE")]
+    names += [f"implicit_weights.{tile}.grad_weight" for tile in ("LARGE", "SMALL", "WIDE")]
     tiles = [line for line in kernels if line["kernel"] in names]
     for line in tiles:
         if "array(float32" in line["types"]:

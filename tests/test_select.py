@@ -235,6 +235,9 @@ RESULTS = GPU / "results"
 #: Oldest first.
 MEASURED = [RESULTS / name / "times.json" for name in ("2026-11-28-h200-replayed", "2026-11-28-h200-depthwise")]
 
+#: Products and algorithms whose kernels are others since, so that these results say nothing of them.
+REWRITTEN: set[tuple[str, str]] = set()
+
 GPU_KINDS = {
     **KINDS, "31x31 depthwise": ((4, 16, 56, 56), (16, 1, 31, 31), {"groups": 16, "padding": 15}),
     "63x63": ((1, 1, 500, 500), (1, 1, 63, 63), {"stride": 2}),
@@ -258,7 +261,7 @@ def test_what_is_taken_on_a_gpu_is_the_best_that_was_measured(fit, product):
     """Within 1.3 times, wherever what is taken was measured."""
     layers: dict = {}
     for row in fit.rows_of(*MEASURED):
-        if row.product == product:
+        if row.product == product and (product, row.algorithm) not in REWRITTEN:
             layers.setdefault(row.layer, {})[row.algorithm] = row.measured
     judged = 0
     for name, measured in layers.items():
@@ -266,13 +269,13 @@ def test_what_is_taken_on_a_gpu_is_the_best_that_was_measured(fit, product):
         if chosen in measured:
             judged += 1
             assert measured[chosen] <= 1.3 * min(measured.values()), (name, chosen, measured)
-    assert judged >= {"forward": 10, "grad_input": 10, "grad_weight": 8}[product]
+    assert judged >= {"forward": 10, "grad_input": 10, "grad_weight": 8}[product] or REWRITTEN
 
 
 def test_the_model_is_near_what_was_measured(fit):
-    rows = fit.rows_of(*MEASURED)
+    rows = [row for row in fit.rows_of(*MEASURED) if (row.product, row.algorithm) not in REWRITTEN]
     off = [np.log(1e-3 * costs.nanoseconds(row.amounts) / row.measured) for row in rows]
-    assert len(rows) >= 46
+    assert len(rows) >= 46 or REWRITTEN
     assert np.exp(np.median(np.abs(off))) < 1.1
     assert np.exp(np.max(np.abs(off))) < 1.6
 
@@ -280,7 +283,7 @@ def test_the_model_is_near_what_was_measured(fit):
 def test_the_fit_gives_the_costs_that_are_there(fit, capsys):
     """But for what it holds them to: they are those of these files."""
     found, shown = fit.fit(fit.rows_of(*MEASURED))
-    for name in shown:
+    for name in () if REWRITTEN else shown:
         assert getattr(found, name) == pytest.approx(getattr(costs.COSTS, name), rel=0.25), name
     fit.main(MEASURED)
     page = capsys.readouterr().out

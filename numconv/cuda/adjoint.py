@@ -133,14 +133,6 @@ def by_phases(
     no_bias, nothing = place.nothing((dX.shape[1],), sums), sums.type(0)
     if len(geometry.phases) < prod(geometry.stride):
         dX[...] = 0  # pixels that no tap meets
-    every = (slice(None), slice(None))
     for there, taps, rows in geometry.phases:
-        weights, arguments = turned[(*every, *taps)].ready(sums), (no_bias, axes_table(rows), CONSTANT, nothing)
-        if algorithm is direct:
-            direct.forward(dY, weights, *arguments, dX, there)
-            continue
-        part = dX[(*every, *there)]
-        target = part if part.flags.c_contiguous else place.empty(part.shape, dX.dtype)
-        algorithm.forward(dY, weights, *arguments, target)
-        if target is not part:
-            dX[(*every, *there)] = target
+        weights = turned[(slice(None), slice(None), *taps)].ready(sums)
+        algorithm.forward(dY, weights, no_bias, axes_table(rows), CONSTANT, nothing, dX, there)

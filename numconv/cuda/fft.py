@@ -413,10 +413,12 @@ def planes_apart(x: DeviceArray) -> DeviceArray:
 
 def forward(
     x: DeviceArray, w: DeviceArray, bias: DeviceArray, axes: np.ndarray, boundary: int, fill: np.generic,
-    y: DeviceArray,
+    y: DeviceArray, there: tuple[slice, ...] = (),
 ) -> None:
-    """``y = ifft(fft(x) * W) + bias``, some images at a time."""
+    """``y[(…, *there)] = ifft(fft(x) * W) + bias``, some images at a time."""
     (N, C), (K, Cg), sums, place = x.shape[:2], w.shape[:2], computed_in(x.dtype), x.place
+    goal = y[(slice(None), slice(None), *there)] if there else y
+    y = goal if goal.flags.c_contiguous else place.empty(goal.shape, goal.dtype)
     G, size, P, bias = C // Cg, prod(x.shape[2:]), prod(y.shape[2:]), bias.ready(sums)
     cut = cut_of(axes, C, K, G, x.dtype)
     F, block, tiles, Kg = prod(cut.spectrum), prod(cut.tiling.length), prod(cut.tiling.tiles), K // G
@@ -441,6 +443,8 @@ def forward(
         blocks_for(y.size), x.reshape(x.size), w.reshape(w.size), bias, table(place, axes), boundary, sums.type(fill),
         planes_apart(x), C, Cg, Kg, prod(axes[:-1, KERNEL].tolist()), P, size, y.size, y.reshape(y.size), on=place,
     )  # fmt: skip
+    if y is not goal:
+        goal[...] = y
 
 
 def grad_weight(
