@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from numconv.arrays import computed_in
-from numconv.cuda import adjoint, arrays, csr, direct, im2col, implicit, kernel2row, packing, places
+from numconv.cuda import adjoint, arrays, csr, direct, im2col, implicit, kernel2row, mma, packing, places
 from numconv.cuda._jit import Kernel, cuda
 from numconv.cuda.driver import Simulator
 from numconv.geometry import conv_geometry
@@ -26,8 +26,11 @@ from numconv.geometry import conv_geometry
 class Notebook(Simulator):
     """A driver that writes down what it would launch: each kernel once for the types of its arguments."""
 
-    def __init__(self):
-        self.launches = {}
+    def __init__(self, cc):
+        self.launches, self.cc = {}, cc
+
+    def capability(self, device):
+        return self.cc
 
     def allocate(self, device, shape, dtype):
         return np.empty(shape, dtype)
@@ -56,13 +59,13 @@ def type_of(value):
     return types.int64
 
 
-def launches():
+def launches(cc):
     """What the launchers launch: every room and product, every tile, real, complex and whole numbers."""
-    places.DRIVER = notebook = Notebook()
+    places.DRIVER = mma.DRIVER = notebook = Notebook(cc)
     place = places.host()
     for dtype in map(np.dtype, ("float32", "float64", "complex64", "int64", "float16")):
         for boundary in ("constant", "reflect"):
-            for K, C, size in ((4, 4, 8), (128, 64, 64), (32, 32, 8)):
+            for K, C, size in ((4, 4, 8), (128, 64, 96), (32, 32, 8)):
                 g = conv_geometry((2, C, size, size), (K, C, 3, 3), padding=1, boundary=boundary)
                 x, w, y = (place.empty(s, dtype) for s in (g.input_shape, g.kernel_shape, g.output_shape))
                 bias, fill = place.empty((K,), dtype), dtype.type(0)
@@ -71,6 +74,10 @@ def launches():
                     adjoint.grad_input(room, y, w, g, x)
                 for room in (direct, implicit):
                     room.grad_weight(x, y, g.axes, g.boundary_code, fill, w)
+                for room in {mma.room(precision, dtype) for precision in mma.ROOMS} - {implicit}:
+                    for filled in (fill, computed_in(dtype).type(0.1)):  # no number of float16
+                        room.forward(x, w, bias, g.axes, g.boundary_code, filled, y)
+                        room.grad_weight(x, y, g.axes, g.boundary_code, filled, w)
         for K, deep in ((8, 1), (1, 8)):
             g = conv_geometry((1, 8, 8, 8), (K, deep, 3, 3), groups=8 // deep)
             x, w, y = (place.empty(s, dtype) for s in (g.input_shape, g.kernel_shape, g.output_shape))
@@ -90,7 +97,8 @@ def launches():
             im2col.add_bias(place.empty((1, 4, 6), dtype), place.empty((4,), dtype))
     csr.before_each(place.empty((3 * csr.CHUNK,), np.dtype(np.int64)))
     launched = {kernel for kernel, _ in notebook.launches}
-    assert launched == every_kernel(), [kernel.__name__ for kernel in every_kernel() - launched]
+    expected = every_kernel() - ({*tensor_cores()} if cc < (8, 0) else set())
+    assert launched == expected, [kernel.__name__ for kernel in expected ^ launched]
     return list(notebook.launches)
 
 
@@ -99,7 +107,13 @@ def every_kernel():
     rooms = (adjoint, arrays, csr, direct, im2col, implicit, kernel2row, packing)
     found = [value for room in rooms for value in vars(room).values()]
     tiles = [part for value in found if isinstance(value, implicit.Tile) for part in value]
-    return {value for value in [*found, *tiles] if isinstance(value, Kernel)}
+    return {value for value in [*found, *tiles, *tensor_cores()] if isinstance(value, Kernel)}
+
+
+def tensor_cores():
+    """Those that need TF32, which GPUs before sm_80 have not."""
+    tiles = [tile for shapes in (mma.FORWARD, mma.GRAD_WEIGHT) for tiles in shapes.values() for tile in tiles]
+    return [tile.kernel for tile in tiles] + [value for value in vars(mma).values() if isinstance(value, Kernel)]
 
 
 def main(capability):
@@ -110,7 +124,7 @@ def main(capability):
     numba.cuda.dispatcher.get_current_device = lambda: device  # helpers ask for it as they are compiled
     ptxas = find_ptxas()
     with tempfile.TemporaryDirectory() as folder:
-        for kernel, types in launches():
+        for kernel, types in launches(cc):
             ptx, _ = cuda.compile(kernel.loop, types, cc=cc, device=False, abi="numba", output="ptx", **kernel.options)
             source = Path(folder, "kernel.ptx")
             source.write_text(ptx)
@@ -128,6 +142,7 @@ def main(capability):
                 "spills": int(stores) + int(loads), "registers": int(re.search(r"Used (\d+) registers", report)[1]),
                 "wide_loads": ptx.count("ld.shared.v4.f32") + ptx.count("ld.shared.v4.b32"),
                 "narrow_loads": ptx.count("ld.shared.f32") + ptx.count("ld.shared.b32"),
+                "mma": ptx.count("mma.sync"), "async": ptx.count("cp.async.cg"),
             }  # fmt: skip
             print(json.dumps(line), flush=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -98,6 +98,11 @@ class Driver:
                 raise ValueError(f"the address {address:#x} is none of a GPU's memory ({error.name})")
             return int(device)
 
+    def capability(self, device: int) -> tuple[int, int]:
+        """The generation of a GPU: (9, 0) for sm_90."""
+        with self.on(device):
+            return cast(tuple[int, int], tuple(cuda.gpus[device].compute_capability))
+
     def available(self, device: int) -> int:
         """Bytes that are free."""
         with self.on(device):
@@ -141,6 +146,10 @@ class Simulator(Driver):
     def device_at(self, address: int) -> int:
         """There is one."""
         return 0
+
+    def capability(self, device: int) -> tuple[int, int]:
+        """That of a GPU that has all that kernels use."""
+        return 9, 0
 
     def available(self, device: int) -> int:
         """As much as the host has."""

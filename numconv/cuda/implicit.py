@@ -14,6 +14,7 @@ channels; which pixel, it looks up in ``tables``. The order of every sum follows
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import Any, NamedTuple
 
@@ -269,7 +270,9 @@ def product(
     )  # fmt: skip
 
 
-def grad_input(dY: DeviceArray, w: DeviceArray, geometry: ConvGeometry, dX: DeviceArray) -> None:
+def grad_input(
+    dY: DeviceArray, w: DeviceArray, geometry: ConvGeometry, dX: DeviceArray, product: Callable[..., None] = product
+) -> None:
     """``dX = W_conv.T @ dY_flat`` under zero padding: for each phase of the stride a forward product of ``dY``."""
     kernel, Cg = w.shape[2:], w.shape[1]
     T = prod(kernel)
@@ -316,7 +319,12 @@ def grad_weight(
         table(x.place, axes), *rows_and_taps(x.place, axes, boundary), boundary, sums.type(fill), C, Cg, K // G, N * P,
         P, size, parts, x.dtype.kind == "c", partial, on=x.place,
     )  # fmt: skip
-    _add_parts(blocks_for(dW.size), partial, parts, T, Cg, dW.size, dW.reshape(dW.size), on=x.place)
+    add_parts(partial, parts, T, Cg, dW)
+
+
+def add_parts(partial: DeviceArray, parts: int, T: int, Cg: int, dW: DeviceArray) -> None:
+    """``dW`` from ``partial (parts, G, Kg, T, Cg)``."""
+    _add_parts(blocks_for(dW.size), partial, parts, T, Cg, dW.size, dW.reshape(dW.size), on=dW.place)
 
 
 def parts_of(pixels: int, blocks: int, nbytes: int) -> int:
@@ -330,7 +338,7 @@ def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
     Cg, Kg, T = g.C // g.groups, g.K // g.groups, prod(g.kernel)
     if not (Cg and Kg and g.N):
         return 0
-    turned = g.groups * -(-Kg // LARGE.rows) * LARGE.rows * T * -(-Cg // DEPTH) * DEPTH
+    turned = g.groups * -(-Kg // LARGE.rows) * LARGE.rows * T * -(-Cg // (2 * DEPTH)) * 2 * DEPTH  # as mma packs them
     blocks = -(-Kg // SMALL.rows) * -(-Cg // SMALL.columns) * g.groups * T
     weights = g.K * Cg * T
     return max(turned, weights * parts_of(g.N * prod(g.out), blocks, weights * dtype.itemsize)) * dtype.itemsize
