@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 
 @pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed: pip install '.[cuda-test]'")
 @pytest.mark.skipif(simulated, reason="this is the simulator")
-@pytest.mark.parametrize("file", ["test_cuda_capture.py", "test_cuda_kernels.py", "test_cuda_places.py"])
+@pytest.mark.parametrize("file", [f"test_cuda_{what}.py" for what in ("capture", "kernels", "mma", "places")])
 def test_in_the_simulator(file):
     """All tests of a file, where kernels run as Python."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", str(HERE / file)]

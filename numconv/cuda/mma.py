@@ -41,7 +41,7 @@ from ._jit import (
     load_two,
     source,
     wait_for_copies,
-)  # fmt: skip
+)
 from .arrays import DeviceArray, blocks_for
 from .implicit import parts_of, place_of
 from .packing import pack
@@ -101,24 +101,6 @@ def mma(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
     return tuple(sums)
 
 
-@helper
-def summed_again(x, w, met, rows_met, axes, boundary, fill, q, P, image, c_end, size, w_at, depth_all, rows):
-    # In float32, where the sum is not finite: of an infinite x the split makes inf * 0, of a huge one inf.
-    last, total = axes.shape[0] - 1, np.float32(0)
-    O, first = q % P // axes[last, OUT], q % axes[last, OUT] * axes[last, STRIDE]
-    for tap in range(met.shape[0]):
-        row = rows_met[met[tap, 0] + O]
-        pixel = source(first + met[tap, 1], axes[last, SIZE], boundary)
-        for c in range(c_end):
-            value = fill
-            if row >= 0 and pixel >= 0:
-                value = np.float32(x[at((image + c) * size + row * axes[last, SIZE] + pixel)])
-            total += w[at(w_at + (tap * depth_all + c) * rows)] * value
-        if total != total:
-            break
-    return total
-
-
 # the tiles ----------------------------------------------------------------------------------------------------------
 
 
@@ -160,7 +142,7 @@ def product_of(high: int, wide: int, long: int, products: int) -> Any:
 
     ``long`` is a row of the left operand in shared memory.
     """
-    fours = 4 * wide
+    fours, twos = 4 * wide, 2 * wide
 
     @helper
     def multiply(A, B, a_at, b_at, sums):
@@ -180,38 +162,38 @@ def product_of(high: int, wide: int, long: int, products: int) -> Any:
                     )
 
     @helper
-    def multiply_split(A, B, a_at, b_at, sums):
-        a = cuda.local.array(8, np.float32)
-        b = cuda.local.array(fours, np.float32)
-        a_small = cuda.local.array(8, np.float32)
-        b_small = cuda.local.array(fours, np.float32)
+    def add_split(A, B, a_at, b_at, sums):
+        # half of a step
+        a = cuda.local.array(4, np.float32)
+        b = cuda.local.array(twos, np.float32)
+        a_small = cuda.local.array(4, np.float32)
+        b_small = cuda.local.array(twos, np.float32)
         for j in range(wide):
-            load_two(B, b_at + at(j * 8 * DEPTH), b, j * 4)
-            load_two(B, (b_at ^ at(8)) + at(j * 8 * DEPTH), b, j * 4 + 2)
-        for j in range(4 * wide):
+            load_two(B, b_at + at(j * 8 * DEPTH), b, j * 2)
+        for j in range(2 * wide):
             b[j], b_small[j] = split(b[j])
         for i in range(high):
-            for s in range(2):
-                load_two(A, a_at + at(s * 8 * long + i * 16), a, s * 4)
-                load_two(A, a_at + at((s * 8 + 1) * long + i * 16), a, s * 4 + 2)
-            for j in range(8):
+            load_two(A, a_at + at(i * 16), a, 0)
+            load_two(A, a_at + at(long + i * 16), a, 2)
+            for j in range(4):
                 a[j], a_small[j] = split(a[j])
             for j in range(wide):
                 zero = np.float32(0)
-                part = zero, zero, zero, zero
-                for s in range(2):
-                    part = mma_of(a_small, s * 4, b, j * 4 + s * 2, part)
-                for s in range(2):
-                    part = mma_of(a, s * 4, b_small, j * 4 + s * 2, part)
-                for s in range(2):
-                    part = mma_of(a, s * 4, b, j * 4 + s * 2, part)
+                part = mma_of(a_small, 0, b, j * 2, (zero, zero, zero, zero))
+                part = mma_of(a, 0, b_small, j * 2, part)
+                part = mma_of(a, 0, b, j * 2, part)
                 for k in range(4):
                     sums[(i * wide + j) * 4 + k] += part[k]
+
+    @helper
+    def multiply_split(A, B, a_at, b_at, sums):
+        add_split(A, B, a_at, b_at, sums)
+        add_split(A, B, a_at + at(8 * long), b_at ^ at(8), sums)
 
     return multiply if products == 1 else multiply_split
 
 
-def forward_of(down: int, across: int, high: int, wide: int, products: int) -> Tile:
+def forward_of(products: int, down: int, across: int, high: int, wide: int) -> Tile:
     """``Y = W_flat @ X_conv + bias`` by blocks of ``down`` by ``across`` warps, each ``high`` by ``wide`` fragments."""
     threads, rows, columns = down * across * WARP, down * high * 16, across * wide * 8
     loads = columns * DEPTH // threads  # of the right operand, for each thread
@@ -232,26 +214,30 @@ def forward_of(down: int, across: int, high: int, wide: int, products: int) -> T
         k0 = strip * rows
         A = cuda.shared.array(whole_a, np.float32, alignment=16)
         B = cuda.shared.array(whole_b, np.float32, alignment=16)
-        places = cuda.shared.array(columns, np.int64)
+        places = cuda.shared.array((2, columns), np.int64)  # of a column in y, and of its image in x
+        origins = cuda.shared.array((2, columns), np.int32)  # of a column, its row and first pixel there
+        limits = cuda.shared.array(3, np.int32)  # what is needed at the end only, and would take registers until then
         sums = cuda.local.array(many, np.float32)
         next_b = cuda.local.array(loads, np.float32)
         for i in range(many):
             sums[i] = 0
         warp, lane = thread // WARP, thread % WARP
-        down, over = warp // across * (high * 16) + (lane >> 2) * 2, warp % across * (wide * 8)
-        a_begin = (lane & 3) * 2 * long + down
+        down, over = int32(warp // across * (high * 16) + (lane >> 2) * 2), int32(warp % across * (wide * 8))
+        a_begin = int32((lane & 3) * 2 * long + down)
         b_begin = (over + (lane >> 2)) * DEPTH + (((lane & 3) >> 1) ^ turn(lane >> 2)) * 4 + (lane & 1) * 2
-        column, depth = thread % columns, thread // columns * loads
-        q = min(q0 + column, columns_all - 1)  # a column too many is summed and not used
-        if depth == 0:
-            places[column] = place_of(q, axes, P, steps)
+        column, depth = int32(thread % columns), int32(thread // columns * loads)
         last, taps = axes.shape[0] - 1, met.shape[0]
-        O, first = int32(q % P // axes[last, OUT]), int32(q % axes[last, OUT] * axes[last, STRIDE])
-        image = (q // P) * C + g * Cg + depth
-        w_begin = (g * strips + strip) * taps * depth_all * rows
-        w_at = w_begin + thread * 4
-        copied = thread * 4 // rows * long + thread * 4 % rows
-        tap, c, row, pixel, x_at = int32(-1), int32(depth_all), int32(0), int32(0), q
+        if depth == 0:
+            q = min(q0 + column, columns_all - 1)  # a column too many is summed and not used
+            places[0, column], places[1, column] = place_of(q, axes, P, steps), (q // P * C + g * Cg) * size
+            origins[0, column] = q % P // axes[last, OUT]
+            origins[1, column] = q % axes[last, OUT] * axes[last, STRIDE]
+        if thread == 0:
+            limits[0], limits[1], limits[2] = g * Kg + k0, Kg - k0, min(columns_all - q0, columns)
+        cuda.syncthreads()
+        w_at = (g * strips + strip) * taps * depth_all * rows + thread * 4
+        copied = int32(thread * 4 // rows * long + thread * 4 % rows)
+        tap, c, row, pixel, x_at = int32(-1), int32(depth_all), int32(0), int32(0), size
         steps_all = int32(taps * (depth_all // DEPTH) + 1)
         now = int32(0)
         for step in range(steps_all):
@@ -262,9 +248,9 @@ def forward_of(down: int, across: int, high: int, wide: int, products: int) -> T
                 w_at += DEPTH * rows
                 if c >= depth_all:  # the next tap
                     tap, c = int32(tap + 1), int32(depth)
-                    row = rows_met[met[tap, 0] + O]
-                    pixel = int32(source(first + met[tap, 1], axes[last, SIZE], boundary))
-                    x_at = image * size + row * axes[last, SIZE] + pixel
+                    row = rows_met[met[tap, 0] + origins[0, column]]
+                    pixel = int32(source(origins[1, column] + met[tap, 1], axes[last, SIZE], boundary))
+                    x_at = places[1, column] + depth * size + row * axes[last, SIZE] + pixel
                     pixel = min(row, pixel)
                 left, there = int32(Cg - c), x_at
                 for i in range(loads):
@@ -286,35 +272,20 @@ def forward_of(down: int, across: int, high: int, wide: int, products: int) -> T
                 wait_for_copies()
             cuda.syncthreads()
             now = int32(1 - now)
-        finite = True
+        k_begin, rows_left, columns_left = limits[0], limits[1], limits[2]
         for i in range(high * 2):
             row = down + i // 2 * 16 + i % 2
-            k = g * Kg + k0 + row
+            k = k_begin + row
             for j in range(wide * 2):
                 to = over + j // 2 * 8 + (lane & 3) * 2 + j % 2
-                if k0 + row < Kg and q0 + to < columns_all:
+                if row < rows_left and to < columns_left:
                     total = sums[(i // 2 * wide + j // 2) * 4 + i % 2 * 2 + j % 2] + bias[at(k)]
-                    y[at(places[at(to)] + k * steps[2])] = y.dtype.type(total)
-                    finite &= abs(total) < np.inf
-        if products > 1 and not finite:
-            for i in range(high * 2):
-                row = down + i // 2 * 16 + i % 2
-                k = g * Kg + k0 + row
-                for j in range(wide * 2):
-                    to = over + j // 2 * 8 + (lane & 3) * 2 + j % 2
-                    if k0 + row < Kg and q0 + to < columns_all:
-                        there = at(places[at(to)] + k * steps[2])
-                        if not abs(y[there]) < np.inf:
-                            total = summed_again(
-                                x, w, met, rows_met, axes, boundary, fill, q0 + to, P, (q0 + to) // P * C + g * Cg, Cg,
-                                size, w_begin + row, depth_all, rows,
-                            )  # fmt: skip
-                            y[there] = y.dtype.type(total + bias[at(k)])
+                    y[at(places[0, at(to)] + k * steps[2])] = y.dtype.type(total)
 
     return Tile(rows, columns, forward)
 
 
-def grad_weight_of(down: int, across: int, high: int, wide: int, products: int) -> Tile:
+def grad_weight_of(products: int, down: int, across: int, high: int, wide: int) -> Tile:
     """``dW = dY_flat @ X_conv^T``, the sum over pixels in parts, by the same blocks."""
     threads, rows, columns = down * across * WARP, down * high * 16, across * wide * 8
     lines = threads // DEPTH  # neighbours run along the depth, so many rows at a time
@@ -345,10 +316,10 @@ def grad_weight_of(down: int, across: int, high: int, wide: int, products: int) 
         for i in range(many):
             sums[i] = 0
         warp, lane = thread // WARP, thread % WARP
-        down, over = warp // across * (high * 16) + (lane >> 2) * 2, warp % across * (wide * 8)
-        a_begin = (lane & 3) * 2 * long + down
+        down, over = int32(warp // across * (high * 16) + (lane >> 2) * 2), int32(warp % across * (wide * 8))
+        a_begin = int32((lane & 3) * 2 * long + down)
         b_begin = (over + (lane >> 2)) * DEPTH + (((lane & 3) >> 1) ^ turn(lane >> 2)) * 4 + (lane & 1) * 2
-        depth, line = thread % DEPTH, thread // DEPTH
+        depth, line = int32(thread % DEPTH), int32(thread // DEPTH)
         last = axes.shape[0] - 1
         L_out, rows_out = int32(axes[last, OUT]), int32(P // axes[last, OUT])
         first = step0 * DEPTH + depth
@@ -410,17 +381,17 @@ def grad_weight_of(down: int, across: int, high: int, wide: int, products: int) 
     return Tile(rows, columns, grad_weight)
 
 
-#: Warps of a block, down and across, and the fragments of each, of the larger and the smaller tile; by how many products
-#: of TF32 make one. The simulator makes each thread one of Python, and sees the same with fewer.
+#: Warps of a block, down and across, and the fragments of each, for the larger and the smaller tile, by how many
+#: products of TF32 make one. The simulator makes each thread one of Python, and sees the same with fewer.
 SMALL = (2, 4, 2, 2)
 SHAPES: dict[str, dict[int, tuple[tuple[int, ...], ...]]] = {
-    "forward": {1: ((2, 4, 4, 4), SMALL), 3: ((4, 2, 2, 4), SMALL)},
+    "forward": {1: ((2, 4, 4, 4), SMALL), 3: ((2, 4, 4, 2), SMALL)},
     "grad_weight": {1: ((4, 2, 2, 4), SMALL), 3: (SMALL,)},
 }
 if SIMULATED:
     SHAPES = dict.fromkeys(SHAPES, dict.fromkeys((1, 3), ((1, 2, 2, 2), (1, 1, 1, 2))))
-FORWARD = {n: [forward_of(*shape, n) for shape in shapes] for n, shapes in SHAPES["forward"].items()}
-GRAD_WEIGHT = {n: [grad_weight_of(*shape, n) for shape in shapes] for n, shapes in SHAPES["grad_weight"].items()}
+FORWARD = {n: [forward_of(n, *shape) for shape in shapes] for n, shapes in SHAPES["forward"].items()}
+GRAD_WEIGHT = {n: [grad_weight_of(n, *shape) for shape in shapes] for n, shapes in SHAPES["grad_weight"].items()}
 
 
 def tile_for(tiles: list[Tile], rows: int, columns: int, times: int) -> Tile:
@@ -461,6 +432,12 @@ class Room:
             return
         T, Cg = prod(w.shape[2:]), w.shape[1]
         self._product(x, w, np.arange(T), Cg * T, T, bias, x.shape[1] // Cg, axes, boundary, fill, y)
+        if self._products(x, fill) > 1:
+            _forward_again(
+                blocks_for(y.size), x.reshape(x.size), w.reshape(w.size), bias.ready(np.dtype(np.float32)),
+                table(x.place, axes), *rows_and_taps(x.place, axes, boundary), boundary, np.float32(fill), x.shape[1],
+                Cg, bias.size, prod(y.shape[2:]), prod(x.shape[2:]), y.size, y.reshape(y.size), on=x.place,
+            )  # fmt: skip
 
     def grad_input(self, dY: DeviceArray, w: DeviceArray, geometry: ConvGeometry, dX: DeviceArray) -> None:
         """``dX = W_conv.T @ dY_flat`` under zero padding."""
@@ -528,9 +505,36 @@ def _round(values, n):
         i += cuda.gridsize(1)
 
 
+# What is not finite is summed again in float32: for an infinite x, x - big is NaN, and for a huge one big is infinite.
+# A sum that is NaN is at its end.
+
+
+@kernel()
+def _forward_again(x, w, bias, axes, rows_met, met, boundary, fill, C, Cg, K, P, size, n, y):
+    # x (N, C, prod in), w (K, Cg, taps), y (N, K, P)
+    i = cuda.grid(1)
+    last, taps = axes.shape[0] - 1, met.shape[0]
+    while i < n:
+        if not abs(np.float32(y[i])) < np.inf:
+            o, k, image, total, tap = i % P, i // P % K, i // P // K, np.float32(0), 0
+            while tap < taps and total == total:
+                row = rows_met[met[tap, 0] + o // axes[last, OUT]]
+                start = o % axes[last, OUT] * axes[last, STRIDE]
+                pixel = source(start + met[tap, 1], axes[last, SIZE], boundary)
+                for c in range(Cg):
+                    value = fill
+                    if row >= 0 and pixel >= 0:
+                        there = image * C + k // (K // (C // Cg)) * Cg + c
+                        value = np.float32(x[at(there * size + row * axes[last, SIZE] + pixel)])
+                    total += np.float32(w[at((k * Cg + c) * taps + tap)]) * value
+                tap += 1
+            y[i] = y.dtype.type(total + bias[at(k)])
+        i += cuda.gridsize(1)
+
+
 @kernel()
 def _weights_again(x, dY, axes, rows_met, met, boundary, fill, C, Cg, Kg, pixels_all, P, size, n, dW):
-    # dW (G, Kg, Cg, taps): the elements that are not finite, as in summed_again.
+    # dY (N, K, P), dW (G, Kg, Cg, taps)
     i = cuda.grid(1)
     last, taps = axes.shape[0] - 1, met.shape[0]
     L_out = axes[last, OUT]
@@ -539,7 +543,7 @@ def _weights_again(x, dY, axes, rows_met, met, boundary, fill, C, Cg, Kg, pixels
             tap, c, k, total = i % taps, i // taps % Cg, i // taps // Cg, np.float32(0)
             q = 0
             while q < pixels_all and total == total:
-                image, O, o = q // P, q % P // L_out, q % L_out
+                image, O, o = q // P, q % P // L_out, q % P % L_out
                 row = rows_met[met[tap, 0] + O]
                 pixel = source(o * axes[last, STRIDE] + met[tap, 1], axes[last, SIZE], boundary)
                 value = fill

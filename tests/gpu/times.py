@@ -81,15 +81,23 @@ def rows_of(name: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...], geome
     for allowed in (True, False):
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
         row(f"torch tf32={allowed}", lambda: F.conv2d(X, W, **geometry))
+        row(f"torch dX{' tf32' * allowed}", lambda: torch.nn.grad.conv2d_input(x_shape, W, dY, **geometry), False)
+        row(f"torch dW{' tf32' * allowed}", lambda: torch.nn.grad.conv2d_weight(X, w_shape, dY, **geometry), False)
     plan = nc.plan_conv(x_shape, w_shape, device="cuda", **geometry)
-    row("torch dX", lambda: torch.nn.grad.conv2d_input(x_shape, W, dY, **geometry), False)
-    row("torch dW", lambda: torch.nn.grad.conv2d_weight(X, w_shape, dY, **geometry), False)
     row("numconv dX", lambda: plan.grad_input(dY, W), False)
     row("numconv dW", lambda: plan.grad_weight(X, dY), False)
     for algorithm in ("implicit", "im2col", "direct"):
         if algorithm == plan.algorithm or geometry.get("groups", 1) == 1:
             given = nc.plan_conv(x_shape, w_shape, device="cuda", algorithm=algorithm, **geometry)
             row(algorithm + "*" * (algorithm == plan.algorithm), lambda given=given: given.forward(X, W))
+    for precision in ("tf32", "tf32x3"):
+        if geometry.get("groups", 1) == 1:
+            given = nc.plan_conv(
+                x_shape, w_shape, device="cuda", algorithm="implicit", precision=precision, **geometry
+            )  # fmt: skip
+            row(precision, lambda given=given: given.forward(X, W))
+            row(f"{precision} dX", lambda given=given: given.grad_input(dY, W), False)
+            row(f"{precision} dW", lambda given=given: given.grad_weight(X, dY), False)
     torch.cuda.empty_cache()
     return rows
 
