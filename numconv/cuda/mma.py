@@ -19,6 +19,7 @@ may take the depth in any order. ``PAD`` and ``turn`` see to it that threads tha
 
 from __future__ import annotations
 
+import threading
 from math import prod
 from typing import Any, NamedTuple
 
@@ -78,6 +79,10 @@ def cut(value):
     return (np.float32(value).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
+#: Which half of its shared memory a thread of the simulator uses next.
+turns = threading.local()
+
+
 @instruction(
     "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};",
     "ffff", "rrrrrrffff",
@@ -86,8 +91,8 @@ def mma(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
     """``c + a @ b`` of a warp. Lane ``4 g + t`` has of ``a`` rows ``g, g + 8`` and columns ``t, t + 4``, of ``b`` rows
     ``t, t + 4`` and column ``g``, of ``c`` rows ``g, g + 8`` and columns ``2 t, 2 t + 1``.
     """
-    thread = cuda.threadIdx.x
-    lanes = cuda.shared.array((8 * WARP, 6), np.float32)
+    thread, turns.next = cuda.threadIdx.x, not getattr(turns, "next", False)
+    lanes = cuda.shared.array((2, 8 * WARP, 6), np.float32)[int(turns.next)]  # others may still read what was before
     lanes[thread] = a0, a1, a2, a3, b0, b1
     cuda.syncthreads()  # the simulator has no syncwarp
     warp, g, t = thread & -WARP, thread % WARP >> 2, thread & 3
@@ -97,7 +102,6 @@ def mma(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
             a, b = lanes[warp + 4 * g + k % 4], lanes[warp + 4 * (2 * t + i % 2) + k % 4]
             total += float(a[k // 4 * 2 + i // 2]) * float(b[4 + k // 4])
         sums.append(np.float32(total))
-    cuda.syncthreads()
     return tuple(sums)
 
 
