@@ -21,12 +21,14 @@ from ._objects import AXES, SCALARS, Odd, ask, described, has, look, shown
 Boundary = Literal["constant", "edge", "reflect", "symmetric", "wrap"]
 PaddingName = Literal["valid", "same", "same_lower", "full"]
 Mode = Literal["full", "same", "valid"]
+Precision = Literal["ieee", "tf32", "tf32x3"]
 Ints = int | Sequence[int]
 Padding = int | Sequence[int] | Sequence[tuple[int, int]] | PaddingName
 
 BOUNDARIES: tuple[str, ...] = get_args(Boundary)
 PADDING_NAMES: tuple[str, ...] = get_args(PaddingName)
 MODES: tuple[str, ...] = get_args(Mode)
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 MODE_PADDING = {"full": FULL, "same": MIDDLE, "valid": VALID}
 
 

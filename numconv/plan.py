@@ -12,7 +12,7 @@ import numpy as np
 
 from . import arrays, dispatch, matrices, select, stream
 from ._objects import SCALARS
-from .arguments import as_int, as_real, frozen, one_of
+from .arguments import PRECISIONS, as_int, as_real, frozen, one_of
 from .geometry import ConvGeometry
 from .products import Products
 from .select import Choice as Choice  # for who reads the annotations of ConvPlan
@@ -43,6 +43,8 @@ class ConvPlan(Products):
         The algorithm of each of the three products.
     asked : str
         The algorithm that was asked for.
+    precision : {"ieee", "tf32", "tf32x3"}
+        How precise products must be at least.
 
     Examples
     --------
@@ -69,7 +71,8 @@ class ConvPlan(Products):
         g = self.geometry
         return (
             f"ConvPlan({g.input_shape} * {g.kernel_shape} -> {g.output_shape}, {self.dtype}, "
-            f"algorithm={self.algorithm!r}, device={self.device!r})"
+            f"algorithm={self.algorithm!r}, device={self.device!r}"
+            f"{f', precision={self.precision!r}' if self.precision != 'ieee' else ''})"
         )
 
     @property
@@ -405,7 +408,10 @@ class ConvPlan(Products):
         >>> [line for line in page.splitlines() if "winograd" in line][0].endswith("not exact for int32")
         True
         """
-        return select.explain(self.geometry, self.dtype, self.device, self.choice)
+        page = select.explain(self.geometry, self.dtype, self.device, self.choice)
+        if self.precision == "ieee":
+            return page
+        return f"{page}\nprecision={self.precision!r} is the least: implicit on a GPU takes its tensor cores for it"
 
     def check(self, seed: int = 0) -> dict[str, float]:
         """Compute every form on random data and compare.
@@ -452,17 +458,20 @@ class ConvPlan(Products):
 
 
 @lru_cache(maxsize=1024)
-def make_plan(geometry: ConvGeometry, dtype: np.dtype, device: str, algorithm: str) -> ConvPlan:
+def make_plan(
+    geometry: ConvGeometry, dtype: np.dtype, device: str, algorithm: str, precision: str = "ieee"
+) -> ConvPlan:
     """The plan for a geometry; equal arguments give the same object. ``"auto"`` picks a device, too."""
     arrays.as_fill(geometry.fill_value, arrays.computed_in(dtype))  # an error now if the dtype cannot hold it
     if device == "auto":
         device = select.device_for(geometry, dtype, algorithm)
-    return ConvPlan(geometry, dtype, device, select.choose(algorithm, geometry, dtype, device), algorithm)
+    choice = select.choose(algorithm, geometry, dtype, device)
+    return ConvPlan(geometry, dtype, device, choice, algorithm, precision=precision)
 
 
 def plan_for(
     geometry_of: Callable[..., ConvGeometry], input_shape: tuple[int, ...], kernel_shape: tuple[int, ...],
-    dtype: np.dtype, algorithm: str, **arguments: Any,
+    dtype: np.dtype, algorithm: str, precision: str = "ieee", **arguments: Any,
 ) -> ConvPlan:
     """The plan for ``geometry_of(input_shape, kernel_shape, **arguments)``, looked up by the arguments themselves.
 
@@ -472,13 +481,15 @@ def plan_for(
         arguments = {name: frozen(value, name) for name, value in arguments.items()}
     if type(algorithm) is not str:
         algorithm = one_of("algorithm", algorithm, select.ASKED)
+    if type(precision) is not str or precision not in PRECISIONS:
+        precision = one_of("precision", precision, PRECISIONS)
     device = dispatch.choose_device()
-    return _plan_for(geometry_of, input_shape, kernel_shape, dtype, device, algorithm, **arguments)
+    return _plan_for(geometry_of, input_shape, kernel_shape, dtype, device, algorithm, precision, **arguments)
 
 
 @lru_cache(maxsize=1024, typed=True)
 def _plan_for(
     geometry_of: Callable[..., ConvGeometry], input_shape: Any, kernel_shape: Any, dtype: np.dtype, device: str,
-    algorithm: str, **arguments: Any,
+    algorithm: str, precision: str, **arguments: Any,
 ) -> ConvPlan:
-    return make_plan(geometry_of(input_shape, kernel_shape, **arguments), dtype, device, algorithm)
+    return make_plan(geometry_of(input_shape, kernel_shape, **arguments), dtype, device, algorithm, precision)

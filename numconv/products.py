@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from math import prod
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +38,7 @@ class Products:
     choice: Choice
     asked: str = "auto"
     max_bytes: int | None = None
+    precision: str = "ieee"
 
     @property
     def algorithm(self) -> str:
@@ -47,9 +47,11 @@ class Products:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # without what is found once below
-        return type(self), (self.geometry, self.dtype, self.device, self.choice, self.asked, self.max_bytes)
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
-    def _room(self, name: str) -> ModuleType:
+    def _room(self, name: str) -> Any:
+        if name == "implicit" and self.device == "cuda" and self.precision != "ieee":
+            return dispatch.backend("cuda", "mma").room(self.precision, self.dtype)
         return dispatch.backend(self.device, name)
 
     def _on_gpu(self, place: Any) -> Self:
@@ -60,7 +62,9 @@ class Products:
             return self
         if library not in self._others:
             choice = select.choose(self.asked, self.geometry, self.dtype, "cuda", library)
-            self._others[library] = type(self)(self.geometry, self.dtype, "cuda", choice, self.asked)
+            self._others[library] = type(self)(
+                self.geometry, self.dtype, "cuda", choice, self.asked, precision=self.precision
+            )
         return self._others[library]
 
     @cached_property
@@ -86,7 +90,7 @@ class Products:
         return arrays.as_fill(self.geometry.fill_value, self._computed)
 
     @cached_property
-    def _forward_room(self) -> ModuleType:
+    def _forward_room(self) -> Any:
         return self._room(self.algorithm)
 
     @cached_property

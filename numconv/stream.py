@@ -404,7 +404,8 @@ class _Work:
         plan = self.plan
         geometry = {field.name: repr(getattr(plan.geometry, field.name)) for field in fields(plan.geometry)}
         facts: dict[str, Any] = {"product": self.what, "geometry": geometry, "dtype": plan.dtype.str}
-        facts |= {"algorithm": getattr(plan.choice, self.what), "device": plan.device, "tile": list(self.lengths(more))}
+        facts |= {"algorithm": getattr(plan.choice, self.what), "device": plan.device, "precision": plan.precision}
+        facts["tile"] = list(self.lengths(more))
         for name, array in zip(self.given, self.inputs, strict=True):
             facts[name] = array
             if array is not None:

@@ -24,8 +24,22 @@ import numpy as np
 
 from numconv.arrays import computed_in
 from numconv.cuda import (
-    adjoint, arrays, csr, depthwise, direct, direct_weights, fft, im2col, implicit, implicit_weights, kernel2row, local,
-    missing, packing, places,
+    adjoint,
+    arrays,
+    csr,
+    depthwise,
+    direct,
+    direct_weights,
+    fft,
+    im2col,
+    implicit,
+    implicit_weights,
+    kernel2row,
+    local,
+    missing,
+    mma,
+    packing,
+    places,
 )  # fmt: skip
 from numconv.cuda._jit import Kernel, cuda
 from numconv.cuda.driver import Simulator
@@ -33,15 +47,18 @@ from numconv.geometry import conv_geometry
 
 ROOMS = (
     adjoint, arrays, csr, depthwise, direct, direct_weights, fft, im2col, implicit, implicit_weights, kernel2row, local,
-    missing, packing,
+    missing, mma, packing,
 )  # fmt: skip
 
 
 class Notebook(Simulator):
     """A driver that writes down what it would launch: each kernel once for the types of its arguments."""
 
-    def __init__(self):
-        self.launches = {}
+    def __init__(self, cc):
+        self.launches, self.cc = {}, cc
+
+    def capability(self, device):
+        return self.cc
 
     def allocate(self, device, shape, dtype, stream=0):
         return np.empty(shape, dtype)
@@ -70,14 +87,14 @@ def type_of(value):
     return types.int64
 
 
-def launches():
+def launches(cc):
     """What the launchers launch: every room and product, every tile, real, complex and whole numbers."""
-    places.DRIVER = notebook = Notebook()
+    places.DRIVER = mma.DRIVER = notebook = Notebook(cc)
     place = places.host()
     place.transform = lambda *arrays, **how: None  # numba has none
     for dtype in map(np.dtype, ("float32", "float64", "complex64", "int64", "float16")):
         for boundary in ("constant", "reflect"):
-            for K, C, size in ((4, 4, 8), (128, 64, 64), (32, 32, 8)):
+            for K, C, size in ((4, 4, 8), (128, 64, 96), (32, 32, 8)):
                 g = conv_geometry((2, C, size, size), (K, C, 3, 3), padding=1, boundary=boundary)
                 x, w, y = (place.empty(s, dtype) for s in (g.input_shape, g.kernel_shape, g.output_shape))
                 bias, fill = place.empty((K,), dtype), dtype.type(0)
@@ -90,6 +107,10 @@ def launches():
                     fft.grad_weight(x, y, g.axes, g.boundary_code, fill, w)
                 for room in (direct, implicit):
                     room.grad_weight(x, y, g.axes, g.boundary_code, fill, w)
+                for room in {mma.room(precision, dtype) for precision in mma.ROOMS} - {implicit}:
+                    for filled in (fill, computed_in(dtype).type(0.1)):  # no number of float16
+                        room.forward(x, w, bias, g.axes, g.boundary_code, filled, y)
+                        room.grad_weight(x, y, g.axes, g.boundary_code, filled, w)
         for K, deep in ((8, 1), (1, 8)):
             g = conv_geometry((1, 8, 8, 8), (K, deep, 3, 3), groups=8 // deep)
             x, w, y = (place.empty(s, dtype) for s in (g.input_shape, g.kernel_shape, g.output_shape))
@@ -126,7 +147,8 @@ def launches():
             im2col.add_bias(place.empty((1, 4, 6), dtype), place.empty((4,), dtype))
     csr.before_each(place.empty((3 * csr.CHUNK,), np.dtype(np.int64)))
     launched = {kernel for kernel, _ in notebook.launches}
-    assert launched == set(names()), [name for kernel, name in names().items() if kernel not in launched]
+    expected = {kernel for kernel, name in names().items() if cc >= (8, 0) or not name.startswith("mma")}
+    assert launched == expected, [names()[kernel] for kernel in expected ^ launched]
     return list(notebook.launches)
 
 
@@ -139,18 +161,23 @@ def averages(x, y, dtype):
 
 
 def names():
-    """Every kernel, with the name under which its room has it: ``implicit.LARGE.forward``."""
+    """Every kernel, with the name under which its room has it: ``implicit_weights.LARGE.grad_weight``."""
     found = {}
+
+    def look(name, value):
+        if isinstance(value, Kernel):
+            found.setdefault(value, name)
+        elif hasattr(value, "_fields"):
+            for field in value._fields:
+                look(f"{name}.{field}", getattr(value, field))
+        elif isinstance(value, (dict, list)):
+            for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+                look(f"{name}[{key}]", part)
+
     for room in ROOMS:
         for name, value in vars(room).items():
-            parts = {"": value}
-            if isinstance(value, dict):
-                parts = {f"[{', '.join(map(str, key))}]": part for key, part in value.items() if isinstance(key, tuple)}
-            elif isinstance(value, tuple) and hasattr(value, "_asdict"):
-                parts = {f".{field}": part for field, part in value._asdict().items()}
-            for part, kernel in parts.items():
-                if isinstance(kernel, Kernel):
-                    found.setdefault(kernel, f"{room.__name__.rpartition('.')[2]}.{name}{part}")
+            if not (name.startswith("__") or isinstance(value, type)):
+                look(f"{room.__name__.rpartition('.')[2]}.{name}", value)
     return found
 
 
@@ -198,7 +225,7 @@ def main(capability, wanted=""):
     numba.cuda.dispatcher.get_current_device = lambda: device  # helpers ask for it as they are compiled
     ptxas, nvdisasm, named = find("ptxas"), find("nvdisasm"), names()
     with tempfile.TemporaryDirectory() as folder:
-        for kernel, types in launches():
+        for kernel, types in launches(cc):
             if not named[kernel].startswith(wanted):
                 continue
             ptx, _ = cuda.compile(kernel.loop, types, cc=cc, device=False, abi="numba", output="ptx", **kernel.options)
@@ -218,7 +245,8 @@ def main(capability, wanted=""):
                 "types": ", ".join(map(str, types)), "stack": int(stack),
                 "spills": int(stores) + int(loads), "registers": int(re.search(r"Used (\d+) registers", report)[1]),
                 "wide_loads": ptx.count("ld.shared.v4.f32") + ptx.count("ld.shared.v4.b32"),
-                "narrow_loads": ptx.count("ld.shared.f32") + ptx.count("ld.shared.b32"), "loop": loop_of(sass),
+                "narrow_loads": ptx.count("ld.shared.f32") + ptx.count("ld.shared.b32"),
+                "mma": ptx.count("mma.sync"), "async": ptx.count("cp.async.cg"), "loop": loop_of(sass),
             }  # fmt: skip
             print(json.dumps(line), flush=True)
 
@@ -238,7 +266,8 @@ CAPABILITIES = ("7.5", "8.0", "9.0")
 def row_of(line):
     """A line of ``main`` as the table has it; ``None`` for kernels that do something else, or not in float32."""
     kernel, (instructions, multiply_adds, around) = line["kernel"], line["loop"]
-    if not kernel.startswith(("implicit", "depthwise", "direct", "mma")) or multiply_adds < 4 or line["of"] != "float32":
+    products = kernel.startswith(("implicit", "depthwise", "direct", "mma"))
+    if not products or multiply_adds < 4 or line["of"] != "float32":
         return None
     return {"kernel": kernel, "instructions": instructions, "multiply_adds": multiply_adds, "around": around}
 

@@ -38,9 +38,9 @@ TILED = nc.plan_conv(
 #: Good values of arguments, those without an array in any call that has them; a call has others of its own below.
 GOOD: dict[str, Any] = {
     "stride": 1, "padding": 0, "dilation": 1, "boundary": "constant", "fill_value": 0, "flip": False,
-    "algorithm": "direct", "dtype": None, "out": None, "bias": None, "mode": "full", "axes": None, "device": "auto",
-    "output_padding": 0, "max_bytes": None, "reduce": "sum", "triple": False, "resume": None, "mask": None,
-    "seed": 0, "tol": 1e-5, "what": "workspace", "name": "X_conv", "matrix": "X_conv", "i": 0, "j": 0,
+    "algorithm": "direct", "precision": "tf32", "dtype": None, "out": None, "bias": None, "mode": "full", "axes": None,
+    "device": "auto", "output_padding": 0, "max_bytes": None, "reduce": "sum", "triple": False, "resume": None,
+    "mask": None, "seed": 0, "tol": 1e-5, "what": "workspace", "name": "X_conv", "matrix": "X_conv", "i": 0, "j": 0,
     "dtypes": "float64", "algorithms": "direct",
 }  # fmt: skip
 CHANNELLED = {"x": X, "w": W, "groups": 2}

@@ -26,13 +26,19 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+class Lines(list):
+    """What was found, and the ``capability`` that it was found for."""
+
+
 @pytest.fixture(scope="module", params=CAPABILITIES)
 def kernels(request):
     """What ``ptxas`` says of each kernel, for one compute capability."""
     script = Path(__file__).with_name("compile_cuda.py")
     done = subprocess.run([sys.executable, script, request.param], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    found = Lines(json.loads(line) for line in done.stdout.splitlines())
+    found.capability = request.param
+    return found
 
 
 def test_registers_and_spills(kernels):
@@ -41,6 +47,19 @@ def test_registers_and_spills(kernels):
     for line in kernels:
         assert (line["stack"], line["spills"]) == (0, 0), line
         assert line["registers"] <= 128, line
+
+
+def test_tensor_cores(kernels):
+    """By ``mma.sync`` and ``cp.async``, where a GPU has them; fragments come from shared memory two numbers at once."""
+    tiles = [line for line in kernels if line["kernel"].startswith(("mma.FORWARD", "mma.GRAD_WEIGHT"))]
+    assert {line["kernel"] for line in kernels if line["mma"] or line["async"]} == {line["kernel"] for line in tiles}
+    if kernels.capability == "7.5":
+        assert not tiles  # TF32 is there from 8.0 on
+        return
+    assert len(tiles) >= 14
+    for line in tiles:
+        assert line["mma"] in (8, 16, 24, 32, 48) and not line["narrow_loads"], line
+        assert bool(line["async"]) == (line["kernel"].startswith("mma.FORWARD")), line
 
 
 def test_tiles_load_four_numbers_at_once(kernels):
@@ -53,11 +72,10 @@ def test_tiles_load_four_numbers_at_once(kernels):
     assert len(tiles) >= 8
 
 
-def test_multiply_adds_keep_their_share(kernels, request):
+def test_multiply_adds_keep_their_share(kernels):
     """Of the instructions of a loop, against the table; what the loop around it does for each step must not grow."""
-    capability = request.node.callspec.params["kernels"]
     with TABLE.open(newline="") as file:
-        known = {row["kernel"]: row for row in csv.DictReader(file) if row["capability"] == capability}
+        known = {row["kernel"]: row for row in csv.DictReader(file) if row["capability"] == kernels.capability}
     found = {row["kernel"]: row for row in map(row_of, kernels) if row}
     assert set(found) == set(known), "python tests/compile_cuda.py table"
     for kernel, row in found.items():

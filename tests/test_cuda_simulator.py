@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 
 @pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed: pip install '.[cuda-test]'")
 @pytest.mark.skipif(simulated, reason="this is the simulator")
-@pytest.mark.parametrize("room", ["capture", "fft", "kernels", "places", "properties", "table", "weights"])
+@pytest.mark.parametrize("room", ["capture", "fft", "kernels", "mma", "places", "properties", "table", "weights"])
 def test_in_the_simulator(room):
     """All tests of a file, where kernels run as Python."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", str(HERE / f"test_cuda_{room}.py")]

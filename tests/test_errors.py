@@ -145,6 +145,11 @@ TABLE: dict[str, tuple[type[Exception], list[str], Any]] = {
     "conv algorithm": (
         ValueError, ["algorithm", "'magic'", "auto", "im2col", "winograd"], lambda: nc.conv(X, W, algorithm="magic")
     ),
+    "conv precision": (
+        ValueError, ["precision", "'fp16'", "ieee", "tf32", "tf32x3"], lambda: nc.conv(X, W, precision="fp16")
+    ),
+    "conv precision type": (TypeError, ["precision", "32"], lambda: nc.conv(X, W, precision=32)),
+    "plan_conv precision": (ValueError, ["precision", "'high'", "tf32x3"], lambda: plan(precision="high")),
     "conv algorithm type": (TypeError, ["algorithm", "3"], lambda: nc.conv(X, W, algorithm=3)),
     "conv2d algorithm": (
         ValueError, ["algorithm", "'magic'", "auto", "direct"], lambda: nc.conv2d(X, W, algorithm="magic")

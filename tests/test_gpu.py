@@ -11,6 +11,7 @@ import naive
 import numpy as np
 import pytest
 import scipy.sparse
+import tensor_cores
 from conftest import BOUNDARIES, normal, values
 from public_calls import CALLS, LAYOUTS, TORCH, Library, flat, same, short, wanted, with_gradient
 
@@ -307,6 +308,68 @@ def test_arrays_without_an_fft_are_refused():
             with pytest.raises(ValueError, match=r"'fft' cannot serve.*torch or CuPy.*no FFT"):
                 numconv.conv(x, w, algorithm="fft")
             assert numconv.conv(x, w).shape == (1, 1, 67, 67)
+
+
+def has_tensor_cores():
+    """Whether the GPU has those of TF32."""
+    from numconv.cuda import mma, places
+
+    return mma.capable(places.host())
+
+
+@pytest.mark.parametrize("precision", ["tf32", "tf32x3"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_tensor_cores_are_within_the_bound_of_the_model(library, name, precision):
+    """And each precision is its own: TF32 is seen in the digits, and three products are better than that."""
+    x_shape, w_shape, arguments = LAYERS[name]
+    given = {"device": "cuda", "algorithm": "implicit", "precision": precision, **arguments}
+    plan = numconv.plan_conv(x_shape, w_shape, **given)
+    x, w, dy = (normal(s, np.float32, seed) for seed, s in enumerate((x_shape, w_shape, plan.output_shape)))
+    want, sizes = of_cpu(x, w, dy, arguments), of_cpu(*map(np.abs, (x, w, dy)), arguments)
+    X, W, dY = map(library.send, (x, w, dy))
+    got = plan.forward(X, W), plan.grad_input(dY, W), plan.grad_weight(X, dY)
+    taps = int(np.prod(w_shape[2:]))
+    terms = (w_shape[1] * taps, w_shape[0] * taps, dy.size // w_shape[0])
+    for found, exact, size, n in zip(map(library.fetch, got), want, sizes, terms, strict=True):
+        off = np.abs(found - exact)
+        assert (off <= tensor_cores.room(size, n + 16 * taps, precision)).all()
+        if has_tensor_cores() and n >= 8:
+            assert (off.max() > 1e-5 * np.abs(exact).max()) == (precision == "tf32")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("precision", ["tf32", "tf32x3"])
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_tensor_cores_exactly(library, boundary, precision, dtype):
+    """Small multiples of 1/2 are numbers of TF32, and their sums exact in any order."""
+    x, w = values((2, 19, 9, 8), dtype), values((35, 19, 3, 2), dtype, 1)
+    arguments = {"padding": 2, "stride": (2, 1), "boundary": boundary}
+    given = {"algorithm": "implicit", "precision": precision, **arguments}
+    X, W = library.send(x), library.send(w)
+    y = numconv.conv(X, W, **given)
+    want = naive.narrow(naive.conv(x, w, **arguments), np.dtype(dtype))
+    np.testing.assert_array_equal(library.fetch(y), want)
+    dy = values(want.shape, dtype, 2)
+    dx = numconv.conv_grad_input(x.shape, W, library.send(dy), **given)
+    dw = numconv.conv_grad_weight(X, w.shape, library.send(dy), **given)
+    with numconv.use_device("cpu"):
+        for got, exact in (
+            (dx, numconv.conv_grad_input(x.shape, w, dy, **arguments)),
+            (dw, numconv.conv_grad_weight(x, w.shape, dy, **arguments)),
+        ):
+            np.testing.assert_array_equal(library.fetch(got), exact)
+
+
+def test_infinity_by_tensor_cores(with_streams):
+    """As float32 has it, where a number is the sum of two."""
+    x, w = np.ones((1, 2, 1, 5), np.float32), np.array([[1, 1], [-2, 0.5]], np.float32).reshape(2, 2, 1, 1)
+    x[0, 0, 0] = np.inf, -np.inf, np.nan, 3e38, 1e-40
+    for precision in ("ieee", "tf32", "tf32x3"):
+        y = numconv.conv(with_streams.send(x), with_streams.send(w), algorithm="implicit", precision=precision)
+        got = with_streams.fetch(y)[0, :, 0]
+        np.testing.assert_array_equal(got[:, :3], [[np.inf, -np.inf, np.nan], [-np.inf, np.inf, np.nan]])
+        np.testing.assert_allclose(got[0, 3:], [3e38, 1], rtol=1e-3)
+        assert got[1, 3] == -np.inf
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64", "complex64", "complex128", "int8", "int64", "bool"])

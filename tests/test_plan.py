@@ -139,6 +139,27 @@ def test_equal_arguments_give_equal_plans_and_others_do_not():
     assert len({make(), *others, make(shape=(2, 4, 9, 8))}) == 6
 
 
+def test_precision_is_the_least_and_part_of_a_plan():
+    """A plan says what it is asked for, and the CPU gives all of float32 whatever it is."""
+    x, w = values((2, 3, 6, 5), np.float32), values((4, 3, 3, 3), np.float32, 1)
+    plain = nc.plan_conv(x.shape, w.shape, device="cpu")
+    assert plain.precision == "ieee" and "precision" not in repr(plain) + plain.explain_choice()
+    for precision in ("tf32", "tf32x3"):
+        plan = nc.plan_conv(x.shape, w.shape, device="cpu", precision=precision)
+        assert plan != plain and plan == nc.plan_conv(x.shape, w.shape, device="cpu", precision=precision)
+        assert f"precision='{precision}'" in repr(plan) and f"precision='{precision}'" in plan.explain_choice()
+        assert pickle.loads(pickle.dumps(plan)) == plan
+        np.testing.assert_array_equal(plan.forward(x, w), plain.forward(x, w))
+        np.testing.assert_array_equal(nc.conv2d(x, w, precision=precision), nc.conv2d(x, w))
+        tiled = nc.plan_conv(x.shape, w.shape, device="cpu", precision=precision, max_bytes=1 << 16)
+        np.testing.assert_array_equal(tiled.forward(x, w), plain.forward(x, w))
+        assert tiled.precision == nc.plan_convolve((5, 5), (2, 2), precision=precision).precision == precision
+    for wrong, error in (("fp16", ValueError), (32, TypeError), (None, TypeError)):
+        for call, shapes in ((nc.plan_conv, ((1, 5), (1, 1, 2))), (nc.plan_convolve, ((5,), (2,)))):
+            with pytest.raises(error, match="precision must be one of 'ieee', 'tf32', 'tf32x3'"):
+                call(*shapes, precision=wrong)
+
+
 def test_planning_again_is_cheap_enough_for_a_dictionary_of_plans():
     plans = {nc.plan_conv((n, 3, 9), (2, 3, 3)): n for n in range(1, 20)}
     assert plans[nc.plan_conv((7, 3, 9), (2, 3, 3))] == 7

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from .. import arrays, dispatch
-from ..arguments import Boundary, Ints, Padding, frozen
+from ..arguments import Boundary, Ints, Padding, Precision, frozen
 from ..geometry import conv_geometry, transpose_geometry
 from ..plan import plan_for
 from ..select import Algorithm
@@ -21,7 +21,7 @@ _geometry_of_grad_weight = partial(conv_geometry, names=("x", "kernel_shape"))
 def conv(
     x: Any, w: Any, bias: Any = None, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1, groups: int = 1,
     boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False, algorithm: Algorithm = "auto",
-    dtype: Any = None, out: Any = None,
+    precision: Precision = "ieee", dtype: Any = None, out: Any = None,
 ) -> Any:
     """Convolve channelled arrays over any number of axes, as a network's layer does.
 
@@ -45,7 +45,12 @@ def conv(
         What padded pixels hold, as for ``convolve``.
     flip : bool, default False
         Turn the kernel: true convolution.
-    algorithm, dtype, out
+    algorithm : {"auto", "im2col", "kernel2row", "implicit", "direct", "winograd", "fft"}
+    precision : {"ieee", "tf32", "tf32x3"}
+        How precise products of float32 and float16 must be at least; only ``"implicit"`` on a GPU gives less than
+        ``"ieee"``, all of float32. ``"tf32"`` rounds float32 to 10 bits behind the point, for tensor cores;
+        ``"tf32x3"`` makes three such products of each, nearly as precise as float32. Sums are float32 in all of them.
+    dtype, out
         As for ``convolve``.
 
     Returns
@@ -74,8 +79,8 @@ def conv(
     cast = dtype is not None
     (x, w, bias), dtype = arrays.summands(dtype, out, x=x, w=w, bias=bias)
     plan = plan_for(
-        conv_geometry, x.shape, w.shape, dtype, algorithm, stride=stride, padding=padding, dilation=dilation,
-        groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
+        conv_geometry, x.shape, w.shape, dtype, algorithm, precision, stride=stride, padding=padding,
+        dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
     )
     return give(plan.forward_of(x, w, bias, out, cast))
 
@@ -99,7 +104,7 @@ def conv1d(
     bias, stride, padding, dilation, groups
         As for ``conv``; ``padding="same_lower"`` is SciPy's ``"same"`` for even kernels.
     **options
-        ``boundary``, ``fill_value``, ``flip``, ``algorithm``, ``dtype``, ``out`` of ``conv``.
+        ``boundary``, ``fill_value``, ``flip``, ``algorithm``, ``precision``, ``dtype``, ``out`` of ``conv``.
 
     Returns
     -------
@@ -133,7 +138,7 @@ def conv2d(
     bias, stride, padding, dilation, groups
         As for ``conv``; ``padding="same_lower"`` is SciPy's ``"same"`` for even kernels.
     **options
-        ``boundary``, ``fill_value``, ``flip``, ``algorithm``, ``dtype``, ``out`` of ``conv``.
+        ``boundary``, ``fill_value``, ``flip``, ``algorithm``, ``precision``, ``dtype``, ``out`` of ``conv``.
 
     Returns
     -------
@@ -169,7 +174,7 @@ def conv3d(
     bias, stride, padding, dilation, groups
         As for ``conv``; ``padding="same_lower"`` is SciPy's ``"same"`` for even kernels.
     **options
-        ``boundary``, ``fill_value``, ``flip``, ``algorithm``, ``dtype``, ``out`` of ``conv``.
+        ``boundary``, ``fill_value``, ``flip``, ``algorithm``, ``precision``, ``dtype``, ``out`` of ``conv``.
 
     Returns
     -------
@@ -194,7 +199,7 @@ def conv3d(
 def conv_transpose(
     x: Any, w: Any, bias: Any = None, *, stride: Ints = 1, padding: Padding = 0, output_padding: Ints = 0,
     groups: int = 1, dilation: Ints = 1, boundary: Boundary = "constant", flip: bool = False,
-    algorithm: Algorithm = "auto", dtype: Any = None, out: Any = None,
+    algorithm: Algorithm = "auto", precision: Precision = "ieee", dtype: Any = None, out: Any = None,
 ) -> Any:
     """The transposed convolution, ``Y_flat = W_conv.T @ X_flat``, over any number of axes.
 
@@ -206,7 +211,7 @@ def conv_transpose(
     w : array (C, K/groups, *k)
         In torch's order.
     bias : array (K,), optional
-    stride, padding, dilation, groups, boundary, flip, algorithm, dtype, out
+    stride, padding, dilation, groups, boundary, flip, algorithm, precision, dtype, out
         As for ``conv``, of the convolution that is transposed; ``"same"`` and ``"same_lower"`` give ``in * stride``
         outputs, from which an even kernel cuts the odd pixel at the end or at the start.
     output_padding : int or one int per axis, default 0
@@ -234,7 +239,7 @@ def conv_transpose(
     cast = dtype is not None
     (x, w, bias), dtype = arrays.summands(dtype, out, x=x, w=w, bias=bias)
     plan = plan_for(
-        transpose_geometry, x.shape, w.shape, dtype, algorithm, stride=stride, padding=padding,
+        transpose_geometry, x.shape, w.shape, dtype, algorithm, precision, stride=stride, padding=padding,
         output_padding=output_padding, dilation=dilation, groups=groups, boundary=boundary, flip=flip,
     )
     return give(plan._transpose_of(x, w, bias, out, cast))
@@ -253,7 +258,7 @@ def conv_transpose1d(
     bias, stride, padding, output_padding, groups, dilation
         As for ``conv_transpose``.
     **options
-        ``boundary``, ``flip``, ``algorithm``, ``dtype``, ``out`` of ``conv_transpose``.
+        ``boundary``, ``flip``, ``algorithm``, ``precision``, ``dtype``, ``out`` of ``conv_transpose``.
 
     Returns
     -------
@@ -290,7 +295,7 @@ def conv_transpose2d(
     bias, stride, padding, output_padding, groups, dilation
         As for ``conv_transpose``.
     **options
-        ``boundary``, ``flip``, ``algorithm``, ``dtype``, ``out`` of ``conv_transpose``.
+        ``boundary``, ``flip``, ``algorithm``, ``precision``, ``dtype``, ``out`` of ``conv_transpose``.
 
     Returns
     -------
@@ -327,7 +332,7 @@ def conv_transpose3d(
     bias, stride, padding, output_padding, groups, dilation
         As for ``conv_transpose``.
     **options
-        ``boundary``, ``flip``, ``algorithm``, ``dtype``, ``out`` of ``conv_transpose``.
+        ``boundary``, ``flip``, ``algorithm``, ``precision``, ``dtype``, ``out`` of ``conv_transpose``.
 
     Returns
     -------
@@ -355,7 +360,7 @@ def conv_transpose3d(
 def conv_grad_input(
     input_shape: Sequence[int], w: Any, dy: Any, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
     groups: int = 1, boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False,
-    algorithm: Algorithm = "auto", dtype: Any = None, out: Any = None,
+    algorithm: Algorithm = "auto", precision: Precision = "ieee", dtype: Any = None, out: Any = None,
 ) -> Any:
     """Gradient of ``conv`` to its input: ``dX_flat = W_conv^H @ dY_flat``, the exact adjoint in ``x``.
 
@@ -366,7 +371,7 @@ def conv_grad_input(
     w : array (K, C/groups, *k)
     dy : array (N, K, *out) or (K, *out)
         Gradient to the output.
-    stride, padding, dilation, groups, boundary, fill_value, flip, algorithm, dtype, out
+    stride, padding, dilation, groups, boundary, fill_value, flip, algorithm, precision, dtype, out
         As for ``conv``; ``padding="same_lower"`` is SciPy's ``"same"`` for even kernels.
 
     Returns
@@ -390,7 +395,7 @@ def conv_grad_input(
     cast = dtype is not None
     (w, dy), dtype = arrays.summands(dtype, out, w=w, dy=dy)
     plan = plan_for(
-        _geometry_of_grad_input, frozen(input_shape, "input_shape"), w.shape, dtype, algorithm,
+        _geometry_of_grad_input, frozen(input_shape, "input_shape"), w.shape, dtype, algorithm, precision,
         stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value,
         flip=flip,
     )
@@ -401,7 +406,7 @@ def conv_grad_input(
 def conv_grad_weight(
     x: Any, kernel_shape: Sequence[int], dy: Any, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
     groups: int = 1, boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False,
-    algorithm: Algorithm = "auto", dtype: Any = None, out: Any = None,
+    algorithm: Algorithm = "auto", precision: Precision = "ieee", dtype: Any = None, out: Any = None,
 ) -> Any:
     """Gradient of ``conv`` to its kernel: ``dW_flat = dY_flat @ X_conv^H``, the exact adjoint in ``w``.
 
@@ -412,7 +417,7 @@ def conv_grad_weight(
         Shape of ``w``, ``(K, C/groups, *k)``.
     dy : array (N, K, *out) or (K, *out)
         Gradient to the output.
-    stride, padding, dilation, groups, boundary, fill_value, flip, algorithm, dtype, out
+    stride, padding, dilation, groups, boundary, fill_value, flip, algorithm, precision, dtype, out
         As for ``conv``; ``padding="same_lower"`` is SciPy's ``"same"`` for even kernels.
 
     Returns
@@ -436,7 +441,7 @@ def conv_grad_weight(
     cast = dtype is not None
     (x, dy), dtype = arrays.summands(dtype, out, x=x, dy=dy)
     plan = plan_for(
-        _geometry_of_grad_weight, x.shape, frozen(kernel_shape, "kernel_shape"), dtype, algorithm,
+        _geometry_of_grad_weight, x.shape, frozen(kernel_shape, "kernel_shape"), dtype, algorithm, precision,
         stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value,
         flip=flip,
     )

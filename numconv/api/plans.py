@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import arrays, dispatch
-from ..arguments import as_int, one_of
+from ..arguments import PRECISIONS, as_int, one_of
 from ..geometry import ConvGeometry, conv_geometry, plain_geometry
 from ..plan import ConvPlan, make_plan
 from ..select import ASKED
@@ -16,8 +16,9 @@ from ..select import ASKED
 
 def plan_conv(
     input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], *, dtype: Any = np.float32, device: Any = "auto",
-    algorithm: str = "auto", stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
-    boundary: str = "constant", fill_value: complex = 0, flip: bool = False, max_bytes: int | None = None,
+    algorithm: str = "auto", precision: str = "ieee", stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    groups: int = 1, boundary: str = "constant", fill_value: complex = 0, flip: bool = False,
+    max_bytes: int | None = None,
 ) -> ConvPlan:
     """Plan a channelled convolution, ``conv``.
 
@@ -32,6 +33,8 @@ def plan_conv(
     device : {"auto", "cpu", "cuda"}
         Where NumPy arrays are computed.
     algorithm : {"auto", "im2col", "kernel2row", "implicit", "direct", "winograd", "fft"}
+    precision : {"ieee", "tf32", "tf32x3"}
+        How precise products must be at least, as for ``conv``.
     stride, padding, dilation, groups, boundary, fill_value, flip
         The geometry, as for ``conv``; ``padding="same_lower"`` is SciPy's ``"same"`` for even kernels.
     max_bytes : int, optional
@@ -74,13 +77,13 @@ def plan_conv(
         input_shape, kernel_shape, stride=stride, padding=padding, dilation=dilation, groups=groups,
         boundary=boundary, fill_value=fill_value, flip=flip, names=("input_shape", "kernel_shape"),
     )
-    return _plan(geometry, dtype, device, algorithm, max_bytes)
+    return _plan(geometry, dtype, device, algorithm, precision, max_bytes)
 
 
 def plan_convolve(
     input_shape: tuple[int, ...], kernel_shape: tuple[int, ...], mode: str = "valid", *, dtype: Any = np.float32,
-    device: Any = "auto", algorithm: str = "auto", stride: Any = 1, dilation: Any = 1, boundary: str = "constant",
-    fill_value: complex = 0, flip: bool = True, max_bytes: int | None = None,
+    device: Any = "auto", algorithm: str = "auto", precision: str = "ieee", stride: Any = 1, dilation: Any = 1,
+    boundary: str = "constant", fill_value: complex = 0, flip: bool = True, max_bytes: int | None = None,
 ) -> ConvPlan:
     """Plan a convolution of plain arrays, the seed's case.
 
@@ -91,7 +94,7 @@ def plan_convolve(
     mode : {"valid", "same", "full"}
         As in ``scipy.signal.convolve``. For an even kernel that makes ``"same"`` what ``plan_conv`` calls
         ``padding="same_lower"``; its ``padding="same"`` gives the values one pixel later.
-    dtype, device, algorithm, stride, dilation, boundary, fill_value
+    dtype, device, algorithm, precision, stride, dilation, boundary, fill_value
         As for ``plan_conv``.
     flip : bool, default True
         Turn the kernel: true convolution.
@@ -128,10 +131,12 @@ def plan_convolve(
         input_shape, kernel_shape, mode, stride=stride, dilation=dilation, boundary=boundary, fill_value=fill_value,
         flip=flip, names=("input_shape", "kernel_shape"),
     )
-    return _plan(geometry, dtype, device, algorithm, max_bytes)
+    return _plan(geometry, dtype, device, algorithm, precision, max_bytes)
 
 
-def _plan(geometry: ConvGeometry, dtype: Any, device: Any, algorithm: str, max_bytes: Any) -> ConvPlan:
-    asked = one_of("algorithm", algorithm, ASKED)
-    plan = make_plan(geometry, arrays.plan_dtype(dtype), dispatch.choose_device(device), asked)
+def _plan(
+    geometry: ConvGeometry, dtype: Any, device: Any, algorithm: str, precision: str, max_bytes: Any
+) -> ConvPlan:
+    asked, least = one_of("algorithm", algorithm, ASKED), one_of("precision", precision, PRECISIONS)
+    plan = make_plan(geometry, arrays.plan_dtype(dtype), dispatch.choose_device(device), asked, least)
     return plan if max_bytes is None else replace(plan, max_bytes=as_int("max_bytes", max_bytes, 1, 2**63))

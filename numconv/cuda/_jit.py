@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -205,95 +204,6 @@ count: Any = _counted if SIMULATED else np.uint32
 _index = _indexing.compiled_by(helper)
 position, source, output_hit = _index["position"], _index["source"], _index["output_hit"]
 row_source, row_output = _index["row_source"], _index["row_output"]
-
-
-@helper
-def load_four(shared, begin, local, to):
-    """``local[to : to + 4] = shared[begin : begin + 4]``; float32 that begins at 16 bytes come in one load."""
-    for i in range(4):
-        local[to + i] = shared[begin + at(i)]
-
-
-def take_four(source, begin, target, to):
-    """``target[to : to + 4] = source[begin : begin + 4]``; where it begins lies at 16 bytes: one load of float32."""
-    for i in range(4):
-        target[to + i] = source[begin + at(i)]
-
-
-def put_four(source, begin, target, to):
-    """``target[to : to + 4] = source[begin : begin + 4]``; where it goes lies at 16 bytes: one store of float32."""
-    for i in range(4):
-        target[to + at(i)] = target.dtype.type(source[begin + i])
-
-
-def _teach_compiler() -> None:
-    """The compiler knows where its own arrays begin and moves four numbers at once; of others it has to be told."""
-    from llvmlite import ir
-    extending: Any = import_module("numba.cuda.extending")
-    types: Any = import_module("numba.cuda.types")
-    four, index = ir.VectorType(ir.FloatType(), 4), ir.IntType(32)
-
-    def pointer(context, builder, signature, arguments, a):
-        array = context.make_array(signature.args[a])(context, builder, arguments[a])
-        return builder.gep(array.data, [arguments[a + 1]])
-
-    def take(context, builder, signature, arguments):
-        source, goal = (pointer(context, builder, signature, arguments, a) for a in (0, 2))
-        numbers = builder.load(builder.bitcast(source, four.as_pointer()), align=16)
-        for lane in (ir.Constant(index, i) for i in range(4)):
-            builder.store(builder.extract_element(numbers, lane), builder.gep(goal, [lane]))
-        return context.get_dummy_value()
-
-    def put(context, builder, signature, arguments):
-        source, goal = (pointer(context, builder, signature, arguments, a) for a in (0, 2))
-        numbers = ir.Constant(four, ir.Undefined)
-        for lane in (ir.Constant(index, i) for i in range(4)):
-            numbers = builder.insert_element(numbers, builder.load(builder.gep(source, [lane])), lane)
-        builder.store(numbers, builder.bitcast(goal, four.as_pointer()), align=16)
-        return context.get_dummy_value()
-
-    def teach(move, in_one):
-        @extending.intrinsic
-        def at_once(typing, source, begin, target, to):
-            return types.void(source, begin, target, to), in_one
-
-        @extending.overload(move)
-        def moved(source, begin, target, to):
-            if source.dtype == target.dtype == types.float32:
-                return lambda source, begin, target, to: at_once(source, begin, target, to)
-            return move
-
-    teach(take_four, take)
-    teach(put_four, put)
-
-
-def beyond(array, begin):
-    """``array[begin:]``, without a look at its bounds."""
-    return array[begin:]
-
-
-if cuda is not None and not SIMULATED:
-    from llvmlite import ir
-    from numba.cuda.extending import intrinsic
-
-    @intrinsic
-    def beyond(typing, array, begin):
-        """The same, at an address of global memory that the compiler takes as it is.
-
-        An index of 32 bits into it is one instruction; with the sum that the address is, the compiler would add that to
-        the index each time, in 64 bits.
-        """
-
-        def generate(context, builder, signature, arguments):
-            view = context.make_array(array)(context, builder, arguments[0])
-            pointer, number = view.data.type, ir.IntType(64)
-            address = builder.ptrtoint(builder.gep(view.data, [arguments[1]]), number)
-            address = builder.asm(ir.FunctionType(number, [number]), "mov.b64 $0, $1;", "=l,l", [address], False)
-            view.data = builder.addrspacecast(builder.inttoptr(address, ir.PointerType(pointer.pointee, 1)), pointer)
-            return view._getvalue()
-
-        return array(array, begin), generate
-    _teach_compiler()
 
 
 def _teach_simulator() -> None:

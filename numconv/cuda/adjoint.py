@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from math import prod
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -13,23 +13,19 @@ from .. import _memory
 from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..arrays import computed_in
 from ..geometry import ConvGeometry, axes_table
-from . import direct, fft, im2col, implicit
+from . import direct, fft, im2col
 from ._jit import cuda, kernel, output_hit, position, row_output, source
 from .arrays import DeviceArray, blocks_for
 from .places import table
 
 
-def grad_input(
-    algorithm: ModuleType, dY: DeviceArray, w: DeviceArray, geometry: ConvGeometry, dX: DeviceArray
-) -> None:
+def grad_input(algorithm: Any, dY: DeviceArray, w: DeviceArray, geometry: ConvGeometry, dX: DeviceArray) -> None:
     """``dX`` of ``y = conv(x, w)`` for ``w`` as it is; the Hermitian adjoint is this for ``w.conj()``."""
     if algorithm is im2col:
         unfolded(geometry, dX, lambda zero_padded, dX: im2col.grad_input(dY, w, zero_padded.axes, dX))
-    elif algorithm is implicit:
-        unfolded(geometry, dX, lambda zero_padded, dX: gathered(implicit.grad_input, dY, w, zero_padded, dX))
     else:
-        phases = partial(by_phases, algorithm if algorithm is fft else direct)
-        unfolded(geometry, dX, lambda zero_padded, dX: gathered(phases, dY, w, zero_padded, dX))
+        product = getattr(algorithm, "grad_input", partial(by_phases, algorithm if algorithm is fft else direct))
+        unfolded(geometry, dX, lambda zero_padded, dX: gathered(product, dY, w, zero_padded, dX))
 
 
 def gathered(
@@ -124,7 +120,7 @@ def unfolded(
 
 
 def by_phases(
-    algorithm: ModuleType, dY: DeviceArray, w: DeviceArray, geometry: ConvGeometry, dX: DeviceArray
+    algorithm: Any, dY: DeviceArray, w: DeviceArray, geometry: ConvGeometry, dX: DeviceArray
 ) -> None:
     """The adjoint under zero padding as forward products of ``dY``, one for each phase of the stride."""
     K, Cg = w.shape[:2]

@@ -14,8 +14,9 @@ import numpy as np
 
 from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..geometry import axes_table
-from ._jit import SIMULATED, Kernel, at, count, cuda, int32, kernel, load_four, put_four, source
+from ._jit import SIMULATED, Kernel, at, count, cuda, int32, kernel, source
 from .arrays import DeviceArray, steps_of, straight
+from .instructions import load_four, put_four
 from .places import table
 from .tables import refuse_far
 

@@ -14,10 +14,11 @@ from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..arrays import computed_in
 from ..geometry import ConvGeometry
 from . import depthwise
-from ._jit import THREADS, Kernel, at, count, cuda, helper, int32, kernel, source, take_four
+from ._jit import THREADS, Kernel, at, count, cuda, helper, int32, kernel, source
 from .arrays import DeviceArray, place_of, steps_of
 from .direct_weights import grad_weight as grad_weight
 from .direct_weights import workspace_for_weights as workspace_for_weights
+from .instructions import take_four
 from .packing import pack
 from .places import table
 from .tables import FAR, rows_and_taps

@@ -16,8 +16,9 @@ import numpy as np
 from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..arrays import computed_in
 from ..geometry import ConvGeometry
-from ._jit import THREADS, at, beyond, count, cuda, int32, kernel, source
+from ._jit import THREADS, at, count, cuda, int32, kernel, source
 from .arrays import DeviceArray, blocks_for
+from .instructions import beyond
 from .places import table
 from .tables import FAR, NO_PIXEL, NO_ROW, rows_and_taps
 

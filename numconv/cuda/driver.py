@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array as cells_of
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -114,6 +114,11 @@ class Driver:
             if error:
                 raise ValueError(f"the address {address:#x} is none of a GPU's memory ({error.name})")
             return int(device)
+
+    def capability(self, device: int) -> tuple[int, int]:
+        """The generation of a GPU: (9, 0) for sm_90."""
+        with self.on(device):
+            return cast(tuple[int, int], tuple(cuda.gpus[device].compute_capability))
 
     def available(self, device: int) -> int:
         """Bytes that are free."""
@@ -243,6 +248,10 @@ class Simulator(Driver):
     def device_at(self, address: int) -> int:
         """There is one."""
         return 0
+
+    def capability(self, device: int) -> tuple[int, int]:
+        """That of a GPU that has all that kernels use."""
+        return 9, 0
 
     def available(self, device: int) -> int:
         """As much as the host has."""

@@ -13,6 +13,7 @@ channels; which pixel, it looks up in ``tables``. The order of every sum follows
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import Any, NamedTuple
 
@@ -21,10 +22,11 @@ import numpy as np
 from .._indexing import CONSTANT, KERNEL, OUT, SIZE, STRIDE
 from ..arrays import computed_in
 from ..geometry import ConvGeometry, axes_table
-from ._jit import SIMULATED, at, count, cuda, helper, int32, kernel, load_four, put_four, source, take_four
+from ._jit import SIMULATED, at, count, cuda, helper, int32, kernel, source
 from .arrays import DeviceArray, blocks_for, place_of, steps_of, straight
 from .implicit_weights import grad_weight as grad_weight
 from .implicit_weights import workspace_for_weights as workspace_for_weights
+from .instructions import load_four, put_four, take_four
 from .packing import pack
 from .places import table
 from .tables import FAR, rows_and_taps
@@ -363,7 +365,9 @@ def _add_up(partial, parts, bias, axes, steps, P, n, y):
         i += cuda.gridsize(1)
 
 
-def grad_input(dY: DeviceArray, w: DeviceArray, geometry: ConvGeometry, dX: DeviceArray) -> None:
+def grad_input(
+    dY: DeviceArray, w: DeviceArray, geometry: ConvGeometry, dX: DeviceArray, product: Callable[..., None] = product
+) -> None:
     """``dX = W_conv.T @ dY_flat`` under zero padding: for each phase of the stride a forward product of ``dY``."""
     kernel, Cg = w.shape[2:], w.shape[1]
     T = prod(kernel)
@@ -387,7 +391,8 @@ def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
         return 0
     turned = [(Cg, Kg, prod(row[OUT] for row in rows), prod(row[KERNEL] for row in rows)) for *_, rows in g.phases]
     products = (room_of(g.N, g.groups, *sizes, dtype.itemsize) for sizes in ((Kg, Cg, prod(g.out), T), *turned))
-    return max(products) * dtype.itemsize
+    mma = (g.groups * T * (-(-rows // 128) * 128) * (-(-depth // 16) * 16) for rows, depth in ((Kg, Cg), (Cg, Kg)))
+    return max(*products, *mma) * dtype.itemsize  # as either of them packs weights
 
 
 def room_of(N: int, groups: int, Kg: int, Cg: int, P: int, taps: int, itemsize: int) -> int:

@@ -17,9 +17,10 @@ from .._indexing import KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..arrays import computed_in
 from ..geometry import ConvGeometry
 from . import direct_weights
-from ._jit import SIMULATED, at, beyond, count, cuda, helper, int32, kernel, load_four, source
+from ._jit import SIMULATED, at, count, cuda, helper, int32, kernel, source
 from .arrays import DeviceArray
 from .direct_weights import PARTS, add_up
+from .instructions import beyond, load_four
 from .places import table
 from .tables import FAR, NO_PIXEL, NO_ROW, rows_and_taps
 

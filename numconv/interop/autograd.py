@@ -19,13 +19,14 @@ from autograd.numpy.numpy_vjps import match_complex
 
 from .. import dispatch
 from ..api import layers
-from ..arguments import Boundary, Ints, Padding
+from ..arguments import Boundary, Ints, Padding, Precision
 from ..select import Algorithm
 
 
 def conv(
     x: Any, w: Any, bias: Any = None, *, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1, groups: int = 1,
     boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False, algorithm: Algorithm = "auto",
+    precision: Precision = "ieee",
 ) -> Any:
     """``numconv.conv`` that autograd differentiates, any number of times.
 
@@ -34,7 +35,7 @@ def conv(
     x : array (N, C, *in) or (C, *in)
     w : array (K, C/groups, *k)
     bias : array (K,), optional
-    stride, padding, dilation, groups, boundary, fill_value, flip, algorithm
+    stride, padding, dilation, groups, boundary, fill_value, flip, algorithm, precision
         As for ``numconv.conv``.
 
     Returns
@@ -62,7 +63,7 @@ def conv(
     """
     y = _conv(
         x, w, stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary,
-        fill_value=fill_value, flip=flip, algorithm=algorithm,
+        fill_value=fill_value, flip=flip, algorithm=algorithm, precision=precision,
     )
     if bias is None:
         return y
@@ -85,7 +86,7 @@ def conv2d(
     bias, stride, padding, dilation, groups
         As for ``conv``.
     **options
-        ``boundary``, ``fill_value``, ``flip``, ``algorithm`` of ``conv``.
+        ``boundary``, ``fill_value``, ``flip``, ``algorithm``, ``precision`` of ``conv``.
 
     Returns
     -------

@@ -31,7 +31,7 @@ from dask.highlevelgraph import HighLevelGraph
 from .. import arrays, containers, dispatch, matrices, stream, tiles
 from .._indexing import extent
 from ..api import plain
-from ..arguments import MODES, frozen, one_of
+from ..arguments import MODES, PRECISIONS, frozen, one_of
 from ..geometry import ConvGeometry, conv_geometry, plain_geometry, transpose_geometry, window_geometry
 from ..plan import ConvPlan, make_plan
 from ..select import ASKED
@@ -45,8 +45,8 @@ TOGETHER = 16
 
 
 def conv(
-    x: Any, w: Any, bias: Any = None, *, algorithm: str = "auto", dtype: Any = None, out: Any = None,
-    **geometry: Any,
+    x: Any, w: Any, bias: Any = None, *, algorithm: str = "auto", precision: str = "ieee", dtype: Any = None,
+    out: Any = None, **geometry: Any,
 ) -> Any:
     """``numconv.conv`` of Dask arrays.
 
@@ -60,6 +60,7 @@ def conv(
     >>> bool((y == 9).all())
     True
     """
+    one_of("precision", precision, PRECISIONS)  # the CPU computes in full
     x, w, bias = _lazy(out, x=x, w=w, bias=bias)
     (x, w, bias), dtype = arrays.summands(dtype, None, x=x, w=w, bias=bias)
     return _forward(x, w, bias, conv_geometry(x.shape, w.shape, **_frozen(geometry)), dtype, algorithm)
@@ -97,10 +98,11 @@ def _slide(
 
 
 def conv_grad_input(
-    input_shape: Any, w: Any, dy: Any, *, algorithm: str = "auto", dtype: Any = None, out: Any = None,
-    **geometry: Any,
+    input_shape: Any, w: Any, dy: Any, *, algorithm: str = "auto", precision: str = "ieee", dtype: Any = None,
+    out: Any = None, **geometry: Any,
 ) -> Any:
     """``numconv.conv_grad_input`` of Dask arrays."""
+    one_of("precision", precision, PRECISIONS)
     w, dy = _lazy(out, w=w, dy=dy)
     g = conv_geometry(frozen(input_shape, "input_shape"), w.shape, names=("input_shape", "w"), **_frozen(geometry))
     arrays.check_shape("dy", dy, g.output_shape)
@@ -109,10 +111,11 @@ def conv_grad_input(
 
 
 def conv_transpose(
-    x: Any, w: Any, bias: Any = None, *, algorithm: str = "auto", dtype: Any = None, out: Any = None,
-    **geometry: Any,
+    x: Any, w: Any, bias: Any = None, *, algorithm: str = "auto", precision: str = "ieee", dtype: Any = None,
+    out: Any = None, **geometry: Any,
 ) -> Any:
     """``numconv.conv_transpose`` of Dask arrays."""
+    one_of("precision", precision, PRECISIONS)  # the CPU computes in full
     x, w, bias = _lazy(out, x=x, w=w, bias=bias)
     (x, w, bias), dtype = arrays.summands(dtype, None, x=x, w=w, bias=bias)
     defaults = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
@@ -122,10 +125,11 @@ def conv_transpose(
 
 
 def conv_grad_weight(
-    x: Any, kernel_shape: Any, dy: Any, *, algorithm: str = "auto", dtype: Any = None, out: Any = None,
-    **geometry: Any,
+    x: Any, kernel_shape: Any, dy: Any, *, algorithm: str = "auto", precision: str = "ieee", dtype: Any = None,
+    out: Any = None, **geometry: Any,
 ) -> Any:
     """``numconv.conv_grad_weight`` of Dask arrays; the chunks' sums are added in a fixed order."""
+    one_of("precision", precision, PRECISIONS)
     x, dy = _lazy(out, x=x, dy=dy)
     g = conv_geometry(x.shape, frozen(kernel_shape, "kernel_shape"), names=("x", "kernel_shape"), **_frozen(geometry))
     arrays.check_shape("dy", dy, g.output_shape)

@@ -28,7 +28,7 @@ import torch
 from .. import arrays, dispatch, matrices
 from ..api import layers, local, missing, plain
 from ..api import matrices as windows
-from ..arguments import MODES, Boundary, Ints, Mode, Padding, as_int, frozen, mode_padding, one_of, per_axis
+from ..arguments import MODES, Boundary, Ints, Mode, Padding, Precision, as_int, frozen, mode_padding, one_of, per_axis
 from ..geometry import ConvGeometry, conv_geometry, transpose_geometry, window_geometry
 from ..plan import ConvPlan, make_plan, plan_for
 from ..select import Algorithm
@@ -61,7 +61,7 @@ def _outside_graphs(function: F) -> F:
 def conv(
     x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None, *, stride: Ints = 1, padding: Padding = 0,
     dilation: Ints = 1, groups: int = 1, boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False,
-    algorithm: Algorithm = "auto", dtype: Any = None,
+    algorithm: Algorithm = "auto", precision: Precision = "ieee", dtype: Any = None,
 ) -> torch.Tensor:
     """``numconv.conv`` that torch differentiates, any number of times.
 
@@ -70,7 +70,7 @@ def conv(
     x : tensor (N, C, *in) or (C, *in)
     w : tensor (K, C/groups, *k)
     bias : tensor (K,), optional
-    stride, padding, dilation, groups, boundary, fill_value, flip, algorithm, dtype
+    stride, padding, dilation, groups, boundary, fill_value, flip, algorithm, precision, dtype
         As for ``numconv.conv``.
 
     Returns
@@ -99,8 +99,8 @@ def conv(
     """
     (x, w, bias), sums = _summands(dtype, x=x, w=w, bias=bias)
     plan = plan_for(
-        conv_geometry, tuple(x.shape), tuple(w.shape), sums, algorithm, stride=stride, padding=padding,
-        dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
+        conv_geometry, tuple(x.shape), tuple(w.shape), sums, algorithm, precision, stride=stride,
+        padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value, flip=flip,
     )
     return _forward(x, w, bias, plan)
 
@@ -141,7 +141,7 @@ def conv2d(
     bias, stride, padding, dilation, groups
         As for ``conv``.
     **options
-        ``boundary``, ``fill_value``, ``flip``, ``algorithm``, ``dtype`` of ``conv``.
+        ``boundary``, ``fill_value``, ``flip``, ``algorithm``, ``precision``, ``dtype`` of ``conv``.
 
     Returns
     -------
@@ -193,7 +193,7 @@ def conv3d(
 def conv_transpose(
     x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None, *, stride: Ints = 1, padding: Padding = 0,
     output_padding: Ints = 0, groups: int = 1, dilation: Ints = 1, boundary: Boundary = "constant", flip: bool = False,
-    algorithm: Algorithm = "auto", dtype: Any = None,
+    algorithm: Algorithm = "auto", precision: Precision = "ieee", dtype: Any = None,
 ) -> torch.Tensor:
     """``numconv.conv_transpose`` that torch differentiates.
 
@@ -202,7 +202,7 @@ def conv_transpose(
     x : tensor (N, C, *in) or (C, *in)
     w : tensor (C, K/groups, *k)
     bias : tensor (K,), optional
-    stride, padding, output_padding, groups, dilation, boundary, flip, algorithm, dtype
+    stride, padding, output_padding, groups, dilation, boundary, flip, algorithm, precision, dtype
         As for ``numconv.conv_transpose``.
 
     Returns
@@ -224,8 +224,8 @@ def conv_transpose(
     """
     (x, w, bias), sums = _summands(dtype, x=x, w=w, bias=bias)
     plan = plan_for(
-        transpose_geometry, tuple(x.shape), tuple(w.shape), sums, algorithm, stride=stride, padding=padding,
-        output_padding=output_padding, dilation=dilation, groups=groups, boundary=boundary, flip=flip,
+        transpose_geometry, tuple(x.shape), tuple(w.shape), sums, algorithm, precision, stride=stride,
+        padding=padding, output_padding=output_padding, dilation=dilation, groups=groups, boundary=boundary, flip=flip,
     )
     y = _grad_input(x, w.conj(), plan)
     if bias is None:
@@ -313,7 +313,7 @@ def conv_transpose3d(
 def conv_grad_input(
     input_shape: Sequence[int], w: torch.Tensor, dy: torch.Tensor, *, stride: Ints = 1, padding: Padding = 0,
     dilation: Ints = 1, groups: int = 1, boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False,
-    algorithm: Algorithm = "auto", dtype: Any = None,
+    algorithm: Algorithm = "auto", precision: Precision = "ieee", dtype: Any = None,
 ) -> torch.Tensor:
     """``numconv.conv_grad_input`` that torch differentiates.
 
@@ -322,7 +322,7 @@ def conv_grad_input(
     input_shape : ints
     w : tensor (K, C/groups, *k)
     dy : tensor (N, K, *out) or (K, *out)
-    stride, padding, dilation, groups, boundary, fill_value, flip, algorithm, dtype
+    stride, padding, dilation, groups, boundary, fill_value, flip, algorithm, precision, dtype
         As for ``numconv.conv_grad_input``.
 
     Returns
@@ -332,8 +332,8 @@ def conv_grad_input(
     (w, dy), sums = _summands(dtype, w=w, dy=dy)
     plan = plan_for(
         layers._geometry_of_grad_input, frozen(input_shape, "input_shape"), tuple(w.shape), sums, algorithm,
-        stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value,
-        flip=flip,
+        precision, stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary,
+        fill_value=fill_value, flip=flip,
     )
     return _grad_input(dy, w, plan)
 
@@ -342,7 +342,7 @@ def conv_grad_input(
 def conv_grad_weight(
     x: torch.Tensor, kernel_shape: Sequence[int], dy: torch.Tensor, *, stride: Ints = 1, padding: Padding = 0,
     dilation: Ints = 1, groups: int = 1, boundary: Boundary = "constant", fill_value: complex = 0, flip: bool = False,
-    algorithm: Algorithm = "auto", dtype: Any = None,
+    algorithm: Algorithm = "auto", precision: Precision = "ieee", dtype: Any = None,
 ) -> torch.Tensor:
     """``numconv.conv_grad_weight`` that torch differentiates.
 
@@ -351,7 +351,7 @@ def conv_grad_weight(
     x : tensor (N, C, *in) or (C, *in)
     kernel_shape : ints
     dy : tensor (N, K, *out) or (K, *out)
-    stride, padding, dilation, groups, boundary, fill_value, flip, algorithm, dtype
+    stride, padding, dilation, groups, boundary, fill_value, flip, algorithm, precision, dtype
         As for ``numconv.conv_grad_weight``.
 
     Returns
@@ -361,8 +361,8 @@ def conv_grad_weight(
     (x, dy), sums = _summands(dtype, x=x, dy=dy)
     plan = plan_for(
         layers._geometry_of_grad_weight, tuple(x.shape), frozen(kernel_shape, "kernel_shape"), sums, algorithm,
-        stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary, fill_value=fill_value,
-        flip=flip,
+        precision, stride=stride, padding=padding, dilation=dilation, groups=groups, boundary=boundary,
+        fill_value=fill_value, flip=flip,
     )
     return _grad_weight(x, dy, plan)
 
@@ -836,7 +836,7 @@ def _linear(plan: _Products) -> _Products:
     without = replace(plan.geometry, fill_value=0)
     if isinstance(plan, _Local):
         return replace(plan, geometry=without, arguments={**plan.arguments, "fill_value": 0})
-    return make_plan(without, plan.dtype, plan.device, plan.asked)
+    return make_plan(without, plan.dtype, plan.device, plan.asked, plan.precision)
 
 
 class _Function(torch.autograd.Function):

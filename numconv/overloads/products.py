@@ -6,7 +6,7 @@ from typing import Any
 
 from numba.core.errors import TypingError
 
-from ..arguments import MODE_PADDING
+from ..arguments import MODE_PADDING, PRECISIONS
 from ..cpu.addresses import through
 from ..cpu.callers import as_int, formed, spatial
 from ..cpu.compiled import products
@@ -27,11 +27,12 @@ def geometry_of(d: int, stride: Any, padding: Any, dilation: Any, groups: Any) -
 
 def conv(
     x, w, bias=None, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=False,
-    algorithm="auto", dtype=None, out=None,
+    algorithm="auto", precision="ieee", dtype=None, out=None,
 ):
     """``numconv.conv`` of arguments of these types."""
     refuse(out=out)
     auto = word("algorithm", algorithm, ALGORITHMS) == "auto"
+    word("precision", precision, PRECISIONS)
     array("w", w)
     d = w.ndim - 2
     if d < 1:
@@ -47,7 +48,7 @@ def conv(
 
     def conv(
         x, w, bias=None, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=False,
-        algorithm="auto", dtype=None, out=None,
+        algorithm="auto", precision="ieee", dtype=None, out=None,
     ):
         y, shape = forward((
             read_x(x), x.shape[0] if batched else 1, x.shape[channels], read_w(w), w.shape[0], w.shape[1],
@@ -76,11 +77,12 @@ def gradient(name: str, a: Any, dy_name: str, dy: Any, out: Any, d: int = 0) -> 
 
 def conv_grad_input(
     input_shape, w, dy, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=False,
-    algorithm="auto", dtype=None, out=None,
+    algorithm="auto", precision="ieee", dtype=None, out=None,
 ):
     """``numconv.conv_grad_input`` of arguments of these types."""
     d = gradient("w", w, "dy", dy, out)
     auto = word("algorithm", algorithm, ALGORITHMS) == "auto"
+    word("precision", precision, PRECISIONS)
     if shape_reader("input_shape", input_shape) != dy.ndim:
         raise TypingError(f"input_shape must have {dy.ndim} ints as dy has axes, got {len(input_shape)}")
     computed, (read_w, read_dy), give = computing(dtype, w=w, dy=dy)
@@ -91,7 +93,7 @@ def conv_grad_input(
 
     def conv_grad_input(
         input_shape, w, dy, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=False,
-        algorithm="auto", dtype=None, out=None,
+        algorithm="auto", precision="ieee", dtype=None, out=None,
     ):
         dx, shape = grad_input((
             as_int(input_shape[0]) if batched else 1, as_int(input_shape[channels]), conjugate(read_w(w)), w.shape[0],
@@ -106,7 +108,7 @@ def conv_grad_input(
 
 def conv_grad_weight(
     x, kernel_shape, dy, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=False,
-    algorithm="auto", dtype=None, out=None,
+    algorithm="auto", precision="ieee", dtype=None, out=None,
 ):
     """``numconv.conv_grad_weight`` of arguments of these types."""
     array("x", x)
@@ -116,6 +118,7 @@ def conv_grad_weight(
         raise TypingError(f"kernel_shape must be (K, C/groups, *k) with at least one spatial axis, got {axes} ints")
     gradient("x", x, "dy", dy, out, d)
     auto = word("algorithm", algorithm, ALGORITHMS) == "auto"
+    word("precision", precision, PRECISIONS)
     computed, (read_x, read_dy), give = computing(dtype, x=x, dy=dy)
     read_flip = flag("flip", flip)
     pads, code = geometry_of(d, stride, padding, dilation, groups)
@@ -124,7 +127,7 @@ def conv_grad_weight(
 
     def conv_grad_weight(
         x, kernel_shape, dy, stride=1, padding=0, dilation=1, groups=1, boundary="constant", fill_value=0, flip=False,
-        algorithm="auto", dtype=None, out=None,
+        algorithm="auto", precision="ieee", dtype=None, out=None,
     ):
         dw, shape = grad_weight((
             read_x(x), x.shape[0] if batched else 1, x.shape[channels], as_int(kernel_shape[0]),

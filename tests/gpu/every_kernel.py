@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import numpy as np
 
 import numconv
-from numconv.cuda import implicit
+from numconv.cuda import implicit, mma
 
 LAYERS = (
     ((2, 11, 9, 13), (70, 11, 3, 3), {"padding": 1, "stride": (2, 1), "boundary": "reflect"}),
@@ -32,6 +32,20 @@ def main():
                     plan.grad_weight(x, dy)
     if find_spec("torch"):
         by_fft(rng)
+    for tile in (0, -1):
+        mma.tile_for = lambda tiles, *_, tile=tile: tiles[tile]
+        for precision in mma.ROOMS:
+            for x_shape, w_shape, arguments in LAYERS:
+                given = {"device": "cuda", "algorithm": "implicit", "precision": precision, **arguments}
+                for dtype in ("float32", "float16"):
+                    plan = numconv.plan_conv(x_shape, w_shape, dtype=dtype, **given)
+                    x, w, dy = (
+                        rng.standard_normal(s, "float32").astype(dtype) for s in (x_shape, w_shape, plan.output_shape)
+                    )
+                    x[0, 0, 0, 0] = np.inf  # what is not finite is summed again
+                    plan.forward(x, w)
+                    plan.grad_input(dy, w)
+                    plan.grad_weight(x, dy)
     plan = numconv.plan_conv((2, 9, 10), (3, 2, 3, 3), device="cuda", dtype=float, padding=1)
     A = plan.matrix(rng.standard_normal((3, 2, 3, 3)))
     numconv.csr_matvec(A.data, A.indices, A.indptr, np.ones(A.shape[1]))

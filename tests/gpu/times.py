@@ -73,8 +73,8 @@ def rows_of(name: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...], geome
     for allowed in (True, False):
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
         row(f"torch tf32={allowed}", lambda: F.conv2d(X, W, **geometry), want)
-    row("torch dX", lambda: torch.nn.grad.conv2d_input(x_shape, W, dY, **geometry))
-    row("torch dW", lambda: torch.nn.grad.conv2d_weight(X, w_shape, dY, **geometry))
+        row(f"torch dX{' tf32' * allowed}", lambda: torch.nn.grad.conv2d_input(x_shape, W, dY, **geometry))
+        row(f"torch dW{' tf32' * allowed}", lambda: torch.nn.grad.conv2d_weight(X, w_shape, dY, **geometry))
     auto = nc.plan_conv(x_shape, w_shape, device="cuda", **geometry)
     for product, given in (("forward", (X, W)), ("grad_input", (dY, W)), ("grad_weight", (X, dY))):
         chosen = getattr(auto.choice, product)
@@ -84,6 +84,12 @@ def rows_of(name: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...], geome
                 f"{product} {algorithm}{'*' * (algorithm == chosen)}", partial(getattr(plan, product), *given),
                 want if product == "forward" else None, product=product, algorithm=algorithm,
             )  # fmt: skip
+        for precision in ("tf32", "tf32x3") if geometry.get("groups", 1) == 1 else ():
+            plan = nc.plan_conv(
+                x_shape, w_shape, device="cuda", algorithm="implicit", precision=precision, **geometry
+            )
+            call = partial(getattr(plan, product), *given)
+            row(f"{product} {precision}", call, want if product == "forward" else None)
     torch.cuda.empty_cache()
     return rows
 
