@@ -8,7 +8,8 @@ TF32 is float32 with 10 bits behind the point. ``mma.sync`` multiplies fragments
               that count: small * big + big * small + big * big
 
 Data of float16 are numbers of TF32: their products are exact in the first one already. Tensor cores cut sums off where
-others round them, so ``tf32x3`` adds what comes of each step to its sums by itself.
+others round them, so ``tf32x3`` adds what comes of every eight columns to its sums by itself. Digits below 2**-136,
+those of denormals, are lost in both.
 
 A block of threads owns a tile of the product, and each of its warps a part of that, in fragments. Step by step it
 brings ``DEPTH`` columns of the left operand and rows of the right one into shared memory, the next ones while it
