@@ -195,3 +195,10 @@ def test_a_worker_that_is_killed_in_the_middle_costs_no_bit(cluster):
     assert finished_after, "the work was done before the worker was killed"
     assert_same(result, expected)
     assert victim not in cluster.run(os.getpid).values()
+
+
+def test_chunks_on_a_gpu_are_refused_by_name():
+    x = da.ones((1, 5, 5), chunks=(1, 3, 5))
+    x._meta = type("Array", (), {"__module__": "cupy", "__dlpack_device__": lambda self: (2, 0)})()
+    with pytest.raises(TypeError, match=r"^x has chunks on a GPU \(cupy on cuda:0\)"):
+        nc.conv(x, np.ones((1, 1, 3, 3)))
