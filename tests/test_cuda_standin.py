@@ -74,7 +74,8 @@ def kernel_of(name):
 
 
 KERNELS = (
-    "forward", "depthwise_tile", "each_channel", "grad_weight", "add_parts", "add_up", "pack", "sum_again", "copy", "copy_run",
+    "forward", "depthwise_tile", "each_channel", "grad_weight", "add_parts", "add_up", "pack", "sum_again", "copy",
+    "copy_run",
 )  # fmt: skip
 
 
