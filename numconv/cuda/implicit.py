@@ -9,7 +9,8 @@ registers. All three products run this way:
     dW = dY_flat @ X_conv^H         summed over pixels in parts, and the parts added up in their order
 
 ``X_conv`` has its taps outermost here, so a thread finds its pixel once for each tap and then walks through the
-channels; which pixel, it looks up in ``tables``. The order of every sum follows from the shapes alone.
+channels; which pixel, it looks up in ``tables``. The order of every sum follows from the shapes alone: where one image
+has too few blocks for a GPU, its long sums are split into parts, which are added in their order.
 """
 
 from __future__ import annotations
