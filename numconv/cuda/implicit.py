@@ -431,7 +431,7 @@ def product(
         tile.kernel(
             -(-Kg // tile.rows) * -(-N * P // tile.columns) * groups * (parts // turns), images.reshape(images.size),
             packed, bias, table(x.place, axes), rows, met, boundary, sums.type(fill), table(x.place, steps), C, Cg, Kg,
-            groups, N * P, depth_all, size, part_steps, turns, goal is y, P % 4 == 0 and fours,
+            groups, N * P, depth_all, size, part_steps, turns, int(goal is y), int(P % 4 == 0 and fours),
             goal.reshape(goal.size), on=x.place,
         )  # fmt: skip
         if goal is not y:
