@@ -39,7 +39,7 @@ def kernel_for_width(width: int, stride: int) -> Kernel:
     reads = -(-window // 4) * 4
     room, lines_at_most = PIXELS[stride], ROWS + THREADS
 
-    @kernel(THREADS, 4)
+    @kernel(THREADS, 5 if stride == 1 else 4)
     def depthwise_tile(
         x, w, bias, axes, steps, boundary, fill, C, Kg, planes, across, down, right, below, together, rows, fours,
         side, aligned, y,

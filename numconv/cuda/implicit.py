@@ -8,7 +8,8 @@ registers. Two products run this way, and the third, the gradient of the weights
     dX = the same of dY by phases   with the taps of a phase of a turned W_flat
 
 ``X_conv`` has its taps outermost here, so a thread finds its pixel once for each tap and then walks through the
-channels; which pixel, it looks up in ``tables``. The order of every sum follows from the shapes alone.
+channels; which pixel, it looks up in ``tables``. The order of every sum follows from the shapes alone: where one image
+has too few blocks for a GPU, its long sums are split into parts, which are added in their order.
 """
 
 from __future__ import annotations
@@ -308,7 +309,7 @@ def product(
         tile.kernel(
             -(-Kg // tile.rows) * -(-N * P // tile.columns) * groups * (parts // turns), images.reshape(images.size),
             packed, bias, table(x.place, axes), rows, met, boundary, sums.type(fill), table(x.place, steps), C, Cg, Kg,
-            groups, N * P, depth_all, size, part_steps, turns, goal is y, P % 4 == 0 and fours,
+            groups, N * P, depth_all, size, part_steps, turns, int(goal is y), int(P % 4 == 0 and fours),
             goal.reshape(goal.size), on=x.place,
         )  # fmt: skip
         if goal is not y:
