@@ -192,6 +192,8 @@ def _on_gpu(product: str, g: ConvGeometry, dtype: np.dtype, library: bool) -> li
         why_not = refusal(algorithm, g, dtype, "cuda", library) or NOT_BY_ITSELF.get(algorithm, "")
         if not why_not and algorithm == "im2col" and product == "grad_weight":
             why_not = "its weight gradient is the implicit one"
+        elif not why_not and algorithm == "im2col" and arrays.computed_in(dtype).kind in "fc":
+            why_not = "it multiplies by the library's BLAS: bits follow from the batch, and precision from its settings"
         time = 0.0 if why_not else gpu.nanoseconds(gpu.amounts(product, algorithm, g, dtype, library))
         found.append(Estimate(algorithm, 1e-9 * time, why_not))
     return found

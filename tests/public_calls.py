@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from conftest import BOUNDARIES, largest, values
+from simulator import simulated
 
 import numconv as nc
 from numconv import select
@@ -209,6 +210,16 @@ def layers(function: str) -> Iterator[tuple[str, Layer]]:
             yield f"no {what}", Layer({"padding": 1}, sizes=sizes)
 
 
+def refused_by(algorithm: str) -> dict[str, str]:
+    """How the error of an algorithm begins where it is not there."""
+    refused = f"algorithm {algorithm!r} cannot serve this convolution: "
+    if algorithm not in select.ON["cuda"]:
+        return {"gpu": f"{refused}there is no cuda kernel of it"}
+    if algorithm == "fft" and not simulated:  # whose arrays are NumPy's, which has one
+        return dict.fromkeys((SENT, "others"), f"{refused}it transforms by the library of the arrays")
+    return {}
+
+
 def plain_products() -> None:
     """What takes a layer, with every feature that is about it."""
     for function, product in PRODUCTS.items():
@@ -223,8 +234,7 @@ def plain_products() -> None:
                 function, f"algorithm {name}", lambda to, product=PRODUCTS[function], name=name: product(
                     Layer({}) if name != "winograd" else Square({}), to, algorithm=name
                 ), rounds=name in ("winograd", "fft"),
-                refused={"gpu": f"algorithm {name!r} cannot serve this convolution: there is no cuda kernel of it"}
-                if name not in select.ON["cuda"] else {},
+                refused=refused_by(name),
             )  # fmt: skip
         row(
             function, "dtype= wider", lambda to, product=PRODUCTS[function]: product(

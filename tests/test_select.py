@@ -236,7 +236,9 @@ RESULTS = GPU / "results"
 MEASURED = [RESULTS / name / "times.json" for name in ("2026-11-28-h200-replayed", "2026-11-28-h200-depthwise")]
 
 #: Products and algorithms whose kernels are others since, so that these results say nothing of them.
-REWRITTEN: set[tuple[str, str]] = set()
+REWRITTEN = {
+    *((product, "direct") for product in select.PRODUCTS), *((product, "implicit") for product in select.PRODUCTS),
+}  # fmt: skip
 
 GPU_KINDS = {
     **KINDS, "31x31 depthwise": ((4, 16, 56, 56), (16, 1, 31, 31), {"groups": 16, "padding": 15}),
@@ -302,7 +304,7 @@ def test_the_fit_finds_costs_that_made_the_times_of_a_gpu(fit):
                 took = sum(getattr(true, what) * amount for what, amount in row.amounts.items())
                 rows.append(row._replace(measured=1e-3 * took))
     found, shown = fit.fit(rows)
-    assert shown >= {"large", "small", "large_weights", "stored", "blas", "folded", "transformed", "spectral", "again"}
+    assert shown >= {"large", "small", "weights_step", "weighed", "stored", "blas", "folded", "transformed", "spectral"}
     costs.COSTS = found
     off = [1e-3 * costs.nanoseconds(row.amounts) / row.measured for row in rows]
     assert min(off) > 0.9
@@ -310,16 +312,20 @@ def test_the_fit_finds_costs_that_made_the_times_of_a_gpu(fit):
 
 
 def test_the_model_knows_the_tiles_that_there_are():
-    from numconv.cuda import _jit, direct, implicit
+    from numconv.cuda import _jit, direct, direct_weights, implicit, implicit_weights
 
     if _jit.SIMULATED:
         pytest.skip("tiles of the simulator are smaller")
-    assert (implicit.LARGE.rows, implicit.SMALL.rows) == (costs.LARGE, costs.SMALL)
+    assert (implicit.LARGE_PRODUCT.rows, implicit.SMALL_PRODUCT.rows) == (costs.LARGE, costs.SMALL)
     assert (implicit.DEPTH, direct.THREADS) == (costs.DEPTH, costs.THREADS)
     for rows, columns, groups in ((64, 10**6, 1), (65, 128 * 127, 1), (65, 128**2, 1), (256, 6272, 1), (256, 6272, 2)):
         name, side = costs.tile_of(rows, columns, 1, groups)
-        assert implicit.tile_for(rows, columns, 4, groups).rows == side
+        assert implicit.product_for(rows, columns, 4, groups).rows == side
         assert (name == "large") == (side == costs.LARGE)
+    weights = implicit_weights
+    assert [tile[:4] for tile in (weights.LARGE, weights.WIDE, weights.SMALL)] == list(costs.WEIGHT_TILES)
+    windows = {window[:3] for window in vars(direct_weights).values() if isinstance(window, direct_weights.Window)}
+    assert windows == {window[:3] for window in costs.WINDOWS} | {(1, 1, 1)}
 
 
 @pytest.mark.parametrize(("x_shape", "w_shape", "geometry"), GPU_KINDS.values(), ids=GPU_KINDS)

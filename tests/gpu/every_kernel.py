@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import numpy as np
 
 import numconv
-from numconv.cuda import implicit, mma
+from numconv.cuda import implicit, implicit_weights, mma
 
 LAYERS = (
     ((2, 11, 9, 13), (70, 11, 3, 3), {"padding": 1, "stride": (2, 1), "boundary": "reflect"}),
@@ -19,9 +19,10 @@ def main():
     rng = np.random.default_rng(0)
     products = implicit.LARGE_PRODUCT, implicit.SMALL_PRODUCT
     implicit.LEAST_STEPS = 2  # sums in parts
-    for product, tile in zip(products, (implicit.LARGE, implicit.SMALL), strict=True):
+    tiles = implicit_weights.LARGE, implicit_weights.SMALL
+    for product, tile in zip(products, tiles, strict=True):
         implicit.product_for = lambda *_, product=product: product
-        implicit.tile_for = lambda *_, tile=tile: tile
+        implicit_weights.tile_for = lambda *_, tile=tile: tile
         for algorithm in ("implicit", "direct", "im2col"):
             for x_shape, w_shape, arguments in LAYERS:
                 plan = numconv.plan_conv(x_shape, w_shape, device="cuda", algorithm=algorithm, **arguments)
