@@ -217,7 +217,7 @@ def test_numpys_arrays_find_no_fft_there():
 @over_the_standin
 def test_fft_launches_the_same_again(torch, happened):
     """Layouts of weights, of an image and its products; two looks at the values, and one at the result."""
-    x, w = Tensor(values((1, 2, 9, 8), np.float32)), Tensor(values((3, 2, 3, 3), np.float32))
+    x, w = tensor(values((1, 2, 9, 8), np.float32)), tensor(values((3, 2, 3, 3), np.float32))
     plan = numconv.plan_conv(x.shape, w.shape, device="cuda", algorithm="fft")
     plan.forward(x, w)
     for _ in range(2):
@@ -597,7 +597,7 @@ def test_a_kept_workspace_is_of_one_stream(happened):
 @over_the_standin
 def test_what_is_sent_is_there_before_it_is_used(torch, happened):
     """Tables may be read on any stream at once: the copy has been waited for. Lists are copied where they are read."""
-    x, w = Tensor(values((1, 2, 7, 9), np.float32)), Tensor(values((3, 2, 3, 2), np.float32))
+    x, w = tensor(values((1, 2, 17, 23), np.float32)), tensor(values((3, 2, 3, 2), np.float32))
     numconv.conv(x, w, algorithm="implicit")
     events = happened()
     first = [what for what, *_ in events].index("launch")
@@ -619,7 +619,7 @@ def test_a_call_within_a_replay_has_its_own_arguments(torch, monkeypatch):
     from numconv.cuda import places
 
     plan = numconv.plan_conv((1, 2, 5, 5), (3, 2, 3, 3), device="cuda", algorithm="implicit")
-    x, w = Tensor(values((1, 2, 5, 5), np.float32)), Tensor(values((3, 2, 3, 3), np.float32))
+    x, w = tensor(values((1, 2, 5, 5), np.float32)), tensor(values((3, 2, 3, 3), np.float32))
     for _ in range(2):
         plan.forward(x, w)
     (capture,) = plan._captures.values()
@@ -628,7 +628,7 @@ def test_a_call_within_a_replay_has_its_own_arguments(torch, monkeypatch):
     def interrupted(self, shape, dtype):
         if not within:
             within.append(None)
-            plan.forward(Tensor(values((1, 2, 5, 5), np.float32, 1)), w)
+            plan.forward(tensor(values((1, 2, 5, 5), np.float32, 1)), w)
             assert x.data_ptr() in frame.cells
         return allocate(self, shape, dtype)
 
