@@ -2,6 +2,7 @@
 
     python tests/compile_cuda.py 9.0             prints a line of JSON for each kernel
     python tests/compile_cuda.py 9.0 implicit    only for those whose name begins so
+    python tests/compile_cuda.py 9.0 --of float32    and whose first array is of this dtype
     python tests/compile_cuda.py table           writes tests/gpu/ffma.csv, which CI compares with what it compiles
 
 ``ptxas`` counts registers and spills, and ``nvdisasm`` shows the instructions. The launchers run with a driver that
@@ -10,6 +11,7 @@ computes nothing and writes down what they launch.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import re
@@ -217,7 +219,7 @@ def loop_of(sass):
     return Loop(end - begin, sum(adds[begin:end]), min(outside, default=end - begin) - (end - begin))
 
 
-def main(capability, wanted=""):
+def main(capability, wanted="", dtype=""):
     import numba.cuda.dispatcher
 
     cc = tuple(int(part) for part in capability.split("."))
@@ -226,7 +228,7 @@ def main(capability, wanted=""):
     ptxas, nvdisasm, named = find("ptxas"), find("nvdisasm"), names()
     with tempfile.TemporaryDirectory() as folder:
         for kernel, types in launches(cc):
-            if not named[kernel].startswith(wanted):
+            if not named[kernel].startswith(wanted) or dtype not in ("", str(types[0].dtype)):
                 continue
             ptx, _ = cuda.compile(kernel.loop, types, cc=cc, device=False, abi="numba", output="ptx", **kernel.options)
             source = Path(folder, "kernel.ptx")
@@ -278,11 +280,17 @@ def write_table():
         rows = csv.DictWriter(file, ["kernel", "capability", "instructions", "multiply_adds", "around"])
         rows.writeheader()
         for capability in CAPABILITIES:
-            done = subprocess.run([sys.executable, __file__, capability], capture_output=True, text=True, check=True)
+            command = [sys.executable, __file__, capability, "--of", "float32"]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
             found = filter(None, (row_of(json.loads(line)) for line in done.stdout.splitlines()))
             for row in sorted({row["kernel"]: row for row in found}.values(), key=lambda row: row["kernel"]):
                 rows.writerow({**row, "capability": capability})
 
 
 if __name__ == "__main__":
-    write_table() if sys.argv[1] == "table" else main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("capability", help="such as 9.0, or the word table")
+    parser.add_argument("kernels", nargs="?", default="", help="how their names begin")
+    parser.add_argument("--of", default="", help="the dtype of their first array")
+    told = parser.parse_args()
+    write_table() if told.capability == "table" else main(told.capability, told.kernels, told.of)

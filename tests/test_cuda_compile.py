@@ -32,9 +32,11 @@ class Lines(list):
 
 @pytest.fixture(scope="module", params=CAPABILITIES)
 def kernels(request):
-    """What ``ptxas`` says of each kernel, for one compute capability."""
-    script = Path(__file__).with_name("compile_cuda.py")
-    done = subprocess.run([sys.executable, script, request.param], capture_output=True, text=True)
+    """What ``ptxas`` says of each kernel, for one compute capability: in all dtypes for the last one, else float32."""
+    command = [sys.executable, Path(__file__).with_name("compile_cuda.py"), request.param]
+    if request.param != CAPABILITIES[-1]:
+        command += ["--of", "float32"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found = Lines(json.loads(line) for line in done.stdout.splitlines())
     found.capability = request.param
@@ -43,7 +45,7 @@ def kernels(request):
 
 def test_registers_and_spills(kernels):
     """Nothing of a thread lies in memory that should lie in registers, and an SM holds two blocks at least."""
-    assert len(kernels) > 80
+    assert len(kernels) > (150 if kernels.capability == CAPABILITIES[-1] else 40)
     for line in kernels:
         assert (line["stack"], line["spills"]) == (0, 0), line
         assert line["registers"] <= 128, line
@@ -56,7 +58,7 @@ def test_tensor_cores(kernels):
     if kernels.capability == "7.5":
         assert not tiles  # TF32 is there from 8.0 on
         return
-    assert len(tiles) >= 14
+    assert len(tiles) >= 7
     for line in tiles:
         assert line["mma"] in (8, 16, 24, 32, 48) and not line["narrow_loads"], line
         assert bool(line["async"]) == (line["kernel"].startswith("mma.FORWARD")), line
@@ -69,7 +71,7 @@ def test_tiles_load_four_numbers_at_once(kernels):
     for line in tiles:
         if "array(float32" in line["types"]:
             assert line["wide_loads"] % 4 == 0 < line["wide_loads"] and not line["narrow_loads"], line
-    assert len(tiles) >= 8
+    assert len(tiles) >= 5
 
 
 def test_multiply_adds_keep_their_share(kernels):
