@@ -246,7 +246,7 @@ def test_plans_take_what_is_asked_for(launched, precision):
             plan.grad_input(y, w)
             assert (room, "forward") in launched
             plan.grad_weight(x, y)
-            assert (room, "grad_weight") in launched
+            assert ({"implicit": "implicit_weights"}.get(room, room), "grad_weight") in launched
     y = numconv.conv(x, w, **given)
     t = numconv.conv_transpose(y, w, **given)
     np.testing.assert_array_equal(numbers(t), naive.conv_transpose(numbers(y), w.numbers))

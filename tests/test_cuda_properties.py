@@ -24,7 +24,7 @@ pytestmark = [in_simulator, pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 #: A thread of the simulator is a thread of Python: fewer examples than on the CPU.
 few = settings(
-    max_examples=max(4, settings.default.max_examples // 5), suppress_health_check=[*HealthCheck]
+    max_examples=max(4, settings.default.max_examples // 10), suppress_health_check=[*HealthCheck]
 )
 RINGS = ["float32", "complex64", "int64"]
 

@@ -49,9 +49,10 @@ def launched(monkeypatch):
 
 @pytest.fixture
 def many_parts(monkeypatch):
-    """As if a step or a pixel were work enough for a block."""
+    """As if a step or a pixel were work enough for a block, and some blocks filled a GPU."""
     monkeypatch.setattr(implicit_weights, "STEPS", 1)
     monkeypatch.setattr(direct_weights, "PIXELS", 1)
+    monkeypatch.setattr(direct_weights, "BLOCKS", 24)
 
 
 @pytest.mark.parametrize("tile", TILES)
