@@ -2,7 +2,7 @@
 
     python tests/compile_cuda.py 9.0             prints a line of JSON for each kernel
     python tests/compile_cuda.py 9.0 implicit    only for those whose name begins so
-    python tests/compile_cuda.py 9.0 --of float32    and whose first array is of this dtype
+    python tests/compile_cuda.py 9.0 --of float32    and whose first array is of this dtype, or one of some
     python tests/compile_cuda.py table           writes tests/gpu/ffma.csv, which CI compares with what it compiles
 
 ``ptxas`` counts registers and spills, and ``nvdisasm`` shows the instructions. The launchers run with a driver that
@@ -222,7 +222,7 @@ def loop_of(sass):
     return Loop(end - begin, sum(adds[begin:end]), loop)
 
 
-def main(capability, wanted="", dtype=""):
+def main(capability, wanted="", dtypes=""):
     import numba.cuda.dispatcher
 
     cc = tuple(int(part) for part in capability.split("."))
@@ -231,7 +231,7 @@ def main(capability, wanted="", dtype=""):
     ptxas, nvdisasm, named = find("ptxas"), find("nvdisasm"), names()
     with tempfile.TemporaryDirectory() as folder:
         for kernel, types in launches(cc):
-            if not named[kernel].startswith(wanted) or dtype not in ("", str(types[0].dtype)):
+            if not named[kernel].startswith(wanted) or (dtypes and str(types[0].dtype) not in dtypes.split(",")):
                 continue
             ptx, _ = cuda.compile(kernel.loop, types, cc=cc, device=False, abi="numba", output="ptx", **kernel.options)
             source = Path(folder, "kernel.ptx")
@@ -295,6 +295,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("capability", help="such as 9.0, or the word table")
     parser.add_argument("kernels", nargs="?", default="", help="how their names begin")
-    parser.add_argument("--of", default="", help="the dtype of their first array")
+    parser.add_argument("--of", default="", help="dtypes of their first array, with commas between")
     told = parser.parse_args()
     write_table() if told.capability == "table" else main(told.capability, told.kernels, told.of)
