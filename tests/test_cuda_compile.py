@@ -33,8 +33,8 @@ class Lines(list):
 
 @pytest.fixture(scope="module", params=CAPABILITIES)
 def kernels(request):
-    """What ``ptxas`` says of each kernel, for one compute capability: float32 for all, complex64 for the last one, which
-    takes twice the registers; every dtype for each where NUMCONV_COMPILE is "all".
+    """What ``ptxas`` says of each kernel for a compute capability: in float32, and for the last one in complex64, too,
+    which takes twice the registers. NUMCONV_COMPILE=all takes every dtype for each.
     """
     command = [sys.executable, Path(__file__).with_name("compile_cuda.py"), request.param]
     if os.environ.get("NUMCONV_COMPILE") != "all":
