@@ -11,6 +11,16 @@ from typing import Any
 
 from ._jit import SIMULATED, at, cuda, helper
 
+#: Whether kernels are not compiled.
+PLAIN = cuda is None or SIMULATED
+
+
+@helper
+def load_two(shared, begin, local, to):
+    """``local[to : to + 2] = shared[begin : begin + 2]``; float32 that begins at 8 bytes come in one load."""
+    for i in range(2):
+        local[to + i] = shared[begin + at(i)]
+
 
 @helper
 def load_four(shared, begin, local, to):
@@ -34,6 +44,7 @@ def put_four(source, begin, target, to):
 def _teach_compiler() -> None:
     """The compiler knows where its own arrays begin and moves four numbers at once; of others it has to be told."""
     from llvmlite import ir
+
     extending: Any = import_module("numba.cuda.extending")
     types: Any = import_module("numba.cuda.types")
     four, index = ir.VectorType(ir.FloatType(), 4), ir.IntType(32)
@@ -72,40 +83,36 @@ def _teach_compiler() -> None:
     teach(put_four, put)
 
 
-def beyond(array, begin):
-    """``array[begin:]``, without a look at its bounds."""
+if not PLAIN:
+    _teach_compiler()
+
+
+def _view(array: Any, begin: Any) -> Any:
     return array[begin:]
 
 
-if cuda is not None and not SIMULATED:
+def _beyond() -> Any:
     from llvmlite import ir
     from numba.cuda.extending import intrinsic
 
     @intrinsic
-    def beyond(typing, array, begin):
-        """The same, at an address of global memory that the compiler takes as it is.
-
-        An index of 32 bits into it is one instruction; with the sum that the address is, the compiler would add that to
-        the index each time, in 64 bits.
-        """
-
-        def generate(context, builder, signature, arguments):
-            view = context.make_array(array)(context, builder, arguments[0])
+    def beyond(typingctx: Any, array: Any, begin: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            view = context.make_array(array)(context, builder, values[0])
             pointer, number = view.data.type, ir.IntType(64)
-            address = builder.ptrtoint(builder.gep(view.data, [arguments[1]]), number)
+            address = builder.ptrtoint(builder.gep(view.data, [values[1]]), number)
             address = builder.asm(ir.FunctionType(number, [number]), "mov.b64 $0, $1;", "=l,l", [address], False)
             view.data = builder.addrspacecast(builder.inttoptr(address, ir.PointerType(pointer.pointee, 1)), pointer)
             return view._getvalue()
 
-        return array(array, begin), generate
-    _teach_compiler()
+        return array(array, begin), codegen
+
+    return beyond
 
 
-@helper
-def load_two(shared, begin, local, to):
-    """``local[to : to + 2] = shared[begin : begin + 2]``; float32 that begins at 8 bytes come in one load."""
-    for i in range(2):
-        local[to + i] = shared[begin + at(i)]
+#: ``beyond(array, begin)``: ``array[begin:]``, at an address of global memory that the compiler takes as it is. An
+#: index of 32 bits into it is one instruction; to a sum of addresses the compiler would add it in 64 bits each time.
+beyond: Any = _view if PLAIN else _beyond()
 
 
 def instruction(text: str, results: str = "", operands: str = "") -> Callable[[Callable[..., Any]], Any]:
@@ -114,7 +121,7 @@ def instruction(text: str, results: str = "", operands: str = "") -> Callable[[C
     Registers are "f" of floating point or "r" of bits. Several results are a tuple. But for those with one result,
     instructions stay where they stand in the code: they are for a warp as a whole, or order loads and stores.
     """
-    return lambda twin: twin if cuda is None or SIMULATED else _intrinsic(text, results, operands, signature(twin))
+    return lambda twin: twin if PLAIN else _intrinsic(text, results, operands, signature(twin))
 
 
 def _intrinsic(text: str, results: str, operands: str, twin: Signature) -> Any:
@@ -187,4 +194,4 @@ def _copy_four() -> Any:
 
 #: ``copy_four(shared, to, source, begin)``: ``shared[to : to + 4] = source[begin : begin + 4]`` of float32, both at 16
 #: bytes, while the thread goes on: from sm_80 on, by ``cp.async``.
-copy_four: Any = _copied if cuda is None or SIMULATED else _copy_four()
+copy_four: Any = _copied if PLAIN else _copy_four()
