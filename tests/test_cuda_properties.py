@@ -180,7 +180,7 @@ def test_averages_over_what_is_there(data, boundary, mode):
 # the fuzz, against an oracle that looks every pixel up ----------------------------------------------------------------
 
 #: Multiply-adds of a case at the most, and cases of a run.
-MOST, CASES = 1500, 120
+MOST, CASES = 1500, 48
 
 #: What lies on no GPU.
 NOT_THERE = {"unaligned": "C", "swapped": "F"}
