@@ -592,6 +592,11 @@ def test_a_kept_workspace_is_of_one_stream(happened):
     assert inner is taken[0] and outer is not inner  # a call within a call gets its own
     large = place.workspace((4096,), np.dtype(np.float32))
     assert large.nbytes >= 4096 * 4
+    for stream in range(0x100, 0x200, 0x10):  # streams come and go
+        place = places.Host(0)
+        place.follow(stream)
+        place.release(place.workspace((512,), np.dtype(np.float32)))
+    assert len(places._spare) == places.STREAMS
 
 
 @over_the_standin

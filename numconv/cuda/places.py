@@ -224,6 +224,8 @@ class Host(Place):
         """Keep it for the next call."""
         if owner.nbytes <= KEPT:
             _spare[self.device, self.stream()] = owner
+            for other in list(_spare)[:-STREAMS]:  # streams come and go
+                _spare.pop(other, None)
 
     def stream(self) -> int:
         """That of the arrays."""
@@ -256,7 +258,8 @@ class Host(Place):
         target.numbers[...] = getattr(np.fft, name)(source.numbers, sizes, axes=axes, norm=norm)
 
 
-#: A workspace that numba allocated and that the next call may have, by device and stream.
+#: A workspace that numba allocated and that the next call may have, by device and stream, of the last so many of these.
+STREAMS = 8
 _spare: dict[tuple[int, int], Any] = {}
 
 
