@@ -294,8 +294,8 @@ class Torch(Place):
         """torch's current stream."""
         import torch
 
-        handle: int = torch._C._cuda_getCurrentRawStream(self.device)  # as torch's compiler asks; no object is made
-        return handle
+        ask = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # as torch's compiler asks: no object is made
+        return int(ask(self.device) if ask else torch.cuda.current_stream(self.device).cuda_stream)
 
     def matmul(self, a: DeviceArray, b: DeviceArray, out: DeviceArray) -> bool:
         """By cuBLAS."""
