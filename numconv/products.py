@@ -55,10 +55,9 @@ class Products:
         return dispatch.backend(self.device, name)
 
     def _on_gpu(self, place: Any) -> Self:
-        """The same for arrays on a GPU, whose library may have no BLAS and no FFT."""
+        """The same for arrays on a GPU, whose library may have no FFT."""
         library = place.has_library
-        by_library = "fft" in self.choice or (self.asked == "auto" and "im2col" in self.choice)
-        if self.device == "cuda" and (library or not by_library):
+        if self.device == "cuda" and (library or "fft" not in self.choice):
             return self
         if library not in self._others:
             choice = select.choose(self.asked, self.geometry, self.dtype, "cuda", library)
@@ -69,7 +68,7 @@ class Products:
 
     @cached_property
     def _others(self) -> dict[bool, Self]:
-        """Plans for other arrays than those that this one is for, by whether their library has a BLAS and an FFT."""
+        """Plans for other arrays than those that this one is for, by whether their library has an FFT."""
         return {}
 
     @cached_property
