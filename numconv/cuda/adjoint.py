@@ -13,7 +13,7 @@ from .. import _memory
 from .._indexing import CONSTANT, KERNEL, OUT, SIZE, START, STEP, STRIDE
 from ..arrays import computed_in
 from ..geometry import ConvGeometry, axes_table
-from . import direct, fft, im2col
+from . import im2col
 from ._jit import cuda, kernel, output_hit, position, row_output, source
 from .arrays import DeviceArray, blocks_for
 from .places import table
@@ -24,7 +24,7 @@ def grad_input(algorithm: Any, dY: DeviceArray, w: DeviceArray, geometry: ConvGe
     if algorithm is im2col:
         unfolded(geometry, dX, lambda zero_padded, dX: im2col.grad_input(dY, w, zero_padded.axes, dX))
     else:
-        product = getattr(algorithm, "grad_input", partial(by_phases, algorithm if algorithm is fft else direct))
+        product = getattr(algorithm, "grad_input", partial(by_phases, algorithm))
         unfolded(geometry, dX, lambda zero_padded, dX: gathered(product, dY, w, zero_padded, dX))
 
 

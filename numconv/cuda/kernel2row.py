@@ -211,10 +211,10 @@ def refill(csr: Any, w: DeviceArray, axes: np.ndarray, boundary: int, groups: in
 
 def forward(
     x: DeviceArray, w: DeviceArray, bias: DeviceArray, axes: np.ndarray, boundary: int, fill: np.generic,
-    y: DeviceArray,
+    y: DeviceArray, place: tuple[slice, ...] = (),
 ) -> None:
     """``Y_flat = W_conv @ X_flat + bias`` without a matrix: a thread sums its row as it would be written."""
-    direct.forward(x, w, bias, axes, boundary, fill, y)
+    direct.forward(x, w, bias, axes, boundary, fill, y, place)
 
 
 def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
