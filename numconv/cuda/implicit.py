@@ -27,13 +27,11 @@ from ._jit import SIMULATED, at, count, cuda, helper, int32, kernel, source
 from .arrays import DeviceArray, blocks_for, place_of, steps_of, straight
 from .implicit_weights import grad_weight as grad_weight
 from .implicit_weights import workspace_for_weights as workspace_for_weights
-from .instructions import load_four, put_four, take_four
+from .instructions import put_four, take_four
+from .microkernel import DEPTH, outer_products
 from .packing import pack
 from .places import table
 from .tables import FAR, rows_and_taps
-
-#: Rows of the operands that a block has in shared memory at once.
-DEPTH = 8
 
 #: Bytes that the parts of a sum take at most.
 PARTS = 32 << 20
@@ -67,34 +65,7 @@ def product_of(down_bits: int, across_bits: int, tall: int, broad: int, resident
     w_half, x_half = DEPTH * rows, DEPTH * columns  # of a shared array is filled while the other half is multiplied
     w_both, x_both, two_each = 2 * w_half, 2 * x_half, 2 * columns
 
-    @helper
-    def multiply(W, X, down, across, sums):
-        # one outer product; four neighbours are one load from shared memory
-        w = cuda.local.array(tall, W.dtype)
-        x = cuda.local.array(broad, W.dtype)
-        for i in range(0, tall, 4):
-            load_four(W, down + at(i // 4 * down_step), w, i)
-        for j in range(0, broad, 4):
-            load_four(X, across + at(j // 4 * across_step), x, j)
-        for i in range(tall):
-            for j in range(broad):
-                sums[i, j] += w[i] * x[j]
-
-    @helper
-    def multiply_two(W, X, down, across, sums):
-        multiply(W, X, down, across, sums)
-        multiply(W, X, down + at(rows), across + at(columns), sums)
-
-    @helper
-    def multiply_four(W, X, down, across, sums):
-        multiply_two(W, X, down, across, sums)
-        multiply_two(W, X, down + at(2 * rows), across + at(2 * columns), sums)
-
-    @helper
-    def multiply_all(W, X, down, across, sums):
-        # DEPTH outer products, one behind the other in the code: what a loop would calculate is known then
-        multiply_four(W, X, down, across, sums)
-        multiply_four(W, X, down + at(4 * rows), across + at(4 * columns), sums)
+    multiply_step = outer_products(tall, broad, (down_step, across_step), (rows, columns))
 
     @helper
     def add_what_is_there(y, begin, row_places, column_places, down, across, straight, sums):
@@ -159,6 +130,8 @@ def product_of(down_bits: int, across_bits: int, tall: int, broad: int, resident
         images = cuda.shared.array(columns, np.int64)
         seen = cuda.shared.array(two_each, np.int32)
         sums = cuda.local.array((tall, broad), bias.dtype)
+        some_w = cuda.local.array(tall, bias.dtype)
+        some_x = cuda.local.array(broad, bias.dtype)
         next_w = cuda.local.array(w_loads, bias.dtype)
         next_x = cuda.local.array(x_loads, bias.dtype)
         for i in range(tall):
@@ -230,7 +203,8 @@ def product_of(down_bits: int, across_bits: int, tall: int, broad: int, resident
                             x_at += at(pixel)
             down, across = at((thread >> across_bits) * 4), at((thread & ((1 << across_bits) - 1)) * 4)
             if step > begin:
-                multiply_all(W, X, at((1 - now) * w_half) + down, at((1 - now) * x_half) + across, sums)
+                w_from, x_from = at((1 - now) * w_half) + down, at((1 - now) * x_half) + across
+                multiply_step(W, X, w_from, x_from, some_w, some_x, sums)
             if step == end:
                 to = at(part) * at(steps[3 + axes.shape[0]])
                 if end > begin + part_steps:

@@ -20,14 +20,14 @@ from . import direct_weights
 from ._jit import SIMULATED, at, count, cuda, helper, int32, kernel, source
 from .arrays import DeviceArray
 from .direct_weights import PARTS, add_up
-from .instructions import beyond, load_four
+from .instructions import beyond
+from .microkernel import DEPTH, outer_products
 from .places import table
 from .tables import FAR, NO_PIXEL, NO_ROW, rows_and_taps
 
 SIDE_BITS = 3 if SIMULATED else 4
 SIDE = 1 << SIDE_BITS
 THREADS = SIDE * SIDE
-DEPTH = 8
 
 #: A row of a tile in shared memory is so much longer, or threads that store a column would meet in one bank.
 PAD = 4
@@ -102,33 +102,7 @@ def tile_of(down: int, across: int, resident: int, cost: int) -> Tile:
     line_of, channel_of, gradient_of, corner = columns, 2 * columns, 3 * columns, 3 * columns + rows
     described = corner + 5
 
-    @helper
-    def multiply(A, B, a_at, b_at, sums):
-        a = cuda.local.array(down, A.dtype)
-        b = cuda.local.array(across, A.dtype)
-        for i in range(down // 4):
-            load_four(A, a_at + at(i * quad), a, i * 4)
-        for j in range(across // 4):
-            load_four(B, b_at + at(j * quad), b, j * 4)
-        for i in range(down):
-            for j in range(across):
-                sums[i, j] += a[i] * b[j]
-
-    @helper
-    def multiply_two(A, B, a_at, b_at, sums):
-        multiply(A, B, a_at, b_at, sums)
-        multiply(A, B, a_at + at(wide_a), b_at + at(wide_b), sums)
-
-    @helper
-    def multiply_four(A, B, a_at, b_at, sums):
-        multiply_two(A, B, a_at, b_at, sums)
-        multiply_two(A, B, a_at + at(2 * wide_a), b_at + at(2 * wide_b), sums)
-
-    @helper
-    def multiply_all(A, B, now, down, across, sums):
-        a_at, b_at = at(now * half_a) + at(down), at(now * half_b) + at(across)
-        multiply_four(A, B, a_at, b_at, sums)
-        multiply_four(A, B, a_at + at(4 * wide_a), b_at + at(4 * wide_b), sums)
+    multiply_step = outer_products(down, across, (quad, quad), (wide_a, wide_b))
 
     @helper
     def add_row(partial, to, left, put, sums, i):
@@ -174,6 +148,8 @@ def tile_of(down: int, across: int, resident: int, cost: int) -> Tile:
         g, part = count(rest % G), count(rest // G)
         A = cuda.shared.array(whole_a, partial.dtype, alignment=16)
         B = cuda.shared.array(whole_b, partial.dtype, alignment=16)
+        a = cuda.local.array(down, partial.dtype)
+        b = cuda.local.array(across, partial.dtype)
         positions = cuda.shared.array(ROOM, np.uint32)
         of = cuda.shared.array(described, np.uint32, alignment=16)
         sums = cuda.local.array((down, across), partial.dtype)
@@ -221,7 +197,8 @@ def tile_of(down: int, across: int, resident: int, cost: int) -> Tile:
                             x_at = count(x_at + of[at(line * loads_b) + at(channel_of + i)])
                             next_b[i] = partial.dtype.type(image[at(x_at)])
                 if step > 0:
-                    multiply_all(A, B, count(1 - now), k, q, sums)
+                    other = count(1 - now)
+                    multiply_step(A, B, at(other * half_a) + at(k), at(other * half_b) + at(q), a, b, sums)
                 if step < steps:
                     a_to = at(now * half_a + depth * wide_a + line * loads_a)
                     b_to = at(now * half_b + depth * wide_b + line * loads_b)
