@@ -656,6 +656,20 @@ def same(call: Call, got: list[np.ndarray], want: list[np.ndarray]) -> None:
             np.testing.assert_array_equal(a, b)
 
 
+def refused(call: Call, library: Library, otherwise: str = "") -> bool:
+    """Whether a row has to be refused for a library's arrays, as the table says, or ``otherwise`` for another reason;
+    its error begins so.
+    """
+    import pytest
+
+    refusal = call.refusal(library.name) or otherwise
+    if refusal:
+        with pytest.raises((TypeError, ValueError)) as caught:
+            call.run(library)
+        assert str(caught.value).startswith(refusal), caught.value
+    return bool(refusal)
+
+
 def short(calls: list[Call]) -> list[Call]:
     """The first row of each function, those that lie or go in any way, and those that are refused in other words."""
     first = {call.function: call for call in reversed(calls)}
