@@ -51,7 +51,7 @@ class Products:
 
     def _room(self, name: str) -> Any:
         if name == "implicit" and self.device == "cuda" and self.precision != "ieee":
-            return dispatch.backend("cuda", "mma").room(self.precision, self.dtype)
+            return dispatch.backend("cuda", "mma").in_precision(self.precision, self.dtype)
         return dispatch.backend(self.device, name)
 
     def _on_gpu(self, place: Any) -> Self:

@@ -41,8 +41,8 @@ IMAGES = {"cpu": 1, "cuda": gpu.IMAGES}
 #: Where each device has kernels for it.
 ON: dict[str, tuple[str, ...]] = {"cpu": ALGORITHMS, "cuda": ("im2col", "kernel2row", "implicit", "direct", "fft")}
 
-#: What ``auto`` may take beside inputs and outputs, in bytes; on a GPU ``X_conv`` of ``IMAGES`` of most layers.
-ROOM = {"cpu": WORKSPACE, "cuda": 1 << 30}
+#: What ``auto`` may take beside inputs and outputs, in bytes; on a GPU spectra of ``IMAGES`` of most layers.
+MOST_WORKSPACE = {"cpu": WORKSPACE, "cuda": 1 << 30}
 
 #: What ``auto`` does not take, and why.
 NOT_BY_ITSELF = {
@@ -126,7 +126,7 @@ def _fastest(product: str, geometry: ConvGeometry, dtype: np.dtype, device: str,
     geometry = chosen_for(product, geometry, device)
     able = [e for e in estimates(product, geometry, dtype, device, library) if not e.why_not]
     for estimate in sorted(able, key=lambda e: e.seconds):  # a stable sort: ties go by the order of ALGORITHMS
-        if workspace(estimate.algorithm, geometry, dtype, device, product) <= ROOM[device]:
+        if workspace(estimate.algorithm, geometry, dtype, device, product) <= MOST_WORKSPACE[device]:
             return estimate.algorithm
     return "implicit"
 
@@ -234,8 +234,8 @@ def explain(geometry: ConvGeometry, dtype: np.dtype, device: str, choice: Choice
         if not refusal(algorithm, geometry, dtype, device):
             nbytes = workspace(algorithm, geometry, dtype, device)
             memory = f"{nbytes / 2**20:.4g} MiB"
-            if nbytes > ROOM[device] and not why_not:
-                why_not = f"it takes more than {ROOM[device] >> 20} MiB"
+            if nbytes > MOST_WORKSPACE[device] and not why_not:
+                why_not = f"it takes more than {MOST_WORKSPACE[device] >> 20} MiB"
         lines.append(f"{algorithm:12}{''.join(cells)}{memory:>14}  {why_not}".rstrip())
     where = "two threads of the machine that was measured"
     if device == "cuda":

@@ -110,7 +110,7 @@ def launches(cc):
                     fft.grad_weight(x, y, g.axes, g.boundary_code, fill, w)
                 for room in (direct, implicit):
                     room.grad_weight(x, y, g.axes, g.boundary_code, fill, w)
-                for room in {mma.room(precision, dtype) for precision in mma.ROOMS} - {implicit}:
+                for room in {mma.in_precision(precision, dtype) for precision in mma.BY_PRECISION} - {implicit}:
                     for filled in (fill, computed_in(dtype).type(0.1)):  # no number of float16
                         room.forward(x, w, bias, g.axes, g.boundary_code, filled, y)
                         room.grad_weight(x, y, g.axes, g.boundary_code, filled, w)

@@ -180,7 +180,7 @@ def test_an_image_has_the_bits_that_it_has_alone(monkeypatch):
     ]
     calls = set(seen)
     for room in (1 << 28, 20000, 1):
-        monkeypatch.setattr(fft, "ROOM", room)
+        monkeypatch.setattr(fft, "SPECTRA", room)
         plan = numconv.plan_conv(x.shape, w.shape, device="cuda", algorithm="fft")
         np.testing.assert_array_equal(plan.forward(x, w), np.concatenate(alone))
         dy = normal(plan.output_shape, np.float32, 2)

@@ -40,7 +40,7 @@ CASES = {
 
 def products(precision, g, x, w, bias, dy):
     """The three products as the simulator computes them."""
-    room, fill = mma.ROOMS[precision], x.dtype.type(g.fill_value)
+    room, fill = mma.BY_PRECISION[precision], x.dtype.type(g.fill_value)
     X, W, dY = map(PLACE.send, (x, w, dy))
     y, dx, dw = (empty(shape, x.dtype) for shape in (dy.shape, x.shape, w.shape))
     room.forward(X, W, PLACE.send(bias), g.axes, g.boundary_code, fill, y)
@@ -144,7 +144,7 @@ def test_a_sum_over_taps_rounds_as_the_model_does():
     W_flat = w.reshape(2, 3, 6).swapaxes(1, 2)
     for precision in PRECISIONS:
         y = empty((1, 2, *g.out), FLOAT)
-        mma.ROOMS[precision].forward(
+        mma.BY_PRECISION[precision].forward(
             PLACE.send(x), PLACE.send(w), PLACE.zeros((2,), FLOAT), g.axes, g.boundary_code, FLOAT.type(0), y
         )
         a, b = by_steps(W_flat, 2).reshape(2, -1), by_steps(X_conv, 1).reshape(6 * 16, -1)
@@ -194,7 +194,7 @@ def test_half_precision_needs_one_product():
         values(s, np.float16, i) * np.float16(1 + 2**-4)
         for i, s in enumerate((g.input_shape, g.kernel_shape, (2,), (1, 2, 4, 4)))
     )
-    room = mma.ROOMS["tf32x3"]
+    room = mma.BY_PRECISION["tf32x3"]
     X = PLACE.send(x)
     assert [room._products(X, FLOAT.type(fill)) for fill in (0.5, 0.1, np.nan)] == [1, 3, 3]
     assert room._products(PLACE.send(x.astype(FLOAT)), FLOAT.type(0.5)) == 3
@@ -275,5 +275,5 @@ def test_other_dtypes_are_computed_in_full(launched, dtype):
     plan = numconv.plan_conv(x.shape, w.shape, dtype=dtype, device="cuda", algorithm="implicit", precision="tf32")
     np.testing.assert_array_equal(plan.forward(x, w), naive.conv(x, w))
     assert "mma" not in {module for module, _ in launched}
-    assert mma.room("tf32", np.dtype(dtype)) is implicit
+    assert mma.in_precision("tf32", np.dtype(dtype)) is implicit
     assert prod(plan.output_shape) == 12

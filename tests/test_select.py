@@ -337,7 +337,7 @@ def test_a_gpu_takes_what_serves(x_shape, w_shape, geometry, dtype, library):
     for product, algorithm in zip(select.PRODUCTS, choice, strict=True):
         assert not select.refusal(algorithm, g, dtype, "cuda", library)
         one = select.chosen_for(product, g, "cuda")
-        assert select.workspace(algorithm, one, dtype, "cuda", product) <= select.ROOM["cuda"]
+        assert select.workspace(algorithm, one, dtype, "cuda", product) <= select.MOST_WORKSPACE["cuda"]
         for estimate in select.estimates(product, g, dtype, "cuda", library):
             assert estimate.why_not or estimate.seconds > 0
     assert library or "fft" not in choice

@@ -270,7 +270,7 @@ _AMOUNTS = {
 # how FFT cuts an image ----------------------------------------------------------------------------------------------
 
 #: Bytes that the blocks of weights and of an image should not go beyond, where there is a way; and of some images.
-ROOM = 256 << 20
+SPECTRA = 256 << 20
 
 
 class Tiling(NamedTuple):
@@ -298,7 +298,7 @@ def tiling(rows: tuple[tuple[int, ...], ...], C: int, K: int, G: int) -> Tiling:
         blocks, F = prod(found.tiles), prod(found.length)
         values = (blocks * (C + K) + pairs) * F
         time = COSTS.transformed * values * (len(rows) + 2) + COSTS.spectral * blocks * pairs * F / 2
-        cost = max(16.0 * values, ROOM), time
+        cost = max(16.0 * values, SPECTRA), time
         if best is None or cost < least:
             best, least = found, cost
         if blocks == 1:

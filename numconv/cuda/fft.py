@@ -22,7 +22,7 @@ from ..arrays import computed_in
 from ..geometry import ConvGeometry
 from ._jit import THREADS, at, count, cuda, kernel, position, row_source, source
 from .arrays import DeviceArray, blocks_for
-from .costs import ROOM, Tiling, tiling
+from .costs import SPECTRA, Tiling, tiling
 from .places import Place, host, table
 from .tables import FAR
 
@@ -327,7 +327,7 @@ class Cut(NamedTuple):
 
     def images(self, N: int, channels: int) -> int:
         """How many images of so many channels, in and out, are transformed before their spectra are multiplied."""
-        return max(1, min(N, ROOM // max(1, prod(self.tiling.tiles) * channels * self.nbytes)))
+        return max(1, min(N, SPECTRA // max(1, prod(self.tiling.tiles) * channels * self.nbytes)))
 
     def tables(self, what: str, like: DeviceArray, axes: np.ndarray, boundary: int, planes: int = 0) -> Any:
         """Those of rows and columns, where an array is."""

@@ -365,12 +365,12 @@ def workspace(geometry: ConvGeometry, dtype: np.dtype) -> int:
     if not (Cg and Kg and g.N):
         return 0
     turned = [(Cg, Kg, prod(row[OUT] for row in rows), prod(row[KERNEL] for row in rows)) for *_, rows in g.phases]
-    products = (room_of(g.N, g.groups, *sizes, dtype.itemsize) for sizes in ((Kg, Cg, prod(g.out), T), *turned))
+    products = (numbers_taken(g.N, g.groups, *sizes, dtype.itemsize) for sizes in ((Kg, Cg, prod(g.out), T), *turned))
     mma = (g.groups * T * (-(-rows // 128) * 128) * (-(-depth // 16) * 16) for rows, depth in ((Kg, Cg), (Cg, Kg)))
     return max(*products, *mma) * dtype.itemsize  # as either of them packs weights
 
 
-def room_of(N: int, groups: int, Kg: int, Cg: int, P: int, taps: int, itemsize: int) -> int:
+def numbers_taken(N: int, groups: int, Kg: int, Cg: int, P: int, taps: int, itemsize: int) -> int:
     """Numbers that a forward product of these sizes takes; where a block takes part by part, only for float16."""
     rows, (parts, _) = product_for(Kg, N * P, itemsize, groups).rows, parts_of_sum(Kg, P, groups, Cg, taps)
     each = parts if splits(N, Kg, P, groups, parts, itemsize) else int(parts > 1)

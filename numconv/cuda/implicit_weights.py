@@ -34,7 +34,7 @@ PAD = 4
 
 #: Positions that a block has room for: those of DEPTH pixels at least, and as many more between the taps, which are in
 #: different banks then.
-ROOM, GAP = 2 * DEPTH * 131, DEPTH
+POSITIONS, GAP = 2 * DEPTH * 131, DEPTH
 
 #: Multiprocessors of an H200; and how many steps a block takes at least.
 SMS, STEPS = 132, 16
@@ -150,7 +150,7 @@ def tile_of(down: int, across: int, resident: int, cost: int) -> Tile:
         B = cuda.shared.array(whole_b, partial.dtype, alignment=16)
         a = cuda.local.array(down, partial.dtype)
         b = cuda.local.array(across, partial.dtype)
-        positions = cuda.shared.array(ROOM, np.uint32)
+        positions = cuda.shared.array(POSITIONS, np.uint32)
         of = cuda.shared.array(described, np.uint32, alignment=16)
         sums = cuda.local.array((down, across), partial.dtype)
         next_a = cuda.local.array(loads_a, partial.dtype)
@@ -260,7 +260,7 @@ def grad_weight(
     Kg, Q = K // G, Cg * T
     tile, blocks, parts = tile_and_parts(Kg, Q, G, N * P, sums.itemsize)
     rows, lines = min(T // L_k, (tile.columns - 2) // L_k + 2), min(L_k, tile.columns)  # different ones in a tile
-    room = min(THREADS, (ROOM // (rows + lines + 1) - GAP) // DEPTH * DEPTH)
+    room = min(THREADS, (POSITIONS // (rows + lines + 1) - GAP) // DEPTH * DEPTH)
     images = (room - 2) // P + 1  # so far beyond the first may pixels lie that have a room together
     if max((images * C + Cg) * size, (images * K + Kg) * P) > FAR:
         direct_weights.grad_weight(x, dY, axes, boundary, fill, dW)  # these indices have more than 32 bits

@@ -403,8 +403,8 @@ def capable(place: Place) -> bool:
     return DRIVER.capability(place.device) >= (8, 0)
 
 
-class Room:
-    """The room of ``implicit`` in one precision; where a GPU has no TF32, it is the room itself."""
+class TensorCores:
+    """``implicit`` in one precision; where a GPU has no TF32, as it is."""
 
     workspace = staticmethod(implicit.workspace)
     workspace_for_weights = staticmethod(implicit.workspace_for_weights)
@@ -481,12 +481,12 @@ class Room:
 
 
 #: By precision, for sums of float32.
-ROOMS = {precision: Room(precision) for precision in ("tf32", "tf32x3")}
+BY_PRECISION = {precision: TensorCores(precision) for precision in ("tf32", "tf32x3")}
 
 
-def room(precision: str, dtype: np.dtype) -> Any:
-    """The room of products of this dtype: ``implicit`` where no tensor core is asked for, or none has the dtype."""
-    return ROOMS.get(precision, implicit) if computed_in(dtype) == np.float32 else implicit
+def in_precision(precision: str, dtype: np.dtype) -> Any:
+    """What computes products of this dtype: ``implicit`` where no tensor core is asked for, or none has the dtype."""
+    return BY_PRECISION.get(precision, implicit) if computed_in(dtype) == np.float32 else implicit
 
 
 @kernel()

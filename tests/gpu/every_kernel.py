@@ -35,7 +35,7 @@ def main():
         by_fft(rng)
     for tile in (0, -1):
         mma.tile_for = lambda tiles, *_, tile=tile: tiles[tile]
-        for precision in mma.ROOMS:
+        for precision in mma.BY_PRECISION:
             for x_shape, w_shape, arguments in LAYERS:
                 given = {"device": "cuda", "algorithm": "implicit", "precision": precision, **arguments}
                 for dtype in ("float32", "float16"):
